@@ -1,0 +1,574 @@
+/*
+ * The ring of docs/protocol.md, for Spin. What is abstracted, and why that is sound, is in README.md; check.py runs it.
+ *
+ * A rank runs calls 0, 1, ... in stream order. A call is one grid of CTAs; a process below is one CTA of one rank, and serves
+ * every second call, so that two calls of a rank can be in flight at once (a call may start when all CTAs of the one before it
+ * have triggered). Nothing here spins: a wait is a guard, so a wait that never ends shows as an invalid end state.
+ */
+#ifndef RANKS
+#define RANKS 2
+#endif
+#ifndef CALLS
+#define CALLS 6             /* even; with FOREVER a multiple of 6, and calls go round without end */
+#endif
+#ifndef VECS
+#define VECS RANKS          /* vectors of a row in two-shot: rank v owns vector v, so with VECS < RANKS some rank owns none */
+#endif
+#ifndef CAP
+#define CAP 8               /* vectors a slot can hold */
+#endif
+#ifndef CMAX
+#define CMAX 2              /* most CTAs in a grid */
+#endif
+#ifndef SELF
+#define SELF 0              /* 1: a send also lands at the sender, and is awaited, as with a multicast store */
+#endif
+#ifndef EARLY
+#define EARLY 1             /* 0: every call waits for the whole of its predecessor (no kernel between that never waits) */
+#endif
+#ifndef WEAK
+#define WEAK 0              /* 1: stores to peers land whenever they like; clear, arrive and polls of a CTA in any order */
+#endif
+#ifndef CHECKS
+#define CHECKS 2            /* 2: every assertion; 1: only what a user would see, wrong data read or a hang; 0: only a hang */
+#endif
+#ifndef TEAR
+#define TEAR 0              /* 1: a vector lands in two pieces */
+#endif
+
+/* Shapes: tokens, CTAs, two-shot. A script gives each call its shape; NONDET lets the first rank to reach a call choose. */
+#define TOKENS(s)  (((s) == 1 || (s) == 4) -> 2 : ((s) == 2 -> 3 : 1))
+#define CTAS(s)    ((s) == 0 || (s) == 6 || CMAX == 1 -> 1 : 2)
+#define TWOSHOT(s) ((s) == 3 || (s) == 4 || (s) == 6)
+#ifndef SCRIPT
+#define SCRIPT { 0, 2, 3, 1, 4, 5 }
+#endif
+
+/* Epochs wrap at a multiple of three; the model starts two calls before the wrap so that it crosses it. */
+#ifdef BREAK_WRAP
+#define EPOCHS 16           /* as 2^32, one more than a multiple of three */
+#else
+#define EPOCHS 6
+#endif
+#define FIRST (EPOCHS - 2)
+#define NEXT(e) (((e) + 1) % EPOCHS)
+#define COUNT 4             /* `launched` and `finished` count modulo this, as the real ones do modulo 2^32 */
+
+#define CLEAR 0             /* the sentinel in every word */
+#define TORN  254           /* some words have arrived, some are still the sentinel */
+#define TAKEN 255           /* has been read by the one CTA that awaits it: may now be cleared (a ghost, not a value) */
+
+#if CHECKS > 1
+#define GHOST(x) assert(x)
+#else
+#define GHOST(x) skip
+#endif
+#if CHECKS > 0
+#define READS(x) assert(x)
+#else
+#define READS(x) skip
+#endif
+
+byte cell[RANKS * 3 * CAP];
+byte epoch[RANKS], launched[RANKS], dirty[RANKS], arrived[RANKS], finished[RANKS];
+#ifdef BREAK_LATE
+byte older[RANKS];          /* the extent of the call before, so that only the choice of slot is wrong */
+#endif
+#if WEAK
+byte flying[RANKS * 3 * CAP];   /* a store that has left its sender but not landed, by the cell it is for */
+byte inflight[RANKS];
+#endif
+
+/* The streams: which call may start, which of its CTAs have started, how many have triggered. */
+byte ready[RANKS], begun[RANKS], triggered[RANKS];
+#ifdef NONDET
+#define NONE 255
+byte shape[CALLS] = NONE;
+#define CHOSEN(r) (shape[ready[r]] != NONE)
+#else
+byte shape[CALLS] = SCRIPT;
+#define CHOSEN(r) true
+#endif
+#ifdef BREAK_GRID
+byte resident[RANKS];       /* one CTA at a time fits */
+#endif
+
+/* Which call of the program a rank executes j-th. */
+#ifdef BREAK_ORDER
+#define ID(r, j) ((r) == 1 && (j) == 1 -> 2 : ((r) == 1 && (j) == 2 -> 1 : (j)))
+#else
+#define ID(r, j) (j)
+#endif
+#define SHAPE(r, j) shape[ID(r, j)]
+
+/* Which slot a call uses and which it clears. */
+#if defined(BREAK_FROZEN_SLOT)
+#define USED(n, j) ((FIRST + (j) % 2) % 3)              /* a graph of two calls, captured once, replayed over and over */
+#define PREVIOUS(n, j) ((USED(n, j) + 2) % 3)
+#elif defined(BREAK_TWO_SLOTS)
+#define USED(n, j) ((n) % 2)
+#define PREVIOUS(n, j) (((n) + 1) % 2)
+#elif defined(BREAK_LATE)
+#define USED(n, j) ((n) % 3)
+#define PREVIOUS(n, j) (((n) + 1) % 3)
+#elif defined(BREAK_SOON)
+#define USED(n, j) ((n) % 3)
+#define PREVIOUS(n, j) ((n) % 3)
+#else
+#define USED(n, j) ((n) % 3)
+#define PREVIOUS(n, j) (((n) + 2) % 3)
+#endif
+#define GRAPH(j) ((j) % 2)  /* for BREAK_FROZEN_SIZE: calls 1, 3, 5 are replays of one graph of one call, captured at call 1 */
+
+#define AT(rank, slot, i) (((rank) * 3 + (slot)) * CAP + (i))
+#define EXTENT(s) (RANKS * TOKENS(s) + (TWOSHOT(s) -> TOKENS(s) * VECS : 0))
+/* Dense in this call's tokens, so that one cell belongs to different rows of different calls. */
+#define ONE(s, src, t) ((src) * TOKENS(s) + (t))
+#define TWO(s, t, v) (RANKS * TOKENS(s) + (t) * VECS + (v))
+/* What is stored says who stored it, in which call, for which row and stage. */
+#define TAG(call, stage, src, t) (1 + (((call) * 2 + (stage)) * RANKS + (src)) * 3 + (t))
+
+/* Call 1 carries a negative subnormal, call 3 the sentinel's own bits as payload. */
+#ifdef BREAK_FLUSH
+#define LOOKS_CLEAR(x) ((x) == CLEAR || ((x) >= TAG(1, 0, 0, 0) && (x) < TAG(2, 0, 0, 0)))
+#else
+#define LOOKS_CLEAR(x) ((x) == CLEAR)
+#endif
+#ifdef BREAK_SANITISE
+#define WIRE(call, tag) ((call) == 3 -> CLEAR : (tag))
+#else
+#define WIRE(call, tag) (tag)
+#endif
+#ifdef BREAK_WORD
+#define HERE(x) (!LOOKS_CLEAR(x))                      /* one word of the vector stands for all */
+#else
+#define HERE(x) (!LOOKS_CLEAR(x) && (x) != TORN)
+#endif
+
+/* Has the predecessor on this rank finished? `base` is `launched` as this CTA loaded it. CTAs of this very call may already
+   have finished, so the difference is taken as a signed number and must not be negative; equality would be wrong. */
+#ifdef EQUAL
+#define QUIET(r, base) (finished[r] == (base))
+#else
+#define QUIET(r, base) ((finished[r] + COUNT - (base)) % COUNT < COUNT / 2)
+#endif
+
+#if EARLY
+#define MAY_START(r) true
+#else
+#define MAY_START(r) QUIET(r, launched[r])
+#endif
+
+#ifdef BREAK_GRID
+#define FITS(r) (resident[r] == 0)
+#else
+#define FITS(r) true
+#endif
+
+/* Ranks are never three calls apart, so that tags that go round cannot be mistaken for one another. */
+inline apart(p) { GHOST((ready[r] + CALLS - ready[p]) % CALLS != 3) }
+
+inline trigger() {
+    triggered[r]++;
+    if
+    :: triggered[r] == CTAS(s) ->
+        triggered[r] = 0;
+        begun[r] = 0;
+#ifdef FOREVER
+        ready[r] = (j + 1) % CALLS;
+        apart(0);
+#if RANKS > 2
+        apart(1); apart(2);
+#endif
+        apart(RANKS - 1)
+#else
+        ready[r] = j + 1
+#endif
+    :: else
+    fi
+}
+
+inline advance() {
+    printf("rank %d call %d CTA %d: advances the state to epoch %d, dirty %d\n", r, j, c, NEXT(epoch[r]), EXTENT(s));
+#ifdef BREAK_LATE
+    older[r] = dirty[r];
+#endif
+    epoch[r] = NEXT(epoch[r]);
+    launched[r] = (launched[r] + CTAS(s)) % COUNT;
+    dirty[r] = EXTENT(s);
+}
+
+/* Store one vector to cell x of rank `to`. */
+inline land(to, x, v) {
+    GHOST(cell[x] == CLEAR || cell[x] == TORN);         /* a write never lands on a cell that is not clear */
+    cell[x] = v;
+}
+inline put(to, x, v) {
+#if WEAK
+    GHOST(flying[x] == 0);
+    flying[x] = v;
+    inflight[to]++;
+#elif TEAR
+    if
+    :: half -> land(to, x, v)
+    :: else -> GHOST(cell[x] == CLEAR); cell[x] = TORN
+    fi
+#else
+    land(to, x, v)
+#endif
+}
+
+/* Read one awaited vector: it must be what its sender stored in this call for this row. */
+inline take(x, v) {
+    READS(cell[x] == v);
+    cell[x] = TAKEN;
+}
+
+/* Row warps go through four phases, one peer q at a time: send, poll, and for two-shot send the sums, poll the sums. */
+#define PHASE (step / RANKS)
+#define PEER  (step % RANKS)
+#define DONE  (4 * RANKS)
+#define OTHERS (PEER != r || SELF)
+#define TWOS TWOSHOT(s)
+#define APPLIES (c < TOKENS(s) && OTHERS && \
+    ((PHASE == 0 && (!TWOS || PEER < VECS)) || (PHASE == 1 && (!TWOS || r < VECS)) || \
+     (PHASE == 2 && TWOS && r < VECS) || (PHASE == 3 && TWOS && PEER < VECS)))
+inline skip_idle() {
+    do
+    :: step < DONE && !(APPLIES) -> step++
+    :: else -> break
+    od;
+    i = 0                   /* Spin wants a d_step to end in a plain statement */
+}
+
+/* A CTA has rows c and c + CTAS, at most two. */
+#define HAS2 (c + CTAS(s) < TOKENS(s))
+#define IN1(t) AT(r, use, ONE(s, PEER, t))
+#define IN2(t) AT(r, use, TWO(s, t, PEER))
+#define OUT1(t) AT(PEER, use, ONE(s, r, t))
+#define OUT2(t) AT(PEER, use, TWO(s, t, r))
+#define ARRIVED1 (HERE(cell[IN1(c)]) && (!HAS2 || HERE(cell[IN1(c + CTAS(s))])))
+#define ARRIVED2 (HERE(cell[IN2(c)]) && (!HAS2 || HERE(cell[IN2(c + CTAS(s))])))
+
+#ifdef BREAK_NO_QUIESCE
+#define CALM true
+#else
+#define CALM QUIET(r, base)
+#endif
+#if defined(BREAK_SEND_EARLY)
+#define CALM_TO_SEND true
+#define CALM_TO_CLEAR calm
+#elif defined(BREAK_CLEAR_EARLY)
+#define CALM_TO_SEND calm
+#define CALM_TO_CLEAR true
+#else
+#define CALM_TO_SEND calm
+#define CALM_TO_CLEAR calm
+#endif
+
+/* Program order of a CTA. WEAK drops what no fence or barrier of the protocol keeps. */
+#if WEAK || defined(BREAK_CLEAR_EARLY)
+#define SENT true
+#else
+#define SENT (PHASE > 0)
+#endif
+#if WEAK
+#define CLEARED true
+#define MAY_POLL true
+#else
+#define CLEARED cleared
+#define MAY_POLL (arr == 2)
+#endif
+#ifdef BREAK_UNFENCED
+#undef CLEARED
+#define CLEARED true
+#undef SENT
+#define SENT (arr == 3)     /* the clear lands only after the CTA has counted itself finished */
+#define CLEAR_BEFORE_FINISH true
+#else
+#define CLEAR_BEFORE_FINISH cleared
+#endif
+#ifdef GATE
+#define MAY_FINISH (arr == 2 && epoch[r] != n)
+#else
+#define MAY_FINISH (arr == 2)
+#endif
+
+proctype cta(byte r; byte c; byte odd) {
+    byte j, n, base, d, step, i, id, s, use, old;
+    byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished (BREAK_UNFENCED only) */
+    bool calm, cleared;
+#if TEAR
+    bool half;
+#endif
+
+end_idle:
+    do
+    /* 1. Launch, griddepcontrol.wait, load the state. */
+    :: d_step {
+#ifndef FOREVER
+        ready[r] < CALLS &&
+#endif
+        CHOSEN(r) && ready[r] % 2 == odd && c < CTAS(SHAPE(r, ready[r])) && !(begun[r] & (1 << c)) && MAY_START(r) && FITS(r) ->
+#ifdef BREAK_GRID
+        resident[r]++;
+#endif
+        j = ready[r];
+        begun[r] = begun[r] | (1 << c);
+        n = epoch[r];
+        id = ID(r, j);
+        s = shape[id];
+        use = USED(n, j);
+        old = PREVIOUS(n, j);
+        base = launched[r];
+        d = dirty[r];
+        printf("rank %d call %d CTA %d: starts, reads epoch %d (slot %d), dirty %d\n", r, j, c, n, use, d);
+        GHOST(n == (FIRST + j) % EPOCHS);               /* every CTA of a call reads the same epoch, that of this call */
+#ifdef BREAK_TRIGGER
+        trigger();
+#endif
+        skip_idle()
+       }
+       break
+    od;
+
+    do
+    /* 2. Quiescence. */
+    :: d_step { !calm && CALM ->
+        calm = true;
+        printf("rank %d call %d CTA %d: goes on, its predecessor having finished\n", r, j, c)
+       }
+
+    /* 3. Send, and send the sums. */
+    :: d_step { CALM_TO_SEND && step < DONE && (PHASE == 0 || PHASE == 2) ->
+#if TEAR
+        if
+        :: half -> printf("rank %d call %d CTA %d: ... the rest of them\n", r, j, c)
+        :: else
+        fi;
+#endif
+        if
+        :: PHASE == 0 ->
+            printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER);
+            put(PEER, OUT1(c), WIRE(id, TAG(id, 0, r, c)));
+            if
+            :: HAS2 -> put(PEER, OUT1(c + CTAS(s)), WIRE(id, TAG(id, 0, r, c + CTAS(s))))
+            :: else
+            fi
+        :: else ->
+            printf("rank %d call %d CTA %d: stores its sums into slot %d of rank %d\n", r, j, c, use, PEER);
+            put(PEER, OUT2(c), TAG(id, 1, r, c));
+            if
+            :: HAS2 -> put(PEER, OUT2(c + CTAS(s)), TAG(id, 1, r, c + CTAS(s)))
+            :: else
+            fi
+        fi;
+#if TEAR
+        if
+        :: half -> half = false; step++
+        :: else -> half = true
+        fi;
+#else
+        step++;
+#endif
+        skip_idle()
+       }
+
+    /* 4. Clear this CTA's share of what the call before dirtied. */
+    :: d_step { !cleared && CALM_TO_CLEAR && SENT ->
+#if defined(BREAK_FROZEN_SIZE)
+        if
+        :: GRAPH(j) -> d = EXTENT(shape[0])         /* what call 0 had dirtied when the graph was captured at call 1 */
+        :: else
+        fi;
+#elif defined(BREAK_LATE)
+        d = older[r];
+#elif defined(BREAK_SOON)
+        d = EXTENT(s);
+#endif
+        printf("rank %d call %d CTA %d: clears its share of vectors 0..%d of slot %d\n", r, j, c, d - 1, old);
+        i = c;
+        do
+        :: i < d ->
+            /* a clear never destroys what has not been read, nor what is half there */
+            GHOST(cell[AT(r, old, i)] == CLEAR || cell[AT(r, old, i)] == TAKEN);
+            cell[AT(r, old, i)] = CLEAR;
+            i = i + CTAS(s)
+        :: else -> break
+        od;
+        /* the record was right: nothing of that slot lies beyond it */
+        i = d;
+        do
+        :: i < CAP -> GHOST(cell[AT(r, old, i)] == CLEAR); i++
+        :: else -> break
+        od;
+        i = 0;
+        cleared = true
+       }
+
+    /* 5. Arrive; the last one advances the state; then trigger. Others may trigger as soon as they have arrived. */
+    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || WEAK) ->
+        printf("rank %d call %d CTA %d: arrives\n", r, j, c);
+        arrived[r]++;
+#ifdef BREAK_ADVANCE
+        if
+        :: arrived[r] == 1 -> advance()
+        :: else
+        fi;
+#endif
+        if
+        :: arrived[r] == CTAS(s) ->
+#ifdef BREAK_ADVANCE
+            arrived[r] = 0;
+            arr = 2;
+            trigger()
+#else
+            arr = 1
+#endif
+        :: else ->
+            arr = 2;
+#ifndef BREAK_TRIGGER
+            trigger()
+#endif
+        fi
+       }
+    :: d_step { arr == 1 ->
+        advance();
+        arrived[r] = 0;
+#ifndef BREAK_TRIGGER
+        trigger();
+#endif
+        arr = 2
+       }
+
+    /* 6. Wait. */
+    :: d_step { step < DONE && PHASE == 1 && MAY_POLL && ARRIVED1 ->
+        printf("rank %d call %d CTA %d: finds the rows of rank %d in slot %d\n", r, j, c, PEER, use);
+        take(IN1(c), TAG(id, 0, PEER, c));
+        if
+        :: HAS2 -> take(IN1(c + CTAS(s)), TAG(id, 0, PEER, c + CTAS(s)))
+        :: else
+        fi;
+        step++;
+        skip_idle()
+       }
+    :: d_step { step < DONE && PHASE == 3 && MAY_POLL && ARRIVED2 ->
+        printf("rank %d call %d CTA %d: finds the sums of rank %d in slot %d\n", r, j, c, PEER, use);
+        take(IN2(c), TAG(id, 1, PEER, c));
+        if
+        :: HAS2 -> take(IN2(c + CTAS(s)), TAG(id, 1, PEER, c + CTAS(s)))
+        :: else
+        fi;
+        step++;
+        skip_idle()
+       }
+
+    /* 7. Finish. */
+    :: d_step { step == DONE && CLEAR_BEFORE_FINISH && MAY_FINISH ->
+        printf("rank %d call %d CTA %d: finishes\n", r, j, c);
+        finished[r] = (finished[r] + 1) % COUNT;
+#ifdef BREAK_UNFENCED
+        arr = 3
+       }
+    :: d_step { arr == 3 && cleared ->
+#endif
+#ifdef BREAK_GRID
+        resident[r]--;
+#endif
+        j = 0; n = 0; base = 0; d = 0; step = 0; arr = 0; id = 0; s = 0; use = 0; old = 0; calm = false; cleared = false
+       }
+progress:
+       goto end_idle
+    od
+}
+
+#if WEAK
+/* The link into one rank: lands any store that is on its way, a piece at a time if TEAR. */
+proctype link(byte to) {
+    byte i, left;
+end:
+    do
+    :: atomic { inflight[to] > 0 ->
+        left = inflight[to];
+        i = to * 3 * CAP;
+        do
+        :: flying[i] == 0 -> i++
+        :: flying[i] != 0 -> break
+        :: flying[i] != 0 && left > 1 -> left--; i++
+        od;
+        d_step {
+#if TEAR
+            if
+            :: cell[i] != TORN -> GHOST(cell[i] == CLEAR); cell[i] = TORN
+            :: else -> cell[i] = flying[i]; flying[i] = 0; inflight[to]--
+            fi;
+#else
+            printf("        a vector lands at rank %d, slot %d, place %d\n", to, (i / CAP) % 3, i % CAP);
+            land(to, i, flying[i]);
+            flying[i] = 0;
+            inflight[to]--;
+#endif
+            i = 0;
+            left = 0
+        }
+       }
+    od
+}
+#endif
+
+#ifdef NONDET
+/* Chooses what the next call is when the first rank gets to it; what nobody can still refer to is forgotten. */
+proctype program() {
+    byte next;
+end:
+    do
+    :: atomic { next != NONE && (ready[0] == next || ready[1] == next || ready[RANKS - 1] == next) ->
+        if
+        :: shape[next] = SHAPE_A
+        :: shape[next] = SHAPE_B
+#ifdef SHAPE_C
+        :: shape[next] = SHAPE_C
+#endif
+        fi;
+        shape[(next + 2) % CALLS] = NONE;
+#ifdef FOREVER
+        next = (next + 1) % CALLS
+#else
+        next = (next + 1 < CALLS -> next + 1 : NONE)
+#endif
+       }
+    od
+}
+#endif
+
+#ifdef BREAK_ZERO
+/* A call of zero tokens that rank 0 counts as a call and the others, rightly, do not. */
+proctype zero() {
+    d_step { ready[0] == 1 && arrived[0] == 0 && begun[0] == 0 -> epoch[0] = NEXT(epoch[0]); dirty[0] = 0 }
+}
+#endif
+
+init {
+    byte i;
+    atomic {
+        for (i : 0 .. RANKS - 1) {
+            epoch[i] = FIRST;
+            run cta(i, 0, 0);
+            run cta(i, 0, 1);
+#if CMAX > 1
+            run cta(i, 1, 0);
+            run cta(i, 1, 1);
+#endif
+#if WEAK
+            run link(i);
+#endif
+        }
+#ifdef NONDET
+        run program();
+#endif
+#ifdef BREAK_ZERO
+        run zero();
+#endif
+        i = 0
+    }
+}
