@@ -1,0 +1,145 @@
+// A call's place in the ring, and the steward: the warp of each CTA that has no rows and keeps the books (docs/protocol.md,
+// "A call", steps 1, 2, 5 and 7).
+//
+// Contract
+//   * enter() is what a thread does first. All threads of a launch get the same epoch.
+//   * steward_duty() runs in one whole warp. It needs the other warps of the CTA, which hold rows, to pass barrier_arrive on
+//     kCleared after their last store to the stale slot and on kReceived after their last load from the current one.
+//   * Dependents are triggered only after the state has been advanced.
+#pragma once
+
+#include "cuda/fault.cuh"
+#include "protocol/ring.h"
+
+namespace mnnvl_ar::cuda {
+
+inline constexpr uint32_t kCleared = 1, kReceived = 2;  // named barriers
+
+struct Call {
+  uint32_t epoch;
+  uint32_t launched;
+  uint32_t dirty;       // vectors to clear in the stale slot
+  uint64_t slot;        // offset of this call's slot in every block
+  uint64_t stale_slot;  // offset of the slot to clear in our own
+  bool broken;          // compute nothing
+};
+
+#ifdef MNNVL_AR_TEST_BUILD
+// Sleeps up to sabotage.delay_ns, differently at each step, CTA, rank and call.
+static __device__ __noinline__ void stumble(const Params& p, uint32_t step) {
+  if (p.sabotage.delay_seed == 0) return;
+  uint32_t h = p.sabotage.delay_seed ^ step * 0x9e3779b9u ^ blockIdx.x * 0x85ebca6bu ^ p.rank * 0xc2b2ae35u;
+  h ^= static_cast<uint32_t>(ptx::global_timer_ns());
+  h = (h ^ h >> 15) * 0x2c1b3c6du;
+  h = (h ^ h >> 12) * 0x297a2d39u;
+  h ^= h >> 15;
+  if (h & 3u) return;  // mostly not, so that ranks differ
+  const uint64_t until = ptx::global_timer_ns() + (h >> 2) % p.sabotage.delay_ns;
+  while (ptx::global_timer_ns() < until) __nanosleep(200);
+}
+#else
+__device__ __forceinline__ void stumble(const Params&, uint32_t) {}
+#endif
+
+__device__ __forceinline__ bool await_quiescence(const Params& p, Verdict& verdict, const uint8_t* state, const uint8_t* progress) {
+  uint64_t began_ns = 0;
+  for (;;) {
+    const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
+    if (s.word[1] == g.word[0]) return true;
+    if (must_give_up(p, verdict, FaultCode::overlap, began_ns)) return false;
+  }
+}
+
+__device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
+  const uint8_t *state = p.block + protocol::kStateOffset, *progress = p.block + protocol::kProgressOffset;
+  const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
+  Call call{.epoch = s.word[0], .launched = s.word[1], .dirty = s.word[2], .broken = g.word[1] != 0};
+  if (g.word[0] != call.launched && !protocol::is_off(p, protocol::Rule::quiescence)) {
+    call.broken |= !await_quiescence(p, verdict, state, progress);
+  }
+  uint32_t slot = protocol::slot_of(call.epoch), stale = protocol::slot_to_clear(call.epoch);
+#ifdef MNNVL_AR_TEST_BUILD
+  if (protocol::is_off(p, protocol::Rule::three_slots)) slot = call.epoch % 2, stale = 1 - slot;
+  if (protocol::is_off(p, protocol::Rule::device_epoch)) {
+    slot = protocol::slot_of(p.sabotage.frozen_epoch), stale = protocol::slot_to_clear(p.sabotage.frozen_epoch);
+  }
+  if (protocol::is_off(p, protocol::Rule::device_dirty)) call.dirty = p.sabotage.frozen_dirty;
+  if (protocol::is_off(p, protocol::Rule::clear)) call.dirty = 0;
+#endif
+  call.slot = protocol::slot_offset(slot, p.slot_bytes);
+  call.stale_slot = protocol::slot_offset(stale, p.slot_bytes);
+  return call;
+}
+
+// Fills this thread's share of the stale slot, `thread` of `threads`, with the sentinel.
+__device__ __forceinline__ void clear(const Params& p, const Call& call, uint32_t thread, uint32_t threads) {
+  const protocol::Vector empty = protocol::sentinel_vector();
+  uint8_t* stale = p.block + call.stale_slot;
+  for (uint32_t i = thread; i < call.dirty; i += threads) {
+    ptx::store(stale + uint64_t{i} * protocol::kVectorBytes, empty);
+  }
+}
+
+// Waits for the signature of one rank. False: it differs, or did not come; the fault has been reported.
+__device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, const Call& call, uint32_t source) {
+  if (protocol::is_off(p, protocol::Rule::signature)) return true;
+  const uint8_t* place = p.block + protocol::board_offset(protocol::slot_of(call.epoch), source);
+  uint64_t began_ns = 0;
+  for (int tries = 0;; ++tries) {
+    const protocol::Vector seen = ptx::load_relaxed_sys(place);
+    if (protocol::is_signature_of(seen, call.epoch)) {
+      if (protocol::agrees(seen, p.tokens, p.description)) return true;
+      report_fault(p, FaultCode::call_mismatch, call.epoch, ptx::global_timer_ns(), source, seen.word[1], seen.word[3]);
+      return false;
+    }
+    if (tries >= kFastPolls && must_give_up(p, verdict, FaultCode::peer_timeout, began_ns)) return false;
+  }
+}
+
+__device__ __forceinline__ void steward_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
+  const uint32_t lane = threadIdx.x % 32;
+  bool ok = !call.broken;
+  if (ok) {
+    if (blockIdx.x == 0) {
+      const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
+      const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
+      for (uint32_t i = lane; i < p.ranks; i += 32) ptx::store_relaxed_sys(p.peers[i] + place, mine);
+    }
+    if (lane == 0) {
+      stumble(p, 1);
+      auto* state = reinterpret_cast<protocol::State*>(p.block + protocol::kStateOffset);
+      const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, 1);
+      const bool last = protocol::is_off(p, protocol::Rule::advance_last) ? before == 0 : before + 1 == gridDim.x;
+      if (last) {
+        const protocol::Vector next{
+            {protocol::next_epoch(call.epoch), call.launched + static_cast<uint32_t>(gridDim.x), dirty, 0}};
+        ptx::exchange_relaxed_gpu(state, next);
+      }
+    }
+    __syncwarp();
+    if (p.trigger_early) ptx::trigger_dependents();
+    for (uint32_t source = lane; source < p.ranks; source += 32) ok &= peer_agrees(p, verdict, call, source);
+  }
+  if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;
+  __syncwarp();
+  if (lane == 0) ptx::mbarrier_arrive(ptx::shared_address(&verdict.mbarrier));
+
+  ptx::barrier_sync(kCleared, blockDim.x);
+  if (lane == 0) ptx::fence_acq_rel_gpu();  // our CTA's clears, before anybody can learn that we have finished
+  ptx::barrier_sync(kReceived, blockDim.x);
+  if (lane == 0) {
+    const auto& fault = static_cast<const volatile Verdict&>(verdict);
+    if (fault.gave_up != 0) {
+      report_fault(p, static_cast<FaultCode>(fault.gave_up), call.epoch, fault.began_ns, protocol::kMaxRanks, 0, 0);
+    }
+    stumble(p, 2);
+    ptx::reduce_add_relaxed_gpu(p.block + protocol::kProgressOffset + offsetof(protocol::Progress, finished), 1);
+  }
+}
+
+__device__ __forceinline__ bool is_poisoned(const Verdict& verdict) {
+  ptx::mbarrier_wait(ptx::shared_address(&verdict.mbarrier), 0);
+  return *static_cast<const volatile uint32_t*>(&verdict.poisoned) != 0;
+}
+
+}  // namespace mnnvl_ar::cuda

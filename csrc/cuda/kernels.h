@@ -1,0 +1,15 @@
+// The kernels that are built, by what a call is. One source file a dtype, so that they compile side by side.
+#pragma once
+
+#include "protocol/signature.h"
+
+namespace mnnvl_ar::cuda {
+
+// The kernel's address, for cudaLaunchKernelExC. World sizes 2, 4 and 8 have their own; any other has one in common.
+const void* kernel(protocol::Strategy strategy, protocol::Op op, protocol::Dtype dtype, unsigned ranks);
+
+const void* bfloat16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks);
+const void* float16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks);
+const void* float32_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks);
+
+}  // namespace mnnvl_ar::cuda

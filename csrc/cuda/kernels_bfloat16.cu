@@ -1,0 +1,9 @@
+#include "cuda/kernels.cuh"
+
+namespace mnnvl_ar::cuda {
+
+const void* bfloat16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks) {
+  return kernel_of<protocol::Bfloat16>(strategy, op, ranks);
+}
+
+}  // namespace mnnvl_ar::cuda

@@ -1,0 +1,40 @@
+// Launching: which kernel, in which shape. Raw pointers and streams, no torch.
+//
+// Contract
+//   * plan() depends on the geometry and the device only, so that a call costs no query once its shape has been seen.
+//   * The grid is never larger than half of what the device holds at once: all CTAs of a call are co-resident (rule R5), also
+//     when a second workspace on another stream of this device runs beside it.
+//   * load_kernels() must have run on the device before any launch under capture.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "protocol/call_params.h"
+
+namespace mnnvl_ar::cuda {
+
+struct Plan {
+  const void* kernel;
+  uint32_t cluster;   // CTAs that hold a row together
+  uint32_t clusters;  // of the grid
+  uint32_t threads;   // of a CTA, steward included
+  uint32_t batch;     // two-shot
+  uint32_t lag;
+};
+
+// What the caller may fix; 0 leaves it to plan().
+struct Tuning {
+  uint32_t cluster;
+  uint32_t max_ctas;
+  uint32_t batch;
+  uint32_t lag;
+};
+
+cudaError_t load_kernels(unsigned ranks);
+
+cudaError_t plan(protocol::Strategy strategy, protocol::Op op, protocol::Dtype dtype, protocol::Shape shape,
+                 const Tuning& tuning, int device, Plan* result);
+
+cudaError_t launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, cudaStream_t stream);
+
+}  // namespace mnnvl_ar::cuda

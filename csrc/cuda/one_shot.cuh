@@ -1,0 +1,68 @@
+// One-shot: every rank sends its rows to all, each rank sums, and applies the epilogue. One hop.
+//
+// Launched with clusters that each hold a row (row.cuh); cluster c works on rows c, c + clusters, ... It sends all of them
+// before it waits for the first (rule R5).
+#pragma once
+
+#include "cuda/epilogue.cuh"
+#include "cuda/fanout.cuh"
+#include "cuda/receive.cuh"
+
+namespace mnnvl_ar::cuda {
+
+template <class D, int kRanks, template <class> class Epilogue>
+__global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant__ Params p) {
+  __shared__ Verdict verdict;
+  __shared__ typename Epilogue<D>::Shared shared;
+  if (threadIdx.x == 0) {
+    verdict.poisoned = verdict.gave_up = 0;
+    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
+  }
+  shared.init();
+  ptx::mbarrier_init_fence();
+  ptx::cluster_sync();
+
+  const Lane lane = this_lane();
+  const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
+  ptx::wait_for_predecessor();
+  if (lane.is_steward) {
+    const Call call = enter(p, verdict);
+    steward_duty(p, call, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), verdict);
+    return;
+  }
+
+  Epilogue<D> epilogue{p, lane, verdict, shared};
+  const bool active = epilogue.active();
+  const auto* input = static_cast<const uint8_t*>(p.x);
+  Vector x{};
+  if (active) x = ptx::load(input + vector_offset(p, lane.cluster, lane.vector));
+  const Call call = enter(p, verdict);
+  stumble(p, 3);
+  if (active && !call.broken) {
+    for (uint32_t row = lane.cluster;;) {
+      const uint64_t position = protocol::one_shot_position(shape, p.rank, row, lane.vector);
+      send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
+      row += lane.clusters;
+      if (row >= p.tokens) break;
+      x = ptx::load(input + vector_offset(p, row, lane.vector));
+    }
+  }
+  epilogue.prefetch(lane.cluster);
+  epilogue.prepare();
+  if (!call.broken) clear(p, call, (blockIdx.x * lane.warps + lane.warp) * 32 + threadIdx.x % 32, gridDim.x * lane.warps * 32);
+  ptx::barrier_arrive(kCleared, blockDim.x);
+
+  const uint64_t stride = uint64_t{p.tokens} * p.vectors * protocol::kVectorBytes;
+  uint32_t round = 0;
+  for (uint32_t row = lane.cluster; row < p.tokens; row += lane.clusters, ++round) {
+    if (round != 0) epilogue.prefetch(row);
+    Vector s = poison_vector<D>();
+    if (active && !call.broken) {
+      s = receive_sum<D, kRanks>(p, verdict, p.block + call.slot + vector_offset(p, row, lane.vector), stride);
+    }
+    if (row + lane.clusters >= p.tokens) ptx::barrier_arrive(kReceived, blockDim.x);
+    epilogue.finish(row, round, s);
+  }
+}
+
+}  // namespace mnnvl_ar::cuda

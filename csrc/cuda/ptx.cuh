@@ -1,0 +1,192 @@
+// One-line wrappers over the PTX this library is made of. Memory order and scope are in the name; kernels hold no asm.
+#pragma once
+
+#include <cstdint>
+
+#include "protocol/sentinel.h"
+
+namespace mnnvl_ar::ptx {
+
+using protocol::Vector;
+
+// ---- data on the link -------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ Vector load_relaxed_sys(const void* address) {
+  Vector v;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ uint32_t load_relaxed_sys_u32(const void* address) {
+  uint32_t value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address));
+  return value;
+}
+
+__device__ __forceinline__ void store_relaxed_sys(void* address, const Vector& v) {
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]), "r"(v.word[1]),
+               "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
+// The vector form exists for .f32 only; it moves bits, nothing is computed.
+__device__ __forceinline__ void multimem_store_relaxed_sys(void* address, const Vector& v) {
+  asm volatile("multimem.st.relaxed.sys.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]),
+               "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed_sys_u32(void* address, uint32_t value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+// ---- a call's own tensors: ordered by kernel boundaries ------------------------------------------------------------
+
+// Not .nc: outputs may alias inputs.
+__device__ __forceinline__ Vector load(const void* address) {
+  Vector v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(address));
+  return v;
+}
+
+// For what no call writes: the weight.
+__device__ __forceinline__ Vector load_constant(const void* address) {
+  Vector v;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ void store(void* address, const Vector& v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]), "r"(v.word[1]),
+               "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
+// ---- control words ---------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ Vector load_relaxed_gpu(const void* address) {
+  Vector v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(address)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint32_t atomic_add_relaxed_gpu(void* address, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(address), "r"(value) : "memory");
+  return before;
+}
+
+__device__ __forceinline__ void reduce_add_relaxed_gpu(void* address, uint32_t value) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ uint32_t atomic_cas_relaxed_sys(void* address, uint32_t expected, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.relaxed.sys.global.cas.b32 %0, [%1], %2, %3;"
+               : "=r"(before)
+               : "l"(address), "r"(expected), "r"(value)
+               : "memory");
+  return before;
+}
+
+// Returns once the exchange has been performed: what follows it in program order happens after it.
+__device__ __forceinline__ Vector exchange_relaxed_gpu(void* address, const Vector& v) {
+  Vector before;
+  asm volatile(
+      "{\n\t.reg .b128 fresh, stale;\n\t.reg .b64 low, high;\n\t"
+      "mov.b64 low, {%5, %6};\n\tmov.b64 high, {%7, %8};\n\tmov.b128 fresh, {low, high};\n\t"
+      "atom.relaxed.gpu.global.exch.b128 stale, [%4], fresh;\n\t"
+      "mov.b128 {low, high}, stale;\n\tmov.b64 {%0, %1}, low;\n\tmov.b64 {%2, %3}, high;\n\t}"
+      : "=r"(before.word[0]), "=r"(before.word[1]), "=r"(before.word[2]), "=r"(before.word[3])
+      : "l"(address), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+      : "memory");
+  return before;
+}
+
+__device__ __forceinline__ void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+__device__ __forceinline__ void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+
+// ---- launch ------------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void trigger_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+__device__ __forceinline__ uint64_t global_timer_ns() {
+  uint64_t ns;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  return ns;
+}
+
+// ---- a CTA's named barriers, for a part of its warps -------------------------------------------------------------------
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t threads) {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_sync(uint32_t barrier, uint32_t threads) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// ---- clusters ------------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+// The address, in the cluster's shared window, of what lies at `address` in this CTA, for CTA `rank`.
+__device__ __forceinline__ uint32_t map_shared(uint32_t address, uint32_t rank) {
+  uint32_t mapped;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+// Stores one word into a CTA of the cluster and counts its four bytes on that CTA's mbarrier.
+__device__ __forceinline__ void store_async(uint32_t address, uint32_t value, uint32_t mbarrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address), "r"(value),
+               "r"(mbarrier)
+               : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_init(uint32_t mbarrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(mbarrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void mbarrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint32_t mbarrier) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(mbarrier) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(uint32_t mbarrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait(uint32_t mbarrier, uint32_t parity) {
+  asm volatile(
+      "{\n\t.reg .pred done;\n\t"
+      "again:\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t@!done bra again;\n\t}" ::"r"(
+          mbarrier),
+      "r"(parity)
+      : "memory");
+}
+
+}  // namespace mnnvl_ar::ptx

@@ -1,0 +1,83 @@
+// Rows over threads, and the sum over a row (numerics step 3).
+//
+// Contract
+//   * A cluster of CTAs holds one row at a time, one 16-byte vector a thread, groups of 32 neighbouring vectors a warp. The
+//     last warp of each CTA is the steward and holds none.
+//   * RowSum gives every thread of the cluster the same bits, whatever the cluster's size.
+#pragma once
+
+#include "cuda/ptx.cuh"
+#include "protocol/layout.h"
+#include "protocol/numerics.h"
+
+namespace mnnvl_ar::cuda {
+
+inline constexpr uint32_t kMaxThreads = 512;   // a CTA, steward included
+inline constexpr uint32_t kMaxCluster = 8;
+inline constexpr uint32_t kMaxGroups = 96;     // warps with rows in a cluster
+static_assert(kMaxCluster * (kMaxThreads / 32 - 1) >= protocol::kMaxRowVectors / 32);
+
+struct Lane {
+  uint32_t warps;     // with rows, in a CTA
+  uint32_t warp;
+  uint32_t groups;    // in the cluster
+  uint32_t group;     // of this warp, in the row
+  uint32_t vector;    // of this thread, in the row; may lie behind its end
+  uint32_t cluster;
+  uint32_t clusters;
+  bool is_steward;
+};
+
+__device__ __forceinline__ Lane this_lane() {
+  Lane lane;
+  const uint32_t size = ptx::cluster_size(), rank = ptx::cluster_rank();
+  lane.warps = blockDim.x / 32 - 1;
+  lane.warp = threadIdx.x / 32;
+  lane.groups = size * lane.warps;
+  lane.group = rank * lane.warps + lane.warp;
+  lane.vector = lane.group * 32 + threadIdx.x % 32;
+  lane.cluster = blockIdx.x / size;
+  lane.clusters = gridDim.x / size;
+  lane.is_steward = lane.warp == lane.warps;
+  return lane;
+}
+
+// Sums of the groups of one row, gathered in every CTA of the cluster. Two of them take turns: a warp that is one row ahead
+// has had a sum from every warp of this CTA, so each of those has done with the row before.
+struct RowSum {
+  alignas(16) float group[2][kMaxGroups];
+  uint64_t mbarrier[2];
+
+  // By all threads of the CTA, before a synchronisation of the cluster.
+  __device__ __forceinline__ void init() {
+    for (uint32_t i = threadIdx.x; i < 2 * kMaxGroups; i += blockDim.x) (&group[0][0])[i] = 0.0f;
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_init(ptx::shared_address(&mbarrier[0]), 1);
+      ptx::mbarrier_init(ptx::shared_address(&mbarrier[1]), 1);
+    }
+  }
+
+  // `round` counts the rows of this cluster.
+  __device__ __forceinline__ float operator()(const Lane& lane, uint32_t round, float square_sum) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      square_sum = protocol::add(square_sum, __shfl_xor_sync(0xffffffffu, square_sum, step));
+    }
+    const uint32_t turn = round % 2, bar = ptx::shared_address(&mbarrier[turn]);
+    if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(bar, lane.groups * 4);
+    const uint32_t peer = threadIdx.x % 32;
+    if (peer < ptx::cluster_size()) {
+      ptx::store_async(ptx::map_shared(ptx::shared_address(&group[turn][lane.group]), peer),
+                       protocol::as_bits(square_sum), ptx::map_shared(bar, peer));
+    }
+    ptx::mbarrier_wait(bar, round / 2 % 2);
+    float total = 0.0f;
+    for (uint32_t i = 0; i < lane.groups; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(&group[turn][i]);
+      total = protocol::add(protocol::add(protocol::add(protocol::add(total, four.x), four.y), four.z), four.w);
+    }
+    return total;
+  }
+};
+
+}  // namespace mnnvl_ar::cuda

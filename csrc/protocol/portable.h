@@ -1,0 +1,15 @@
+// The only macros of the protocol headers: they are plain C++20, compiled alike by the host compiler, by nvcc for the
+// device and by the tests.
+#pragma once
+
+#if defined(__CUDACC__)
+#define MNNVL_AR_HD __host__ __device__ __forceinline__
+#else
+#define MNNVL_AR_HD inline
+#endif
+
+#if defined(__CUDA_ARCH__)
+#define MNNVL_AR_UNROLL _Pragma("unroll")
+#else
+#define MNNVL_AR_UNROLL
+#endif

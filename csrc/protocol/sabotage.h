@@ -1,0 +1,45 @@
+// Negative controls: in a test build each rule can be broken on purpose, to show that a named test then fails. In any other
+// build every question is answered `false` at compile time and nothing of this is left.
+#pragma once
+
+#include <cstdint>
+
+#include "protocol/portable.h"
+
+namespace mnnvl_ar::protocol {
+
+enum class Rule : uint32_t {
+  device_epoch = 0,     // off: the epoch is the host's, frozen at capture
+  device_dirty = 1,     // off: what to clear is the host's, frozen at capture
+  three_slots = 2,      // off: two
+  clear = 3,            // off: nothing is cleared
+  sanitize = 4,         // off: the sentinel may be sent
+  integer_compare = 5,  // off: FlashInfer's old compare, x == 0 and signbit, flushing subnormals
+  every_word = 6,       // off: only the first word of a vector is checked
+  quiescence = 7,       // off: a predecessor that still runs is not waited for
+  advance_last = 8,     // off: the first CTA to have read the state advances it
+  deadline = 9,         // off: waits are not bounded
+  signature = 10,       // off: a peer's signature is not compared
+};
+
+// Carried by each launch of a test build.
+struct Sabotage {
+  uint32_t broken;        // bit i: Rule i is off
+  uint32_t frozen_epoch;  // for device_epoch
+  uint32_t frozen_dirty;  // for device_dirty
+  uint32_t delay_seed;    // non-zero: CTAs sleep at random between steps
+  uint32_t delay_ns;      // at most this long
+};
+
+constexpr uint32_t rule_bit(Rule rule) { return 1u << static_cast<uint32_t>(rule); }
+
+template <class Call>
+MNNVL_AR_HD constexpr bool is_off([[maybe_unused]] const Call& call, [[maybe_unused]] Rule rule) {
+#ifdef MNNVL_AR_TEST_BUILD
+  return (call.sabotage.broken & (1u << static_cast<uint32_t>(rule))) != 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace mnnvl_ar::protocol

@@ -1,0 +1,102 @@
+#include "torch/checks.h"
+
+#include "torch/workspace.h"
+
+namespace mnnvl_ar {
+namespace {
+
+std::string name_of_dtype(int32_t code) {
+  if (code == aoti_torch_dtype_bfloat16()) return "bfloat16";
+  if (code == aoti_torch_dtype_float16()) return "float16";
+  if (code == aoti_torch_dtype_float32()) return "float32";
+  if (code == aoti_torch_dtype_float64()) return "float64";
+  return "dtype code " + std::to_string(code);
+}
+
+std::string name_of_device(int64_t device) { return device < 0 ? "cpu" : "cuda:" + std::to_string(device); }
+
+std::string name_of_sizes(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+int32_t dtype_of(const Tensor& tensor) {
+  int32_t code = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+int64_t device_of(const Tensor& tensor, const char* name) {
+  if (tensor.is_cuda()) return tensor.get_device_index();
+  STD_TORCH_CHECK(tensor.is_cpu(), name, ": is on an unsupported device, wanted cuda or cpu");
+  return -1;
+}
+
+void check_memory(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": is not contiguous, wanted a contiguous tensor");
+  const auto address = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  STD_TORCH_CHECK(address % protocol::kVectorBytes == 0, name, ": starts ", address % protocol::kVectorBytes,
+                  " bytes past a 16-byte boundary, wanted a 16-byte aligned tensor");
+}
+
+}  // namespace
+
+Agreement check_input(const Tensor& x) {
+  Agreement a{.dtype_code = dtype_of(x), .dtype = {}, .device = device_of(x, "x"), .hidden = 0, .shape = {}, .x = x};
+  int64_t element_bytes = 2;
+  if (a.dtype_code == aoti_torch_dtype_bfloat16()) {
+    a.dtype = protocol::Dtype::bfloat16;
+  } else if (a.dtype_code == aoti_torch_dtype_float16()) {
+    a.dtype = protocol::Dtype::float16;
+  } else {
+    STD_TORCH_CHECK(a.dtype_code == aoti_torch_dtype_float32(), "x: is ", name_of_dtype(a.dtype_code),
+                    ", wanted bfloat16, float16 or float32");
+    a.dtype = protocol::Dtype::float32;
+    element_bytes = 4;
+  }
+  const int64_t dim = x.dim();
+  STD_TORCH_CHECK(dim >= 1, "x: has no dimensions, wanted [..., hidden]");
+  a.hidden = x.size(dim - 1);
+  STD_TORCH_CHECK(is_row(a.hidden * element_bytes), "x: rows of ", a.hidden, " elements are ", a.hidden * element_bytes,
+                  " bytes, wanted a multiple of 16 bytes up to ", protocol::kMaxRowVectors * protocol::kVectorBytes);
+  check_memory(x, "x");
+  const int64_t tokens = x.numel() / a.hidden;
+  STD_TORCH_CHECK(tokens <= INT32_MAX, "x: has ", tokens, " tokens, wanted fewer than 2^31");
+  a.shape.tokens = static_cast<uint32_t>(tokens);
+  a.shape.vectors = static_cast<uint32_t>(a.hidden * element_bytes / protocol::kVectorBytes);
+  return a;
+}
+
+void check_alike(const Agreement& a, const Tensor& tensor, const char* name) {
+  const int32_t code = dtype_of(tensor);
+  STD_TORCH_CHECK(code == a.dtype_code, name, ": is ", name_of_dtype(code), ", wanted ", name_of_dtype(a.dtype_code),
+                  " like x");
+  const int64_t device = device_of(tensor, name);
+  STD_TORCH_CHECK(device == a.device, name, ": is on ", name_of_device(device), ", wanted ", name_of_device(a.device),
+                  " like x");
+  const bool alike = tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) == a.hidden &&
+                     tensor.numel() == int64_t{a.shape.tokens} * a.hidden;
+  STD_TORCH_CHECK(alike, name, ": has shape ", name_of_sizes(tensor), ", wanted ", name_of_sizes(a.x), " like x");
+  check_memory(tensor, name);
+}
+
+bool check_weight(const Agreement& a, const Tensor& weight) {
+  const int32_t code = dtype_of(weight);
+  const bool is_fp32 = code == aoti_torch_dtype_float32();
+  STD_TORCH_CHECK(is_fp32 || code == a.dtype_code, "weight: is ", name_of_dtype(code), ", wanted ",
+                  name_of_dtype(a.dtype_code), " like x, or float32");
+  const int64_t device = device_of(weight, "weight");
+  STD_TORCH_CHECK(device == a.device, "weight: is on ", name_of_device(device), ", wanted ", name_of_device(a.device),
+                  " like x");
+  STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == a.hidden, "weight: has shape ", name_of_sizes(weight),
+                  ", wanted [", a.hidden, "]");
+  check_memory(weight, "weight");
+  return is_fp32;
+}
+
+void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted) {
+  STD_TORCH_CHECK(value >= least && value <= most, name, ": is ", value, ", wanted ", wanted);
+}
+
+}  // namespace mnnvl_ar

@@ -1,0 +1,30 @@
+// What is asked of every argument before anything is launched. Each error names argument, got and wanted.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+
+#include "protocol/call_params.h"
+
+namespace mnnvl_ar {
+
+using torch::stable::Tensor;
+
+// What all tensors of a call agree on: x says it, the others are held against it.
+struct Agreement {
+  int32_t dtype_code;     // PyTorch's
+  protocol::Dtype dtype;
+  int64_t device;         // CUDA index, -1: host
+  int64_t hidden;
+  protocol::Shape shape;  // ranks is left 0
+  const Tensor& x;
+};
+
+Agreement check_input(const Tensor& x);
+void check_alike(const Agreement& agreement, const Tensor& tensor, const char* name);
+// Returns whether the weight is fp32.
+bool check_weight(const Agreement& agreement, const Tensor& weight);
+void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted);
+
+}  // namespace mnnvl_ar

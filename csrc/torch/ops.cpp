@@ -1,0 +1,193 @@
+// torch.ops.mnnvl_ar.*: schemas and registration, on LibTorch's stable ABI. Public names and docstrings are in mnnvl_ar/ops.py.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "torch/run.h"
+
+namespace mnnvl_ar {
+namespace {
+
+Tensor empty_like(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                  device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+void all_reduce_into(const Agreement& a, Tensor& out, int64_t workspace, const Choice& choice) {
+  protocol::Params params{};
+  params.x = a.x.data_ptr();
+  params.out = out.data_ptr();
+  run(workspace, protocol::Op::all_reduce, a, choice, params);
+}
+
+Tensor all_reduce(Tensor x, int64_t workspace, int64_t strategy, int64_t pdl) {
+  const Agreement a = check_input(x);
+  Tensor out = empty_like(x);
+  all_reduce_into(a, out, workspace, {strategy, pdl});
+  return out;
+}
+
+void all_reduce_out(Tensor x, Tensor out, int64_t workspace, int64_t strategy, int64_t pdl) {
+  const Agreement a = check_input(x);
+  check_alike(a, out, "out");
+  all_reduce_into(a, out, workspace, {strategy, pdl});
+}
+
+void all_reduce_rms_norm_into(const Agreement& a, const Tensor& residual, const Tensor& weight, double eps, Tensor& norm_out,
+                              Tensor& residual_out, int64_t workspace, double weight_bias, const Choice& choice) {
+  protocol::Params params{};
+  params.weight_is_fp32 = check_weight(a, weight);
+  params.x = a.x.data_ptr();
+  params.residual = residual.data_ptr();
+  params.weight = weight.data_ptr();
+  params.out = norm_out.data_ptr();
+  params.residual_out = residual_out.data_ptr();
+  params.eps = static_cast<float>(eps);
+  params.weight_bias = static_cast<float>(weight_bias);
+  run(workspace, protocol::Op::all_reduce_rms_norm, a, choice, params);
+}
+
+std::tuple<Tensor, Tensor> all_reduce_rms_norm(Tensor x, Tensor residual, Tensor weight, double eps, int64_t workspace,
+                                               double weight_bias, int64_t strategy, int64_t pdl) {
+  const Agreement a = check_input(x);
+  check_alike(a, residual, "residual");
+  Tensor norm_out = empty_like(x), residual_out = empty_like(x);
+  all_reduce_rms_norm_into(a, residual, weight, eps, norm_out, residual_out, workspace, weight_bias, {strategy, pdl});
+  return {norm_out, residual_out};
+}
+
+void all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor norm_out, Tensor residual_out,
+                             int64_t workspace, double weight_bias, int64_t strategy, int64_t pdl) {
+  const Agreement a = check_input(x);
+  check_alike(a, residual, "residual");
+  check_alike(a, norm_out, "norm_out");
+  check_alike(a, residual_out, "residual_out");
+  STD_TORCH_CHECK(norm_out.data_ptr() != residual_out.data_ptr() || a.shape.tokens == 0,
+                  "norm_out: is residual_out, wanted two tensors");
+  all_reduce_rms_norm_into(a, residual, weight, eps, norm_out, residual_out, workspace, weight_bias, {strategy, pdl});
+}
+
+// ---- for mnnvl_ar.Workspace ------------------------------------------------------------------------------------------
+
+int64_t workspace_create(std::vector<int64_t> s, std::vector<int64_t> blocks, int64_t multicast) {
+  STD_TORCH_CHECK(s.size() == 11, "workspace: ", s.size(), " settings, wanted 11");
+  return create({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10]}, blocks, multicast);
+}
+
+void workspace_close(int64_t handle) { close(handle); }
+
+protocol::Shape shape_of(int64_t ranks, int64_t tokens, int64_t row_bytes) {
+  return {static_cast<uint32_t>(ranks), static_cast<uint32_t>(tokens), static_cast<uint32_t>(row_bytes / protocol::kVectorBytes)};
+}
+
+bool workspace_fits(int64_t handle, int64_t tokens, int64_t row_bytes) {
+  const Workspace& w = find_any(handle);
+  return tokens >= 0 && tokens <= INT32_MAX && is_row(row_bytes) &&
+         fits(w.settings.strategy, shape_of(w.params.ranks, tokens, row_bytes),
+              static_cast<uint64_t>(w.settings.one_shot_bytes), w.slot_vectors);
+}
+
+int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy, int64_t one_shot_bytes) {
+  STD_TORCH_CHECK(is_row(row_bytes), "hidden: rows of ", row_bytes, " bytes, wanted a multiple of 16 bytes up to ",
+                  protocol::kMaxRowVectors * protocol::kVectorBytes);
+  return static_cast<int64_t>(needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), static_cast<uint64_t>(one_shot_bytes)) *
+                              protocol::kVectorBytes);
+}
+
+// Offsets and words that the block must be filled with: see mnnvl_ar/workspace.py.
+std::vector<int64_t> block_layout(int64_t slot_bytes) {
+  return {static_cast<int64_t>(protocol::block_bytes(static_cast<uint64_t>(slot_bytes))),
+          static_cast<int64_t>(protocol::kControlBytes),
+          static_cast<int64_t>(protocol::kBoardOffset),
+          static_cast<int64_t>(protocol::kBoardBytes),
+          static_cast<int64_t>(protocol::kProbeOffset),
+          protocol::kSentinel,
+          protocol::kNoEpoch,
+          protocol::kMaxRanks};
+}
+
+// The fault record: code, rank, epoch, tokens, description, peer, its tokens, its description, began, ended, last epochs.
+std::vector<int64_t> workspace_fault(int64_t handle) {
+  const Workspace& w = find_any(handle);
+  const volatile protocol::FaultRecord& r = *w.params.record;
+  std::vector<int64_t> words{r.code,        r.rank,
+                             r.epoch,       r.tokens,
+                             r.description, r.peer,
+                             r.peer_tokens, r.peer_description,
+                             static_cast<int64_t>(r.began_ns), static_cast<int64_t>(r.ended_ns)};
+  for (uint32_t i = 0; i < w.params.ranks; ++i) words.push_back(r.last_epoch[i]);
+  return words;
+}
+
+// After the block has been filled anew: forgets the fault.
+void workspace_reset(int64_t handle) {
+  Workspace& w = find_any(handle);
+  *w.params.record = protocol::FaultRecord{};
+  w.host_calls = 0;
+}
+
+#ifdef MNNVL_AR_TEST_BUILD
+void sabotage(int64_t handle, int64_t broken, int64_t frozen_dirty, int64_t delay_seed, int64_t delay_ns) {
+  find_any(handle).params.sabotage = {static_cast<uint32_t>(broken), 0, static_cast<uint32_t>(frozen_dirty),
+                                      static_cast<uint32_t>(delay_seed), static_cast<uint32_t>(delay_ns)};
+}
+#endif
+
+}  // namespace
+}  // namespace mnnvl_ar
+
+#define MNNVL_AR_CHOICE ", *, int strategy=-1, int pdl=-1"
+
+STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
+  m.def("all_reduce(Tensor x, int workspace" MNNVL_AR_CHOICE ") -> Tensor");
+  m.def("all_reduce_out(Tensor x, Tensor(a!) out, int workspace" MNNVL_AR_CHOICE ") -> ()");
+  m.def(
+      "all_reduce_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int workspace, *, float weight_bias=0.0, "
+      "int strategy=-1, int pdl=-1) -> (Tensor, Tensor)");
+  m.def(
+      "all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, float eps, Tensor(a!) norm_out, "
+      "Tensor(b!) residual_out, int workspace, *, float weight_bias=0.0, int strategy=-1, int pdl=-1) -> ()");
+  m.def("_workspace_create(int[] settings, int[] blocks, int multicast) -> int");
+  m.def("_workspace_close(int workspace) -> ()");
+  m.def("_workspace_fits(int workspace, int tokens, int row_bytes) -> bool");
+  m.def("_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, int one_shot_bytes) -> int");
+  m.def("_workspace_fault(int workspace) -> int[]");
+  m.def("_workspace_reset(int workspace) -> ()");
+  m.def("_block_layout(int slot_bytes) -> int[]");
+#ifdef MNNVL_AR_TEST_BUILD
+  m.def("_sabotage(int workspace, int broken, int frozen_dirty, int delay_seed, int delay_ns) -> ()");
+#endif
+}
+
+#undef MNNVL_AR_CHOICE
+
+#define MNNVL_AR_REGISTER(m)                                              \
+  m.impl("all_reduce", TORCH_BOX(&mnnvl_ar::all_reduce));                 \
+  m.impl("all_reduce_out", TORCH_BOX(&mnnvl_ar::all_reduce_out));         \
+  m.impl("all_reduce_rms_norm", TORCH_BOX(&mnnvl_ar::all_reduce_rms_norm)); \
+  m.impl("all_reduce_rms_norm_out", TORCH_BOX(&mnnvl_ar::all_reduce_rms_norm_out));
+
+STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CPU, m) { MNNVL_AR_REGISTER(m) }
+STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CUDA, m) { MNNVL_AR_REGISTER(m) }
+
+#undef MNNVL_AR_REGISTER
+
+STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
+  m.impl("_workspace_create", TORCH_BOX(&mnnvl_ar::workspace_create));
+  m.impl("_workspace_close", TORCH_BOX(&mnnvl_ar::workspace_close));
+  m.impl("_workspace_fits", TORCH_BOX(&mnnvl_ar::workspace_fits));
+  m.impl("_workspace_slot_bytes", TORCH_BOX(&mnnvl_ar::workspace_slot_bytes));
+  m.impl("_workspace_fault", TORCH_BOX(&mnnvl_ar::workspace_fault));
+  m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));
+  m.impl("_block_layout", TORCH_BOX(&mnnvl_ar::block_layout));
+#ifdef MNNVL_AR_TEST_BUILD
+  m.impl("_sabotage", TORCH_BOX(&mnnvl_ar::sabotage));
+#endif
+}

@@ -1,0 +1,109 @@
+#include "torch/run.h"
+
+#include "host/one_rank.h"
+
+#if MNNVL_AR_CUDA
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include "cuda/launch.h"
+
+// Defined in libtorch_cuda only: null under a CPU-only PyTorch, where no CUDA tensor can reach us.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#endif
+
+namespace mnnvl_ar {
+
+using protocol::Strategy;
+
+namespace {
+
+class OneAtATime {
+ public:
+  explicit OneAtATime(std::atomic<bool>& busy) : busy_(busy) {
+    STD_TORCH_CHECK(!busy_.exchange(true), "workspace: another thread is in a call on it; one call at a time");
+  }
+  ~OneAtATime() { busy_ = false; }
+
+ private:
+  std::atomic<bool>& busy_;
+};
+
+#if MNNVL_AR_CUDA
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    cudaGetDevice(&before_);
+    if (before_ != device) cudaSetDevice(device);
+    changed_ = before_ != device;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy strategy, int64_t pdl, protocol::Shape shape,
+            protocol::Params& params) {
+  const auto device = static_cast<int>(a.device);
+  const OnDevice guard(device);
+  const Settings& s = workspace.settings;
+  const cuda::Tuning tuning{static_cast<uint32_t>(s.cluster), static_cast<uint32_t>(s.max_ctas),
+                            static_cast<uint32_t>(s.batch), static_cast<uint32_t>(s.lag)};
+  cuda::Plan plan;
+  cudaError_t error = cuda::plan(strategy, op, a.dtype, shape, tuning, device, &plan);
+  STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  error = cuda::launch(plan, static_cast<protocol::Pdl>(pdl), params, static_cast<cudaStream_t>(stream));
+  STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: launch failed: ", cudaGetErrorString(error));
+}
+#endif
+
+}  // namespace
+
+void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choice, const protocol::Params& call) {
+  Workspace& workspace = find(handle, a.device);
+  check_choice(choice.strategy, kAuto, 1, "strategy", "-1 (auto), 0 (one-shot) or 1 (two-shot)");
+  check_choice(choice.pdl, kAuto, 2, "pdl", "-1 (the workspace's), 0 (off), 1 (late) or 2 (early)");
+  const Settings& s = workspace.settings;
+  protocol::Params params = workspace.params;
+  const protocol::Shape shape{params.ranks, a.shape.tokens, a.shape.vectors};
+  const Strategy strategy = choose(choice.strategy == kAuto ? s.strategy : choice.strategy, shape,
+                                   static_cast<uint64_t>(s.one_shot_bytes), workspace.slot_vectors);
+  if (shape.tokens == 0) return;
+  const uint32_t code = static_cast<volatile protocol::FaultRecord*>(params.record)->code;
+  STD_TORCH_CHECK(code == 0, "workspace: handle ", handle, " is broken (fault code ", code,
+                  "): Workspace.check() says why; recover() or make a new one");
+
+  params.x = call.x;
+  params.residual = call.residual;
+  params.weight = call.weight;
+  params.out = call.out;
+  params.residual_out = call.residual_out;
+  params.eps = call.eps;
+  params.weight_bias = call.weight_bias;
+  params.weight_is_fp32 = call.weight_is_fp32;
+  params.tokens = shape.tokens;
+  params.vectors = shape.vectors;
+  params.description = protocol::describe(op, a.dtype, strategy, shape.vectors);
+#ifdef MNNVL_AR_TEST_BUILD
+  params.sabotage.frozen_epoch = workspace.host_calls++;
+#endif
+  if (a.device < 0) {
+    const OneAtATime only(workspace.busy);
+    STD_TORCH_CHECK(host::run(params, op, a.dtype, strategy), "workspace: handle ", handle, " broke in this call (fault code ",
+                    params.record->code, "): Workspace.check() says why");
+    return;
+  }
+#if MNNVL_AR_CUDA
+  launch(workspace, op, a, strategy, choice.pdl == kAuto ? s.pdl : choice.pdl, shape, params);
+#else
+  STD_TORCH_CHECK(false, "x: is on a GPU, but this build has no CUDA transport (there was no nvcc)");
+#endif
+}
+
+}  // namespace mnnvl_ar

@@ -1,0 +1,152 @@
+#include "torch/workspace.h"
+
+#include <pthread.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <mutex>
+
+#if MNNVL_AR_CUDA
+#include <cuda_runtime_api.h>
+
+#include "cuda/launch.h"
+#endif
+
+namespace mnnvl_ar {
+
+using protocol::Strategy;
+
+namespace {
+
+std::mutex mutex;
+std::vector<std::unique_ptr<Workspace>> workspaces;  // by handle - 1; closed ones stay, to be named
+std::atomic<bool> is_forked_child = false;
+
+protocol::FaultRecord* new_record(int64_t device) {
+  void* memory = nullptr;
+#if MNNVL_AR_CUDA
+  if (device >= 0) {
+    const cudaError_t error = cudaHostAlloc(&memory, sizeof(protocol::FaultRecord), cudaHostAllocMapped | cudaHostAllocPortable);
+    STD_TORCH_CHECK(error == cudaSuccess, "workspace: no mapped host memory: ", cudaGetErrorString(error));
+  }
+#else
+  STD_TORCH_CHECK(device < 0, "workspace: this build has no CUDA transport (there was no nvcc); use device='cpu'");
+#endif
+  if (memory == nullptr) memory = ::operator new(sizeof(protocol::FaultRecord));
+  return new (memory) protocol::FaultRecord{};  // kept for good: captured graphs may still write it
+}
+
+}  // namespace
+
+int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast) {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
+  STD_TORCH_CHECK(registered == 0, "workspace: pthread_atfork failed");
+  const auto ranks = static_cast<int64_t>(blocks.size());
+  STD_TORCH_CHECK(ranks >= 1 && ranks <= protocol::kMaxRanks, "workspace: world size ", ranks, ", wanted 1 to ",
+                  protocol::kMaxRanks);
+  STD_TORCH_CHECK(settings.rank >= 0 && settings.rank < ranks, "workspace: rank ", settings.rank, " of ", ranks);
+  auto workspace = std::make_unique<Workspace>();
+  workspace->settings = settings;
+  workspace->slot_vectors = static_cast<uint64_t>(settings.slot_bytes) / protocol::kVectorBytes;
+  protocol::Params& p = workspace->params;
+  p = protocol::Params{};
+  p.rank = static_cast<uint32_t>(settings.rank);
+  p.ranks = static_cast<uint32_t>(ranks);
+  p.slot_bytes = static_cast<uint64_t>(settings.slot_bytes);
+  p.deadline_ns = static_cast<uint64_t>(settings.deadline_ns);
+  p.block = reinterpret_cast<uint8_t*>(blocks[p.rank]);
+  p.multicast = reinterpret_cast<uint8_t*>(multicast);
+  for (uint32_t i = 0; i < p.ranks; ++i) p.peers[i] = reinterpret_cast<uint8_t*>(blocks[(p.rank + 1 + i) % p.ranks]);
+#if MNNVL_AR_CUDA
+  if (settings.device >= 0) {
+    int before = 0;
+    cudaError_t error = cudaGetDevice(&before);
+    if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(settings.device));
+    if (error == cudaSuccess) error = cuda::load_kernels(p.ranks);
+    if (error == cudaSuccess) p.record = new_record(settings.device);
+    cudaSetDevice(before);
+    STD_TORCH_CHECK(error == cudaSuccess, "workspace: cannot load the kernels on cuda:", settings.device, ": ",
+                    cudaGetErrorString(error));
+  }
+#endif
+  if (p.record == nullptr) p.record = new_record(settings.device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  workspaces.push_back(std::move(workspace));
+  return static_cast<int64_t>(workspaces.size());
+}
+
+Workspace& find_any(int64_t handle) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  STD_TORCH_CHECK(handle >= 1 && handle <= static_cast<int64_t>(workspaces.size()), "workspace: handle ", handle,
+                  " is unknown in this process, which made ", workspaces.size(), " (wanted Workspace.handle)");
+  return *workspaces[static_cast<size_t>(handle - 1)];
+}
+
+Workspace& find(int64_t handle, int64_t device) {
+  Workspace& workspace = find_any(handle);
+  STD_TORCH_CHECK(!is_forked_child, "workspace: handle ", handle,
+                  " belongs to the parent of this forked process; make a new workspace here");
+  STD_TORCH_CHECK(!workspace.closed, "workspace: handle ", handle, " is closed");
+  if (workspace.settings.device != device) {
+    const auto name = [](int64_t index) { return index < 0 ? std::string("cpu") : "cuda:" + std::to_string(index); };
+    STD_TORCH_CHECK(false, "x: is on ", name(device), ", wanted ", name(workspace.settings.device),
+                    ", the device of workspace ", handle);
+  }
+  return workspace;
+}
+
+void close(int64_t handle) { find_any(handle).closed = true; }
+
+namespace {
+
+uint64_t vectors_of(Strategy strategy, protocol::Shape shape) {
+  return strategy == Strategy::one_shot ? protocol::one_shot_vectors(shape) : protocol::two_shot_vectors(shape);
+}
+
+uint64_t message_bytes(protocol::Shape shape) { return uint64_t{shape.tokens} * shape.vectors * protocol::kVectorBytes; }
+
+// auto's wish, before it is held against the slot.
+Strategy preferred(protocol::Shape shape, uint64_t one_shot_bytes) {
+  return message_bytes(shape) <= one_shot_bytes ? Strategy::one_shot : Strategy::two_shot;
+}
+
+bool select(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors, Strategy* selected) {
+  *selected = strategy == kAuto ? preferred(shape, one_shot_bytes) : static_cast<Strategy>(strategy);
+  if (vectors_of(*selected, shape) <= slot_vectors) return true;
+  if (strategy != kAuto) return false;
+  *selected = *selected == Strategy::one_shot ? Strategy::two_shot : Strategy::one_shot;
+  return vectors_of(*selected, shape) <= slot_vectors;
+}
+
+}  // namespace
+
+bool is_row(int64_t row_bytes) {
+  return row_bytes > 0 && row_bytes % protocol::kVectorBytes == 0 &&
+         row_bytes <= int64_t{protocol::kMaxRowVectors} * protocol::kVectorBytes;
+}
+
+bool fits(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors) {
+  Strategy ignored;
+  return select(strategy, shape, one_shot_bytes, slot_vectors, &ignored);
+}
+
+Strategy choose(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors) {
+  Strategy selected;
+  STD_TORCH_CHECK(select(strategy, shape, one_shot_bytes, slot_vectors, &selected), "x: ", shape.tokens, " tokens of ",
+                  shape.vectors * protocol::kVectorBytes, " bytes need a slot of ",
+                  vectors_of(selected, shape) * protocol::kVectorBytes, " bytes, the workspace has ",
+                  slot_vectors * protocol::kVectorBytes, " (wanted Workspace.fits(tokens, hidden, dtype))");
+  return selected;
+}
+
+uint64_t needed_vectors(int64_t strategy, protocol::Shape largest, uint64_t one_shot_bytes) {
+  if (strategy != kAuto) return vectors_of(static_cast<Strategy>(strategy), largest);
+  // Up to `one_shot_bytes` one-shot, from there two-shot: the larger of the largest of each.
+  protocol::Shape last_one_shot = largest;
+  last_one_shot.tokens = static_cast<uint32_t>(
+      std::min<uint64_t>(largest.tokens, one_shot_bytes / (uint64_t{largest.vectors} * protocol::kVectorBytes)));
+  const uint64_t one = protocol::one_shot_vectors(last_one_shot);
+  return last_one_shot.tokens == largest.tokens ? one : std::max(one, protocol::two_shot_vectors(largest));
+}
+
+}  // namespace mnnvl_ar

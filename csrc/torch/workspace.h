@@ -1,0 +1,59 @@
+// Workspaces as the ops know them: by a small integer, since the stable ABI has no custom classes and Dynamo must not see one.
+//
+// Contract
+//   * Handles are 1, 2, ... in order of creation in this process, alike on all ranks of a group, so that compiled code that holds
+//     one is the same on every rank. A handle is never used again.
+//   * find() throws for a handle that is unknown, closed, of a forked parent, or of another device.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "protocol/call_params.h"
+
+namespace mnnvl_ar {
+
+// "auto" where an op or a workspace leaves the strategy open.
+inline constexpr int64_t kAuto = -1;
+
+struct Settings {
+  int64_t device;          // CUDA device index, or -1: host
+  int64_t rank;
+  int64_t slot_bytes;
+  int64_t deadline_ns;     // 0: none
+  int64_t strategy;        // protocol::Strategy or kAuto
+  int64_t pdl;             // protocol::Pdl
+  int64_t one_shot_bytes;  // auto: one-shot for messages up to here
+  int64_t cluster, max_ctas, batch, lag;  // cuda::Tuning, 0: chosen
+};
+
+struct Workspace {
+  Settings settings;
+  protocol::Params params;  // what does not change from call to call
+  uint64_t slot_vectors;
+  bool closed = false;
+  std::atomic<bool> busy = false;  // host transport: a call is under way
+  uint32_t host_calls = 0;         // test builds: what a host counter would say
+};
+
+// `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
+int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast);
+void close(int64_t handle);
+Workspace& find(int64_t handle, int64_t device);
+Workspace& find_any(int64_t handle);
+
+// ---- sizes: the same functions size a workspace and judge every call ----------------------------------------------
+
+// The strategy of a call, or a thrown error if neither (or not the forced one) fits `slot_vectors`; 0 slot_vectors: no bound.
+protocol::Strategy choose(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors);
+
+// Vectors a slot needs for every call of up to `tokens` rows.
+uint64_t needed_vectors(int64_t strategy, protocol::Shape largest, uint64_t one_shot_bytes);
+
+bool is_row(int64_t row_bytes);
+bool fits(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors);
+
+}  // namespace mnnvl_ar

@@ -1,0 +1,19 @@
+"""Fixed all-reduce kernels for tensor-parallel inference: AllReduce, and AllReduce fused with residual add and RMSNorm."""
+
+from mnnvl_ar import ops, reference
+from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerTimeout, WorkspaceBroken
+from mnnvl_ar.ops import Pdl, Strategy
+from mnnvl_ar.workspace import Workspace
+
+__all__ = [
+    "BringUpError",
+    "CallMismatch",
+    "MnnvlArError",
+    "Pdl",
+    "PeerTimeout",
+    "Strategy",
+    "Workspace",
+    "WorkspaceBroken",
+    "ops",
+    "reference",
+]

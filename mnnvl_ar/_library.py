@@ -1,0 +1,25 @@
+"""Loads the compiled library and says clearly what is wrong when it cannot.
+
+`MNNVL_AR_LIBRARY` names another build of it, for tests: a test build with guards that can be switched off, or one
+under a sanitizer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+PATH = Path(os.environ.get("MNNVL_AR_LIBRARY") or Path(__file__).with_name("_C.so"))
+
+if not PATH.exists():
+    raise ImportError(f"mnnvl_ar: {PATH} has not been built: run `make build`, or `pip install -e . --no-build-isolation`")
+try:
+    torch.ops.load_library(str(PATH))
+except OSError as error:
+    raise ImportError(
+        f"mnnvl_ar: {PATH} does not load under torch {torch.__version__} (CUDA {torch.version.cuda}): {error}"
+    ) from error
+
+ops = torch.ops.mnnvl_ar

@@ -1,0 +1,71 @@
+"""What the right answer is, bit for bit: docs/numerics.md in plain PyTorch on the CPU.
+
+Every step is an elementwise fp32 operation that IEEE 754 defines, so these few lines give the bits that every transport, strategy,
+world size and grid must give. Slow, and meant to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+VECTOR_BYTES = 16
+GROUP = 32  # neighbouring vectors that are summed by a butterfly
+
+
+def all_reduce(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over ranks: `inputs[r]` is rank r's [..., hidden] tensor of bf16, fp16 or fp32; the sum has its shape and dtype."""
+    total = torch.zeros_like(inputs[0], dtype=torch.float32)
+    for x in inputs:
+        total = total + x.float()
+    return total.to(inputs[0].dtype)
+
+
+def all_reduce_rms_norm(
+    inputs: Sequence[torch.Tensor],
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    weight_bias: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(norm, residual_out)`, shape and dtype of `residual`: residual_out = sum + residual, norm = RMSNorm(residual_out).
+
+    weight: [hidden], in the rows' dtype or fp32; the factor is `weight_bias + weight`.
+    """
+    dtype = residual.dtype
+    z = (all_reduce(inputs).float() + residual.float()).to(dtype)
+    q = square_sum(z)
+    hidden = torch.tensor(z.shape[-1], dtype=torch.float32)
+    rstd = torch.ones_like(q) / torch.sqrt(q / hidden + torch.tensor(eps, dtype=torch.float32))
+    factor = torch.tensor(weight_bias, dtype=torch.float32) + weight.float()
+    norm = (z.float() * rstd.unsqueeze(-1)) * factor
+    return norm.to(dtype), z
+
+
+def square_sum(z: torch.Tensor) -> torch.Tensor:
+    """Sum of squares over the last dimension in fp32, in the library's order: vectors, groups of 32 vectors, groups."""
+    per_vector = VECTOR_BYTES // z.element_size()
+    x = z.float().unflatten(-1, (-1, per_vector))
+    q = torch.zeros(x.shape[:-1])
+    for i in range(per_vector):
+        q = q + x[..., i] * x[..., i]
+    q = torch.nn.functional.pad(q, (0, -q.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    step = GROUP // 2
+    while step:
+        q = q[..., :step] + q[..., step : 2 * step]
+        step //= 2
+    q = q.squeeze(-1)
+    total = torch.zeros(q.shape[:-1])
+    for group in range(q.shape[-1]):
+        total = total + q[..., group]
+    return total
+
+
+def same_bits(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """`torch.equal` with NaN equal to NaN, and -0.0 told from +0.0."""
+    got, want = got.cpu(), want.cpu()
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return False
+    integer = torch.int16 if got.element_size() == 2 else torch.int32
+    return bool(torch.all((got.view(integer) == want.view(integer)) | (got.isnan() & want.isnan())))
