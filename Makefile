@@ -1,0 +1,120 @@
+# `make demo` and `make test` set up everything themselves: .venv, PyTorch, the build. The second run is quick.
+#
+#   TORCH=torch==2.13.0   which PyTorch, as pip takes it, options too: TORCH='torch --index-url <an index of CPU wheels>'.
+#                         By default the newest, which on PyPI brings CUDA along (gigabytes), GPU or not.
+#   PY=python3            an environment of your own, used as it is: nothing is installed, only built
+#   PYTHON=python3.12     the Python that .venv is made of
+#   ARGS=...              passed on to what runs (demo, pytest, bench, ...)
+#   MNNVL_AR_ARCHS=90a    and the other variables at the top of setup.py
+
+PYTHON ?= python3
+TORCH ?= torch>=2.10
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+GPU := $(wildcard /dev/nvidiactl /dev/nvidia0 /dev/nvgpu)
+HAVE_NVCC := $(shell command -v nvcc "$${CUDA_HOME:-/none}/bin/nvcc" 2> /dev/null)
+
+ifeq ($(origin PY),undefined)
+PY := .venv/bin/python
+READY := .venv/.installed
+READY_DEV := .venv/.dev
+endif
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test gpu-test record-check model lint format build test-build bench bench-report tune faults clean
+
+demo: build
+	$(PY) -m mnnvl_ar demo $(ARGS)
+
+test: build test-build
+	$(PY) -m pytest $(ARGS)
+
+gpu-test: build test-build
+	$(PY) -m pytest -m gpu tests/gpu --gpu-record tests/gpu/record.json $(ARGS)
+
+record-check:
+	@$(PYTHON) tests/gpu/record.py --check
+
+model: model/check.py
+	$(PYTHON) model/check.py $(ARGS)
+
+faults: build test-build
+	$(PY) tests/faults/run.py $(ARGS)
+
+bench: build
+	$(PY) bench/run.py $(ARGS)
+
+bench-report: $(READY)
+	$(PY) bench/report.py $(ARGS)
+
+tune: build
+	$(PY) bench/tune.py $(ARGS)
+
+# ---- building: ninja decides what is out of date
+
+build: $(READY)
+	$(PY) setup.py --quiet build_ext --inplace
+
+# A test build's CUDA half is of use only where there is a GPU.
+test-build: $(READY)
+	$(PY) setup.py --quiet build_protocol
+	MNNVL_AR_TEST_BUILD=1 MNNVL_AR_CUDA=$(if $(GPU),1,0) $(PY) setup.py --quiet build_ext --inplace
+
+# ---- style
+
+CPP = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+TOOLS = $(PY) -m
+CLANG_FORMAT = $(if $(READY_DEV),.venv/bin/)clang-format
+
+lint: $(READY_DEV)
+	$(TOOLS) ruff check
+	$(TOOLS) ruff format --check
+	$(TOOLS) mypy
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
+
+format: $(READY_DEV)
+	$(TOOLS) ruff check --fix
+	$(TOOLS) ruff format
+	$(CLANG_FORMAT) -i $(CPP)
+
+# ---- setting up .venv; each stamp stands for one step
+
+.venv/bin/python:
+	@command -v $(PYTHON) > /dev/null || { echo "mnnvl_ar: no $(PYTHON): install Python 3.10 or later, or say PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "mnnvl_ar: $$($(PYTHON) --version) is too old: 3.10 or later is needed; say PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null \
+	  || { echo "mnnvl_ar: this Python cannot make a venv: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# Holds the value of TORCH; newer than what depends on it only when that has changed.
+.venv/.torch-wanted: .venv/bin/python FORCE
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+.venv/.torch: .venv/.torch-wanted
+	$(PIP) install $(foreach word,$(TORCH),'$(word)')
+	@touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml
+	$(PIP) install 'setuptools>=77' ninja
+ifneq ($(GPU),)
+ifeq ($(HAVE_NVCC),)
+	$(PIP) install 'cuda-toolkit[nvcc,cccl,cudart]==13.*'
+endif
+endif
+	@$(PY) -c 'import torch' || { echo "mnnvl_ar: this PyTorch cannot be imported; choose another by TORCH="; exit 1; }
+	$(PY) setup.py --quiet build_ext --inplace
+	$(PIP) install --no-build-isolation -e '.[test]'
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	$(PIP) install --no-build-isolation -e '.[test,dev]'
+	@touch $@
+
+.PHONY: FORCE
+FORCE:
+
+clean:
+	rm -rf build dist *.egg-info mnnvl_ar/_C.so tests/_C_*.so tests/_protocol*.so
+	rm -f .venv/.torch .venv/.torch-wanted .venv/.installed .venv/.dev

@@ -1,0 +1,82 @@
+"""GPU tests run where there are GPUs enough and are skipped with a reason elsewhere; `--gpu-record` writes down what ran.
+
+A test says what it needs by `@pytest.mark.gpu(n)`: n CUDA GPUs, 1 if left out. Everything under tests/gpu needs at least one.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from gpu import record
+
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@functools.cache
+def gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def gpus_needed(item: pytest.Item) -> int:
+    """The largest n of the test's `gpu(n)` marks; 0 without one."""
+    counts = [(*mark.args, *mark.kwargs.values(), 1)[0] for mark in item.iter_markers("gpu")]
+    return max([int("gpu" in item.path.relative_to(Path(__file__).parent).parts[:-1]), *counts])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu-record", metavar="FILE", help="write what the GPU tests did to FILE (tests/gpu/record.json)")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses, as tests/gpu is marked here
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        needed = gpus_needed(item)
+        if needed == 0:
+            continue
+        item.add_marker(pytest.mark.gpu(needed))
+        item.user_properties.append(("gpus", needed))
+        if gpus_here() < needed:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA GPU{'s' * (needed > 1)}, {gpus_here()} here"))
+
+
+class Recorder:
+    """Counts the GPU tests' outcomes by the number of GPUs that they need."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.outcomes: dict[str, tuple[int, str]] = {}  # a failure at any stage stays
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        gpus = dict(report.user_properties).get("gpus")
+        if isinstance(gpus, int) and (report.when == "call" or not report.passed):
+            if self.outcomes.get(report.nodeid, (0, ""))[1] != "failed":
+                self.outcomes[report.nodeid] = (gpus, report.outcome)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        counts: dict[str, dict[str, int]] = {}
+        for gpus, outcome in self.outcomes.values():
+            count = counts.setdefault(str(gpus), {"passed": 0, "failed": 0, "skipped": 0})
+            count[outcome] += 1
+        if any(count["passed"] for count in counts.values()):
+            record.write_run(self.file, counts)
+            terminalreporter.write_line(f"recorded in {self.file}")
+        else:
+            terminalreporter.write_line(f"no GPU test passed: {self.file} is left as it was")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if file := config.getoption("--gpu-record"):
+        config.pluginmanager.register(Recorder(Path(file)), "gpu-record")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Iterator[Path]:
+    """The root of the repository."""
+    yield Path(__file__).parent.parent

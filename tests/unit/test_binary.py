@@ -1,0 +1,213 @@
+"""`_C.so` is what it has to be to load under any PyTorch from 2.10, any Python, with or without CUDA: symbols, architectures, size.
+
+Each check is a function of a tool's output that returns what is wrong, so that a negative control can feed it something wrong.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+LIBRARY = ROOT / "mnnvl_ar" / "_C.so"
+CONFIG = ROOT / "build" / "release" / "config.json"
+
+STRONG = re.compile(r"aoti_torch_\w+|torch_\w+")  # LibTorch's stable C functions; all else must carry a system library's version
+WEAK = {"aoti_torch_get_current_cuda_stream", "__cxa_finalize", "__gmon_start__"}  # absent, they read as null
+WEAK |= {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__pthread_key_create"}
+NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (7, 0, 0)}  # Ubuntu 22.04, RHEL 9 with GCC 12's libstdc++
+NEEDED = re.compile(r"libtorch\.so|libtorch_cpu\.so|lib(stdc\+\+|m|c|gcc_s|rt|dl|pthread|atomic)\.so\.\d+|ld-linux.*")
+STACK_ALLOWED: dict[str, int] = {}  # part of a kernel's mangled name -> bytes of stack frame that are accepted, with the reason beside it
+MAX_BYTES = 10 * 2**20
+
+
+# ---- what is wrong, given a tool's output
+
+
+def wrong_undefined(nm: str) -> list[str]:
+    """Undefined symbols (`nm -D --undefined-only`) that are neither stable LibTorch's nor a system library's."""
+    wrong = []
+    for kind, name, version in re.findall(r"^\s*([UwvV]) ([^@\s]+)(@\S+)?$", nm, re.MULTILINE):
+        allowed = (name in WEAK or name.startswith("_Z") and version) if kind != "U" else STRONG.fullmatch(name) or version
+        if not allowed or re.match(r"_Py|Py|_ZNK?(3c10|2at|5torch)", name):
+            wrong.append(f"{kind} {name}{version}")
+    return wrong
+
+
+def too_new(nm: str) -> list[str]:
+    """Symbols whose version is newer than the oldest systems supported have."""
+    found = re.findall(r"(\S+)@@?(GLIBCXX|GLIBC|CXXABI|GCC)_([\d.]+)", nm)
+    return [f"{name}@{lib}_{v}" for name, lib, v in found if tuple(map(int, v.split("."))) > NEWEST[lib]]
+
+
+def wrong_exports(nm: str) -> list[str]:
+    """Symbols given to others (`nm -D --defined-only`): no module for one Python, nothing that another library could bind to."""
+    names = [line.split()[-1] for line in nm.splitlines() if line.strip()]
+    return [name for name in names if name.startswith("PyInit") or "mnnvl_ar" in name or name.startswith("cuda")]
+
+
+def wrong_needed(readelf: str) -> list[str]:
+    """Libraries asked for by name (`readelf -d`), other than LibTorch's two and the system's; and those two if they are not."""
+    names = re.findall(r"\(NEEDED\).*\[(.*)\]", readelf)
+    missing = [f"no {name}" for name in ("libtorch.so", "libtorch_cpu.so") if name not in names]
+    return missing + [name for name in names if not NEEDED.fullmatch(name)]
+
+
+def wrong_archs(listing: str, archs: list[str]) -> list[str]:
+    """Differences between the code listed by `cuobjdump --list-elf --list-ptx` and that configured."""
+    found = {f"{kind} {arch}" for kind, arch in re.findall(r"(ELF|PTX) file.*\.(sm_\w+)\.", listing)}
+    wanted = {"PTX sm_90" if arch == "ptx" else f"ELF sm_{arch}" for arch in archs}
+    return [f"no {code}" for code in sorted(wanted - found)] + [f"unwanted {code}" for code in sorted(found - wanted)]
+
+
+def wrong_kernels(ptxas: str) -> list[str]:
+    """Functions in ptxas's log that spill or use more stack than accepted."""
+    wrong = []
+    pattern = r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    for name, *figures in re.findall(pattern, ptxas):
+        stack, stores, loads = map(int, figures)
+        accepted = max([size for part, size in STACK_ALLOWED.items() if part in name], default=0)
+        if stores or loads or stack > accepted:
+            wrong.append(f"{name}: {stack} bytes of stack, {stores} of spill stores, {loads} of spill loads")
+    return wrong
+
+
+# ---- the library
+
+
+def output_of(tool: str, *arguments: str) -> str:
+    places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/none") + "/bin"]
+    nvidia = importlib.util.find_spec("nvidia")
+    places += [str(bin) for folder in (nvidia and nvidia.submodule_search_locations) or () for bin in Path(folder).glob("cu*/bin")]
+    program = shutil.which(tool, path=os.pathsep.join(places))
+    if program is None:
+        pytest.skip(f"no {tool} on this machine")
+    return subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def library() -> str:
+    assert LIBRARY.exists(), "not built; run `make build`"
+    return str(LIBRARY)
+
+
+@pytest.fixture(scope="module")
+def config() -> dict:
+    if not CONFIG.exists():
+        pytest.skip("not built in this tree: no build/release/config.json to compare with")
+    got: dict = json.loads(CONFIG.read_text())
+    return got
+
+
+@pytest.fixture(scope="module")
+def cuda_config(config: dict) -> dict:
+    if not config["cuda"]:
+        pytest.skip("built without nvcc: host transport only")
+    return config
+
+
+def test_undefined_symbols(library: str) -> None:
+    assert wrong_undefined(output_of("nm", "-D", "--undefined-only", library)) == []
+
+
+def test_symbol_versions(library: str) -> None:
+    name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "other 0.0").split()
+    wrong = too_new(output_of("nm", "-D", "--undefined-only", library))
+    if wrong and (name != "glibc" or tuple(map(int, version.split("."))) > (2, 36)):
+        pytest.skip(f"built against {name} {version}, so not for older systems: {', '.join(wrong[:5])}")
+    assert wrong == []
+
+
+def test_exports(library: str) -> None:
+    assert wrong_exports(output_of("nm", "-D", "--defined-only", library)) == []
+
+
+def test_needed_libraries(library: str) -> None:
+    assert wrong_needed(output_of("readelf", "-d", library)) == []
+
+
+def test_size(library: str) -> None:
+    assert os.path.getsize(library) <= MAX_BYTES
+
+
+def test_architectures(library: str, cuda_config: dict) -> None:
+    listing = output_of("cuobjdump", "--list-elf", library) + output_of("cuobjdump", "--list-ptx", library)
+    assert wrong_archs(listing, cuda_config["archs"]) == []
+
+
+def test_no_spills(cuda_config: dict) -> None:
+    log = (ROOT / cuda_config["ptxas"]).read_text()
+    assert "Function properties for" in log
+    assert wrong_kernels(log) == []
+
+
+def test_no_machine_paths(library: str) -> None:
+    content = Path(library).read_bytes()
+    assert str(ROOT).encode() not in content
+
+
+def test_loads_in_a_process_of_its_own(library: str) -> None:
+    code = f"import torch; torch.ops.load_library({library!r}); print(len(torch.ops.mnnvl_ar.__dict__) > 0)"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert got.returncode == 0, got.stderr
+
+
+# ---- negative controls: each check finds what it is for
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "                 U _ZN3c106detail14torchCheckFailEPKcS2_jRKSs",
+        "                 U _ZNK2at6Tensor4sizeEl",
+        "                 U PyObject_Call",
+        "                 U _Py_Dealloc",
+        "                 U cudaMalloc",
+        "                 U cuMemCreate",
+        "                 U _ZN8mnnvl_ar6launchEv",
+        "                 w torch_c10_cuda_check_msg",
+    ],
+)
+def test_a_forbidden_symbol_is_found(line: str) -> None:
+    good = "                 U aoti_torch_abi_version\n                 U malloc@GLIBC_2.2.5\n                 w __gmon_start__\n"
+    assert wrong_undefined(good) == []
+    assert len(wrong_undefined(good + line + "\n")) == 1
+
+
+def test_a_version_too_new_is_found() -> None:
+    assert too_new("U a@GLIBC_2.34\nU b@GLIBCXX_3.4.30\nU c@CXXABI_1.3\nw d@GLIBC_2.2.5\n") == []
+    assert too_new("U a@GLIBC_2.38\nU b@GLIBCXX_3.4.32\n") == ["a@GLIBC_2.38", "b@GLIBCXX_3.4.32"]
+
+
+@pytest.mark.parametrize("name", ["PyInit__C", "_ZN8mnnvl_ar4cuda6launchEv", "cudaMalloc"])
+def test_a_forbidden_export_is_found(name: str) -> None:
+    assert wrong_exports(f"0000000000001000 T {name}\n") == [name]
+
+
+@pytest.mark.parametrize("name", ["libcudart.so.13", "libcuda.so.1", "libc10.so", "libpython3.11.so.1.0", "libtorch_cuda.so"])
+def test_a_forbidden_library_is_found(name: str) -> None:
+    good = "(NEEDED) Shared library: [libtorch.so]\n(NEEDED) Shared library: [libtorch_cpu.so]\n"
+    assert wrong_needed(good) == []
+    assert wrong_needed(good + f"(NEEDED) Shared library: [{name}]\n") == [name]
+
+
+def test_a_library_without_libtorch_is_found() -> None:
+    assert wrong_needed("(NEEDED) Shared library: [libtorch_cpu.so]\n") == ["no libtorch.so"]
+
+
+def test_a_missing_architecture_is_found() -> None:
+    listing = "ELF file    1: _C.1.sm_90a.cubin\nPTX file    1: _C.1.sm_90.ptx\n"
+    assert wrong_archs(listing, ["90a", "ptx"]) == []
+    assert wrong_archs(listing, ["90a", "100f"]) == ["no ELF sm_100f", "unwanted PTX sm_90"]
+
+
+@pytest.mark.parametrize(("figures", "wrong"), [((0, 0, 0), 0), ((8, 0, 0), 1), ((8, 4, 4), 1), ((0, 0, 4), 1)])
+def test_a_spill_is_found(figures: tuple[int, int, int], wrong: int) -> None:
+    line = "{} bytes stack frame, {} bytes spill stores, {} bytes spill loads".format(*figures)
+    assert len(wrong_kernels(f"ptxas info    : Function properties for _Z1kv\n    {line}\n")) == wrong
