@@ -37,7 +37,11 @@ def all_reduce_rms_norm(
     z = (all_reduce(inputs).float() + residual.float()).to(dtype)
     q = square_sum(z)
     hidden = torch.tensor(z.shape[-1], dtype=torch.float32)
-    rstd = torch.ones_like(q) / torch.sqrt(q / hidden + torch.tensor(eps, dtype=torch.float32))
+    mean = q / hidden + torch.tensor(eps, dtype=torch.float32)
+    # PyTorch's fp32 square root may come from MKL, which is not always correctly rounded. Of an fp32 value the fp64 root, rounded
+    # to fp32, is.
+    root = torch.sqrt(mean.double()).float()
+    rstd = torch.ones_like(root) / root
     factor = torch.tensor(weight_bias, dtype=torch.float32) + weight.float()
     norm = (z.float() * rstd.unsqueeze(-1)) * factor
     return norm.to(dtype), z

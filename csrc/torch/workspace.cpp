@@ -141,12 +141,11 @@ Strategy choose(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes
 
 uint64_t needed_vectors(int64_t strategy, protocol::Shape largest, uint64_t one_shot_bytes) {
   if (strategy != kAuto) return vectors_of(static_cast<Strategy>(strategy), largest);
-  // Up to `one_shot_bytes` one-shot, from there two-shot: the larger of the largest of each.
+  // One-shot up to `one_shot_bytes`, two-shot at any size, so that calls may also force it.
   protocol::Shape last_one_shot = largest;
   last_one_shot.tokens = static_cast<uint32_t>(
       std::min<uint64_t>(largest.tokens, one_shot_bytes / (uint64_t{largest.vectors} * protocol::kVectorBytes)));
-  const uint64_t one = protocol::one_shot_vectors(last_one_shot);
-  return last_one_shot.tokens == largest.tokens ? one : std::max(one, protocol::two_shot_vectors(largest));
+  return std::max(protocol::one_shot_vectors(last_one_shot), protocol::two_shot_vectors(largest));
 }
 
 }  // namespace mnnvl_ar

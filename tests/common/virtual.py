@@ -1,0 +1,85 @@
+"""Virtual ranks: all ranks of a group in one process on one device, each with its own block, thread or stream.
+
+What differs from real ranks: stores stay on the device. What does not: kernels, ring, races between ranks.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable
+
+import torch
+
+from mnnvl_ar._library import ops
+from mnnvl_ar.ops import Pdl, Strategy
+from mnnvl_ar.strategy import one_shot_bytes
+from mnnvl_ar.workspace import Layout, create
+
+
+class VirtualGroup:
+    def __init__(
+        self,
+        ranks: int,
+        max_tokens: int,
+        hidden: int,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        *,
+        strategy: int = Strategy.AUTO,
+        crossover: int | None = None,
+        pdl: int = Pdl.EARLY,
+        deadline: float = 20.0,
+        **tuning: int,
+    ) -> None:
+        self.device = torch.device(device)
+        self.ranks = ranks
+        crossover = one_shot_bytes(ranks, self.device) if crossover is None else crossover
+        slot_bytes = ops._workspace_slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy, crossover)
+        self.layout = Layout(slot_bytes)
+        self.blocks = [torch.empty(self.layout.nbytes // 4, dtype=torch.int32, device=self.device) for _ in range(ranks)]
+        self.fill()
+        pointers = tuple(block.data_ptr() for block in self.blocks)
+        if self.device.type == "cuda":
+            self.streams = [torch.cuda.Stream(self.device) for _ in range(ranks)]
+            # All ranks' grids must be resident at once.
+            tuning.setdefault("max_ctas", max(8, torch.cuda.get_device_properties(self.device).multi_processor_count // ranks))
+        self.handles = [
+            create(
+                pointers,
+                rank,
+                self.device,
+                slot_bytes,
+                strategy=strategy,
+                pdl=pdl,
+                deadline=deadline,
+                one_shot_bytes=crossover,
+                **tuning,
+            )
+            for rank in range(ranks)
+        ]
+
+    def fill(self) -> None:
+        for block in self.blocks:
+            for fill in self.layout.fills:
+                word = fill.word - (1 << 32) if fill.word >= 1 << 31 else fill.word
+                block[fill.offset // 4 : (fill.offset + fill.nbytes) // 4] = word
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def each(self, work: Callable[[int], object]) -> list[object]:
+        """`work(rank)` for every rank: side by side in threads on the host, each on its own stream on a GPU."""
+        if self.device.type == "cpu":
+            with ThreadPoolExecutor(self.ranks) as pool:
+                return list(pool.map(work, range(self.ranks)))
+        results = []
+        for rank in range(self.ranks):
+            self.streams[rank].wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.streams[rank]):
+                results.append(work(rank))
+        for stream in self.streams:
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+        return results
+
+    def close(self) -> None:
+        for handle in self.handles:
+            ops._workspace_close(handle)
