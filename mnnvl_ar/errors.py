@@ -1,0 +1,44 @@
+"""Every error the library raises on purpose.
+
+Contract: each is a `MnnvlArError`; each can be pickled (an engine hands errors from worker to server); each `str` is
+one paragraph that names the rank and says what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MnnvlArError(RuntimeError):
+    """Base of all errors of this library."""
+
+
+class BringUpError(MnnvlArError):
+    """A workspace could not be made. Raised with the same four attributes on every rank that survives.
+
+    rank:   rank *in the group* that failed first, -1 if that cannot be known.
+    step:   name of the bring-up step that it failed in.
+    cause:  what went wrong there.
+    advice: what an operator can do about it.
+    """
+
+    def __init__(self, rank: int, step: str, cause: str, advice: str = "") -> None:
+        self.rank, self.step, self.cause, self.advice = rank, step, cause, advice
+        who = f"rank {rank}" if rank >= 0 else "an unknown rank"
+        text = f"symmetric memory bring-up failed on {who} at step '{step}': {cause.rstrip('.')}."
+        super().__init__(f"{text} {advice}".rstrip())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rank, self.step, self.cause, self.advice)
+
+
+class WorkspaceBroken(MnnvlArError):
+    """The workspace can no longer be used: an earlier call on it failed, here or on a peer."""
+
+
+class PeerTimeout(WorkspaceBroken):
+    """A peer did not send its share within the deadline."""
+
+
+class CallMismatch(WorkspaceBroken):
+    """A peer made another call (op, shape, dtype or strategy) than this rank did."""

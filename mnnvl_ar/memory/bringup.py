@@ -1,0 +1,166 @@
+"""The way from a group to memory that every rank can write to, one voted step after another.
+
+    rendezvous  all ranks have met and ask for the same        exchange  every handle has reached every rank
+    probe       driver, device, granularity                    import    the peers' handles are opened
+    reserve     address space for all blocks                   map       ... and mapped
+    allocate    our physical memory, mapped                    write     a nonce into every peer's block, read back
+    fill        its initial content                            verify    every peer's nonce is in ours; content restored
+                                                               ready
+
+From `allocate` to `verify` is one attempt with one kind of handle. If it fails for a reason that another kind may not
+have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`.
+Content is in place before any peer can see the block (tvm#16797), and nothing uses a block before all are `ready`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from . import hosts, multicast
+from .block import Block
+from .handshake import Handshake
+from .request import Request
+from .steps import StepFailed, Steps
+from .verbs import multicast_refusal
+from .vote import Ballot, Failure, Outcome
+
+_ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
+
+
+class BringUp:
+    """One bring-up (or restoration) of one `Block`. After `run`, `transport` and `reason` say what was chosen and why."""
+
+    def __init__(self, block: Block, ballot: Ballot, request: Request) -> None:
+        self._block, self._request = block, request
+        self._steps = Steps(ballot)
+        self._notes: list[str] = []
+        self._members: list[dict[str, Any]] = []  # what each rank told of itself
+        self.transport = "host" if request.device == "cpu" else "unicast"
+        self.reason = ""
+
+    def run(self) -> None:
+        """Collective. On failure raises `BringUpError` alike on all ranks; what was taken is the block's to close."""
+        try:
+            self._rendezvous()
+            kinds, alignment = self._probe()
+            wanted, alignment = self._consider_multicast(kinds, alignment)
+            if self._request.purpose == "allocate":
+                stride = -(-self._request.nbytes // alignment) * alignment
+                self._steps.run("reserve", lambda: self._block.reserve(stride, alignment))
+            self._attempt_each(kinds)
+            if wanted:
+                self._multicast()
+            self._steps.run("ready", lambda: None)
+        except StepFailed as failed:
+            before = f" (before that: {'; '.join(self._notes)})" if self._notes else ""
+            raise failed.error(before) from failed.__cause__
+        names = list(dict.fromkeys(hosts.name_of(member["host"]) for member in self._members))
+        where = f"{len(self._members)} ranks on {len(names)} host{'s' if len(names) > 1 else ''}"
+        self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *self._notes])
+
+    def _rendezvous(self) -> None:
+        request = self._request
+
+        def body() -> Outcome:
+            request.check(self._block.world_size)
+            if request.device == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("the current CUDA stream is capturing; make workspaces before a capture begins")
+            about = {"alike": request.alike(), "host": hosts.identity(), "refusal": multicast_refusal()}
+            return Outcome(data=about | {"salt": secrets.token_hex(8)})
+
+        self._members = self._steps.run("rendezvous", body, needs_peers=True).data
+        first = self._members[0]["alike"]
+        for rank, member in enumerate(self._members):
+            for name, value in member["alike"].items():
+                if value != first[name]:
+                    cause = f"{name} differs: rank {rank} has {value!r}, rank 0 has {first[name]!r}"
+                    advice = "All ranks of a group must make the same workspaces in the same order."
+                    raise _agreed(rank, "rendezvous", cause, advice)
+
+    def _probe(self) -> tuple[list[str], int]:
+        """The handle kinds worth an attempt, and the alignment that suits all ranks and all kinds."""
+        driver = self._block.driver
+
+        def body() -> Outcome:
+            traits = driver.open(self._request.index)
+            if self._request.purpose == "allocate":
+                self._block.space.push(driver.close)
+            return Outcome(data={"grain": max(map(driver.granularity, driver.kinds)), **asdict(traits)})
+
+        for member, told in zip(self._members, self._steps.run("probe", body, needs_peers=True).data, strict=True):
+            member.update(told)
+        kinds = list(driver.kinds)
+        away = [r for r, m in enumerate(self._members) if m["host"] != self._members[0]["host"]]
+        if away:
+            kinds = [kind for kind in kinds if kind in _ACROSS_HOSTS]
+            note = f"no file descriptors to other hosts, and rank {away[0]} is not on the host of rank 0"
+            if not kinds:
+                raise _agreed(away[0], "probe", note, "The host transport joins processes of one host only.")
+            self._notes.append(note)
+        return kinds, max(member["grain"] for member in self._members)
+
+    def _consider_multicast(self, kinds: Sequence[str], alignment: int) -> tuple[bool, int]:
+        """Whether to try multicast, and the alignment with what it needs added."""
+        if self._request.transport not in ("auto", "multicast") or self._request.device == "cpu":
+            return False, alignment
+        rank, why = multicast.obstacle(self._members)
+        if why and self._request.transport == "multicast":
+            raise _agreed(rank, "multicast probe", why, 'transport="auto" or "unicast" does without it.')
+        if why:
+            self._notes.append(why)
+            return False, alignment
+        try:
+            grain = multicast.granularity(self._steps, self._block, self._request.nbytes, kinds[-1])
+        except StepFailed as failed:
+            self._without_multicast(failed)
+            return False, alignment
+        return True, max(alignment, grain)
+
+    def _attempt_each(self, kinds: Sequence[str]) -> None:
+        for kind in kinds:
+            try:
+                return self._attempt(kind)
+            except StepFailed as failed:
+                found = failed.failure
+                if found.fatal or kind == kinds[-1]:
+                    raise
+                self._block.drop()
+                self._notes.append(f"not {kind}, since rank {found.rank} failed at {found.step} ({found.cause})")
+
+    def _attempt(self, kind: str) -> None:
+        block, steps = self._block, self._steps
+        steps.kind = kind
+        handshake = Handshake(block, self._request, self._members[0]["salt"] + kind)
+        steps.run("allocate", lambda: block.create(kind))
+        steps.run("fill", lambda: block.fill(self._request.fills))
+        with steps.exchange("exchange", lambda: block.driver.export(block.handle, kind)) as tokens:
+            steps.run("import", lambda: block.import_peers(tokens))
+        steps.run("map", block.map_peers)
+        steps.run("write", handshake.write)
+        steps.run("verify", handshake.verify)
+
+    def _multicast(self) -> None:
+        try:
+            handshake = Handshake(self._block, self._request, self._members[0]["salt"] + "multicast")
+            multicast.bring_up(self._steps, self._block, handshake)
+            self.transport = "multicast"
+        except StepFailed as failed:
+            self._without_multicast(failed)
+
+    def _without_multicast(self, failed: StepFailed) -> None:
+        """All ranks go on without it, or none does."""
+        found = failed.failure
+        if found.fatal or self._request.transport == "multicast":
+            raise failed
+        self._block.drop_multicast()
+        self._notes.append(f"not multicast, since rank {found.rank} failed at {found.step} ({found.cause})")
+
+
+def _agreed(rank: int, step: str, cause: str, advice: str) -> StepFailed:
+    """A failure that every rank concludes alike from the same data, without another vote."""
+    return StepFailed(Failure(rank, step, cause, advice))

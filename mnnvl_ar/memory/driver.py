@@ -1,0 +1,182 @@
+"""CUDA's driver API, as `verbs.Verbs`. The only file that calls it for memory.
+
+`cuda.bindings` is imported when a driver is opened, so that the package works on machines without CUDA. Work that
+touches memory runs on a stream of its own, which never waits for the legacy stream: another thread may be capturing on
+its streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from .verbs import DriverError, Token, Traits, require_multicast_allowed
+
+_NO_DRIVER = "this process finds no usable NVIDIA driver"
+
+
+class Driver:
+    """`verbs.Verbs` on one CUDA device. A handle is a CUmemGenericAllocationHandle as an int."""
+
+    # What works is found by trying: an attribute that reads 1 proves nothing.
+    kinds: tuple[str, ...] = ("fabric", "posix_fd")
+
+    def __init__(self) -> None:
+        self._cuda: Any = None
+        self._device: Any = None
+        self._context: Any = None
+        self._stream: Any = None
+        self._traits = Traits("", "", False)
+
+    def open(self, index: int) -> Traits:
+        """Takes the device's primary context, the one PyTorch uses. Does nothing if it is open already."""
+        if self._context is not None:
+            return self._traits
+        try:
+            from cuda.bindings import driver as cuda
+        except ImportError as error:
+            raise DriverError("import cuda.bindings", "NO_BINDINGS", str(error)) from error
+        self._cuda = cuda
+        try:
+            self._call("cuInit", 0)
+        except RuntimeError as error:
+            if isinstance(error, DriverError):
+                raise
+            raise DriverError("cuInit", "NO_DRIVER", f"{_NO_DRIVER}: {error}") from error
+        self._device = self._call("cuDeviceGet", index)
+        attribute = cuda.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED
+        name = self._call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode()
+        uid = bytes(self._call("cuDeviceGetUuid", self._device).bytes).hex()
+        self._traits = Traits(name, uid, bool(self._call("cuDeviceGetAttribute", attribute, self._device)))
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        try:
+            with self._current():
+                self._stream = self._call("cuStreamCreate", cuda.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        except DriverError:
+            self.close()
+            raise
+        return self._traits
+
+    def close(self) -> None:
+        if self._context is None:
+            return
+        try:
+            if self._stream is not None:
+                with self._current():
+                    self._call("cuStreamDestroy", self._stream)
+        finally:
+            self._stream = self._context = None
+            self._call("cuDevicePrimaryCtxRelease", self._device)
+
+    def granularity(self, kind: str) -> int:
+        flag = self._cuda.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
+        return int(self._call("cuMemGetAllocationGranularity", self._properties(kind), flag))
+
+    def reserve(self, nbytes: int, alignment: int) -> int:
+        return int(self._call("cuMemAddressReserve", nbytes, alignment, 0, 0))
+
+    def free(self, address: int, nbytes: int) -> None:
+        self._call("cuMemAddressFree", address, nbytes)
+
+    def create(self, nbytes: int, kind: str) -> int:
+        return int(self._call("cuMemCreate", nbytes, self._properties(kind), 0))
+
+    def release(self, handle: int) -> None:
+        self._call("cuMemRelease", handle)
+
+    def map(self, address: int, nbytes: int, handle: int) -> None:
+        self._call("cuMemMap", address, nbytes, 0, handle, 0)
+        access = self._cuda.CUmemAccessDesc()
+        access.location = self._location()
+        access.flags = self._cuda.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+        try:
+            self._call("cuMemSetAccess", address, nbytes, [access], 1)
+        except DriverError:
+            self._call("cuMemUnmap", address, nbytes)
+            raise
+
+    def unmap(self, address: int, nbytes: int) -> None:
+        self._call("cuMemUnmap", address, nbytes)
+
+    def export(self, handle: int, kind: str) -> Token:
+        token = self._call("cuMemExportToShareableHandle", handle, self._handle_type(kind), 0)
+        return bytes(token.data) if kind == "fabric" else int(token)
+
+    def import_(self, token: Token, kind: str) -> int:
+        return int(self._call("cuMemImportFromShareableHandle", token, self._handle_type(kind)))
+
+    def fill(self, address: int, nbytes: int, word: int) -> None:
+        with self._current():
+            self._call("cuMemsetD32Async", address, word, nbytes // 4, self._stream)
+            self._call("cuStreamSynchronize", self._stream)
+
+    def read(self, address: int, nbytes: int) -> bytes:
+        found = bytearray(nbytes)
+        with self._current():
+            self._call("cuMemcpyDtoHAsync", found, address, nbytes, self._stream)
+            self._call("cuStreamSynchronize", self._stream)
+        return bytes(found)
+
+    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> int:
+        require_multicast_allowed()
+        flag = self._cuda.CUmulticastGranularity_flags.CU_MULTICAST_GRANULARITY_RECOMMENDED
+        return int(self._call("cuMulticastGetGranularity", self._multicast_properties(members, nbytes, kind), flag))
+
+    def multicast_create(self, members: int, nbytes: int, kind: str) -> int:
+        require_multicast_allowed()
+        return int(self._call("cuMulticastCreate", self._multicast_properties(members, nbytes, kind)))
+
+    def multicast_add_device(self, multicast: int) -> None:
+        require_multicast_allowed()
+        self._call("cuMulticastAddDevice", multicast, self._device)
+
+    def multicast_bind(self, multicast: int, handle: int, nbytes: int) -> None:
+        require_multicast_allowed()
+        self._call("cuMulticastBindMem", multicast, 0, handle, 0, nbytes, 0)
+
+    def multicast_unbind(self, multicast: int, nbytes: int) -> None:
+        self._call("cuMulticastUnbind", multicast, self._device, 0, nbytes)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """One driver call: its result, or `DriverError`."""
+        status, *results = getattr(self._cuda, name)(*arguments)
+        if status == self._cuda.CUresult.CUDA_SUCCESS:
+            return results[0] if results else None
+        _, text = self._cuda.cuGetErrorString(status)
+        raise DriverError(name, status.name, text.decode() if text else "no text")
+
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[None]:
+        """Our context, whatever device the caller's thread is on."""
+        self._call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent")
+
+    def _handle_type(self, kind: str) -> Any:
+        types = self._cuda.CUmemAllocationHandleType
+        if kind == "fabric":
+            return types.CU_MEM_HANDLE_TYPE_FABRIC
+        return types.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+
+    def _location(self) -> Any:
+        location = self._cuda.CUmemLocation()
+        location.type = self._cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        location.id = int(self._device)
+        return location
+
+    def _properties(self, kind: str) -> Any:
+        properties = self._cuda.CUmemAllocationProp()
+        properties.type = self._cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        properties.location = self._location()
+        properties.requestedHandleTypes = self._handle_type(kind)
+        return properties
+
+    def _multicast_properties(self, members: int, nbytes: int, kind: str) -> Any:
+        properties = self._cuda.CUmulticastObjectProp()
+        properties.numDevices = members
+        properties.size = nbytes
+        properties.handleTypes = self._handle_type(kind).value
+        return properties
