@@ -33,7 +33,7 @@ VARIANT = {"thread": "tsan", "address": "asan", "": "test" if env("MNNVL_AR_TEST
 CXX_FLAGS = "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Icsrc"
 NVCC_FLAGS = (
     "-std=c++20 -O3 -lineinfo -t 1 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --expt-relaxed-constexpr"
-    " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v -Icsrc"
+    " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v --compress-mode=size -Icsrc"
 )
 RULES = """
 rule cxx
@@ -131,7 +131,7 @@ class BuildLibrary(build_ext):
         defines = f"-DMNNVL_AR_CUDA={int(nvcc is not None)}" + " -DMNNVL_AR_TEST_BUILD" * (VARIANT != "release")
         sanitize = f" -g -fno-omit-frame-pointer -fsanitize={SANITIZE}" if SANITIZE else ""
         host = f"{CXX_FLAGS} {defines}{sanitize}" + "".join(f" -isystem {folder}" for folder in includes)
-        flags = {"host": host, "torch": f"{host} -isystem {torch}/include -DTORCH_TARGET_VERSION=0x020a000000000000"}
+        flags = {"host": host, "torch": f"{host} -isystem {torch}/include -ffile-prefix-map={torch}=torch -DTORCH_TARGET_VERSION=0x020a000000000000"}
         codes = ("compute_90,code=compute_90" if arch == "ptx" else f"compute_{arch},code=sm_{arch}" for arch in ARCHS)
         ccbin = [word for word in cxx.split() if not word.startswith("-")][-1]
         flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS} {defines}" + "".join(f" -gencode=arch={code}" for code in codes)

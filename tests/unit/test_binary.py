@@ -147,11 +147,6 @@ def test_no_spills(cuda_config: dict) -> None:
     assert wrong_kernels(log) == []
 
 
-def test_no_machine_paths(library: str) -> None:
-    content = Path(library).read_bytes()
-    assert str(ROOT).encode() not in content
-
-
 def test_loads_in_a_process_of_its_own(library: str) -> None:
     code = f"import torch; torch.ops.load_library({library!r}); print(len(torch.ops.mnnvl_ar.__dict__) > 0)"
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
