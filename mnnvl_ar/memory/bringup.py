@@ -33,7 +33,7 @@ _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 
 
 class BringUp:
-    """One bring-up (or restoration) of one `Block`. After `run`, `transport` and `reason` say what was chosen and why."""
+    """One bring-up (or restoration) of one `Block`. After `run`, `transport` and `reason` say what was chosen."""
 
     def __init__(self, block: Block, ballot: Ballot, request: Request) -> None:
         self._block, self._request = block, request

@@ -33,7 +33,7 @@ def name_of(identity_: str) -> str:
 
 
 def addresses() -> list[str]:
-    """Addresses under which another host may reach this one, likeliest first. MNNVL_AR_HOST_ADDRESS overrides them all."""
+    """Addresses under which another host may reach this one, likeliest first; MNNVL_AR_HOST_ADDRESS overrides them."""
     forced = os.environ.get("MNNVL_AR_HOST_ADDRESS")
     if forced:
         return [forced]

@@ -11,27 +11,21 @@ keeps strangers out.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import secrets
-import selectors
 import socket
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
 from ..errors import BringUpError
 from . import hosts
-from .line import Line, LineClosed
-from .vote import Ballot, Failure, Hub, Spoke, lost
+from .line import Line
+from .mailbox import STEP, Mailbox
+from .reception import KEY, Reception
+from .vote import Ballot, Failure, Hub, Spoke, lost, silent
 
-STEP = "rendezvous"
-_KEY = "mnnvl_ar/hub"
 _TICK = 0.02
-_T = TypeVar("_T")
 
 
 def meet(group: dist.ProcessGroup, timeout: float) -> Ballot:
@@ -40,173 +34,24 @@ def meet(group: dist.ProcessGroup, timeout: float) -> Ballot:
     rank, size = group.rank(), group.size()
     if size == 1:
         return Hub({}, size, timeout, deadline)
-    store = _Mailbox(group, deadline)
+    store = Mailbox(group, deadline)
     if rank == 0:
-        return _Host(store, size, timeout, deadline).gather()
+        return Reception(store, size, timeout, deadline).gather()
     return _join(store, rank, size, timeout, deadline)
 
 
-class _Mailbox:
-    """The group's store, each access bounded: a store whose host is stopped would block for ever inside C++."""
-
-    def __init__(self, group: dist.ProcessGroup, deadline: float) -> None:
-        self._store, self._deadline = _store_of(group), deadline
-
-    def put(self, key: str, value: str) -> None:
-        self._bounded(lambda: self._store.set(key, value))
-
-    def get(self, key: str) -> str | None:
-        return self._bounded(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
-
-    def _bounded(self, call: Callable[[], _T]) -> _T:
-        box: list[Any] = []
-
-        def run() -> None:
-            try:
-                box.append((call(), None))
-            except Exception as error:
-                box.append((None, error))
-
-        thread = threading.Thread(target=run, daemon=True, name="mnnvl_ar-store")
-        thread.start()
-        thread.join(max(self._deadline - time.monotonic(), 0.0))
-        advice = "The process that hosts it (torchrun's agent, or the first rank) is gone, stopped or out of reach."
-        if not box:
-            raise BringUpError(-1, STEP, "the process group's store does not answer", advice)
-        value, error = box[0]
-        if error is not None:
-            raise BringUpError(-1, STEP, f"the process group's store failed: {error}", advice) from error
-        return value  # type: ignore[no-any-return]
-
-
-def _store_of(group: dist.ProcessGroup) -> Any:
-    try:
-        return group.get_group_store()
-    except (AttributeError, RuntimeError):
-        pass
-    try:  # older PyTorch
-        return dist.distributed_c10d._world.pg_map[group][1]
-    except (AttributeError, KeyError) as error:
-        raise BringUpError(
-            group.rank(), STEP, "this process group has no store", "Make it with torch.distributed.new_group."
-        ) from error
-
-
-class _Host:
-    """Rank 0 while the others arrive."""
-
-    def __init__(self, store: _Mailbox, size: int, timeout: float, deadline: float) -> None:
-        self._store, self._size, self._timeout = store, size, timeout
-        self._margin = min(2.0, 0.1 * timeout)  # decide before the others stop listening
-        self._deadline = deadline - self._margin
-        self._name, self._token = secrets.token_hex(8), secrets.token_hex(16)
-        self._listeners = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)]
-        self._strangers: set[Line] = set()  # connected, not yet introduced
-        self._lines: dict[int, Line] = {}
-        self._selector = selectors.PollSelector()
-
-    def gather(self) -> Hub:
-        done = False
-        try:
-            self._listen(self._listeners[0], f"\0mnnvl_ar-{self._name}")
-            self._publish([])
-            while len(self._lines) < self._size - 1:
-                if time.monotonic() > self._deadline:
-                    missing = [r for r in range(1, self._size) if r not in self._lines]
-                    self._fail(Hub({}, self._size, self._timeout, 0).silent(missing, STEP))
-                self._tick()
-            for rank, line in self._lines.items():
-                try:
-                    line.send({"welcome": True}, time.monotonic() + 1.0)
-                except OSError:
-                    self._fail(lost(rank, STEP))
-            done = True
-            return Hub(self._lines, self._size, self._timeout, self._deadline)
-        finally:
-            self._selector.close()
-            for closing in (*self._listeners, *self._strangers, *(() if done else self._lines.values())):
-                closing.close()
-
-    def _listen(self, sock: socket.socket, address: Any) -> None:
-        sock.bind(address)
-        sock.listen(self._size)
-        sock.setblocking(False)
-        self._selector.register(sock, selectors.EVENT_READ)
-
-    def _publish(self, tcp: list[tuple[str, int]]) -> None:
-        about = {"name": self._name, "token": self._token, "host": hosts.identity(), "tcp": tcp}
-        self._store.put(_KEY, json.dumps(about))
-
-    def _tick(self) -> None:
-        ready = self._selector.select(_TICK * 2)
-        if not ready and len(self._listeners) == 1 and self._store.get(f"{_KEY}/tcp") == self._name:
-            self._open_tcp()
-        for key, _ in ready:
-            if isinstance(key.fileobj, socket.socket):
-                try:
-                    sock = key.fileobj.accept()[0]
-                    if sock.family != socket.AF_UNIX:
-                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    line = Line(sock)
-                except OSError:
-                    continue
-                self._strangers.add(line)
-                self._selector.register(line, selectors.EVENT_READ)
-            elif isinstance(key.fileobj, Line):
-                self._hear(key.fileobj)
-
-    def _open_tcp(self) -> None:
-        """A rank of another host asked for it. Ranks of one host never make us open a port."""
-        both = socket.has_dualstack_ipv6()
-        sock = socket.socket(socket.AF_INET6 if both else socket.AF_INET, socket.SOCK_STREAM)
-        self._listeners.append(sock)
-        if both:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        self._listen(sock, ("::" if both else "0.0.0.0", 0))
-        self._publish([(address, sock.getsockname()[1]) for address in hosts.addresses()])
-
-    def _hear(self, line: Line) -> None:
-        rank = next((r for r, known in self._lines.items() if known is line), None)
-        try:
-            got = line.poll()
-            if got is None:
-                return
-            hello = got[0]
-            if rank is not None or hello.get("token") != self._token or hello.get("rank") not in range(1, self._size):
-                raise LineClosed("a stranger")
-            line.send({"heard": True}, time.monotonic() + 1.0)
-        except OSError:
-            self._selector.unregister(line)
-            self._strangers.discard(line)
-            line.close()
-            if rank is not None:
-                del self._lines[rank]
-                self._fail(lost(rank, STEP))
-            return
-        self._strangers.discard(line)
-        self._lines[hello["rank"]] = line
-        self._deadline = min(self._deadline, time.monotonic() + hello["seconds_left"] - self._margin)
-
-    def _fail(self, failure: Failure) -> None:
-        about = {"rank": failure.rank, "cause": failure.cause, "advice": failure.advice}
-        for line in self._lines.values():
-            with contextlib.suppress(OSError):
-                line.send(about, time.monotonic() + 1.0)
-        raise BringUpError(failure.rank, STEP, failure.cause, failure.advice)
-
-
-def _join(store: _Mailbox, rank: int, size: int, timeout: float, deadline: float) -> Spoke:
+def _join(store: Mailbox, rank: int, size: int, timeout: float, deadline: float) -> Spoke:
     """A rank other than 0: finds the hub, introduces itself, waits until all are there."""
     me, asked, pause = hosts.identity(), "", 0.001
     while time.monotonic() < deadline:
-        text = store.get(_KEY)
+        text = store.get(KEY)
         about = json.loads(text) if text else None
         if about is not None:
             line = None
             if about["host"] == me:
                 line = _introduce(socket.AF_UNIX, f"\0mnnvl_ar-{about['name']}", about, rank, deadline)
             elif not about["tcp"] and asked != about["name"]:
-                store.put(f"{_KEY}/tcp", about["name"])
+                store.put(f"{KEY}/tcp", about["name"])
                 asked = about["name"]
             for address, port in about["tcp"] if line is None and about["host"] != me else ():
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -217,7 +62,7 @@ def _join(store: _Mailbox, rank: int, size: int, timeout: float, deadline: float
                 return _welcomed(line, rank, size, timeout, deadline)
         time.sleep(pause)
         pause = min(pause * 1.5, _TICK)
-    failure = Spoke(None, rank, size, timeout, 0).silent([0], STEP)  # type: ignore[arg-type]
+    failure = silent([0], STEP, timeout)
     raise BringUpError(failure.rank, STEP, failure.cause, failure.advice)
 
 
@@ -250,7 +95,7 @@ def _welcomed(line: Line, rank: int, size: int, timeout: float, deadline: float)
         message, _ = line.receive(deadline)
         failure = None if "welcome" in message else Failure(message["rank"], STEP, message["cause"], message["advice"])
     except TimeoutError:
-        failure = spoke.silent([0], STEP)
+        failure = silent([0], STEP, timeout)
     except OSError:
         failure = lost(0, STEP)
     if failure is None:

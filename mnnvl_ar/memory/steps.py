@@ -38,7 +38,7 @@ class StepFailed(Exception):
 
 
 class Steps:
-    """Runs steps. A driver's or the system's error is a reason to try another way; any other exception ends it for all."""
+    """Runs steps. A driver's or the system's error is a reason to try another way, any other exception is not."""
 
     def __init__(self, ballot: Ballot) -> None:
         self.ballot = ballot

@@ -63,15 +63,6 @@ class Ballot:
     def close(self) -> None:
         raise NotImplementedError
 
-    def silent(self, ranks: list[int], step: str) -> Failure:
-        """The failure that names ranks which did not answer in time."""
-        return Failure(
-            min(ranks),
-            step,
-            f"no answer from {name_ranks(ranks)} within the timeout of {self.timeout:g} s",
-            "Look at what that process is doing (py-spy dump); if it is merely slow to start, give a longer timeout.",
-        )
-
 
 class Spoke(Ballot):
     """Every rank but 0."""
@@ -93,9 +84,9 @@ class Spoke(Ballot):
         try:
             message, fds = self._line.receive(self.deadline)
         except TimeoutError:
-            return Verdict(self.silent([self.rank if late else 0], step))
+            return Verdict(silent([self.rank if late else 0], step, self.timeout))
         except LineClosed:
-            return Verdict(self.silent([self.rank], step) if late else lost(0, step))
+            return Verdict(silent([self.rank], step, self.timeout) if late else lost(0, step))
         except OSError as error:
             return Verdict(Failure(self.rank, step, f"cannot receive from rank 0: {error}"))
         return _unpack_verdict(message, fds)
@@ -110,6 +101,7 @@ class Hub(Ballot):
     def __init__(self, lines: Mapping[int, Line], world_size: int, timeout: float, deadline: float) -> None:
         super().__init__(0, world_size, timeout, deadline)
         self._lines = dict(lines)
+        self._cut: dict[int, str] = {}  # ranks that could not be told the last verdict, and why
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
         votes: dict[int, Outcome] = {0: outcome}
@@ -137,6 +129,8 @@ class Hub(Ballot):
         own = votes[0].failure
         if own is not None and own.fatal:
             return own
+        for rank, why in self._cut.items():
+            return Failure(rank, step, f"{_DIED} ({why})")
         with selectors.PollSelector() as selector:
             for rank, line in self._lines.items():
                 selector.register(line, selectors.EVENT_READ, rank)
@@ -144,7 +138,7 @@ class Hub(Ballot):
                 left = self.deadline - time.monotonic()
                 ready = selector.select(max(left, 0))
                 if not ready and left <= 0:
-                    return self.silent([r for r in range(self.world_size) if r not in votes], step)
+                    return silent([r for r in range(self.world_size) if r not in votes], step, self.timeout)
                 for key, _ in ready:
                     failure = self._hear(step, key.data, votes)
                     if failure is not None and failure.fatal:
@@ -171,15 +165,23 @@ class Hub(Ballot):
         message: Message = {"failure": asdict(verdict.failure) if verdict.failure else None, "data": verdict.data}
         message["fds"] = [len(fds) for fds in verdict.fds]
         everything = [fd for fds in verdict.fds for fd in fds]
-        for line in self._lines.values():
+        for rank, line in self._lines.items():
             try:
                 line.send(message, time.monotonic() + _SEND_SECONDS, everything)
-            except OSError:
-                pass  # whoever cannot be told is found missing at the next vote, by name
+            except OSError as error:
+                line.close()  # so that it finds out at once, too
+                self._cut[rank] = str(error)
 
 
-def name_ranks(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+def silent(ranks: list[int], step: str, timeout: float) -> Failure:
+    """The failure that names ranks which did not answer in time."""
+    names = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    return Failure(
+        min(ranks),
+        step,
+        f"no answer from {names} within the timeout of {timeout:g} s",
+        "Look at what that process is doing (py-spy dump); if it is merely slow to start, give a longer timeout.",
+    )
 
 
 def lost(rank: int, step: str) -> Failure:
