@@ -41,11 +41,17 @@ static __device__ __noinline__ void stumble(const Params& p, uint32_t step) {
 __device__ __forceinline__ void stumble(const Params&, uint32_t) {}
 #endif
 
+// Whether every CTA of earlier calls has finished. CTAs of this call may have finished too, before this one started; each of
+// them has seen the same.
+__device__ __forceinline__ bool is_quiescent(const protocol::Vector& state, const protocol::Vector& progress) {
+  return static_cast<int32_t>(progress.word[0] - state.word[1]) >= 0;
+}
+
 __device__ __forceinline__ bool await_quiescence(const Params& p, Verdict& verdict, const uint8_t* state, const uint8_t* progress) {
   uint64_t began_ns = 0;
   for (;;) {
     const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
-    if (s.word[1] == g.word[0]) return true;
+    if (is_quiescent(s, g)) return true;
     if (must_give_up(p, verdict, FaultCode::overlap, began_ns)) return false;
   }
 }
@@ -54,7 +60,7 @@ __device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
   const uint8_t *state = p.block + protocol::kStateOffset, *progress = p.block + protocol::kProgressOffset;
   const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
   Call call{.epoch = s.word[0], .launched = s.word[1], .dirty = s.word[2], .broken = g.word[1] != 0};
-  if (g.word[0] != call.launched && !protocol::is_off(p, protocol::Rule::quiescence)) {
+  if (!is_quiescent(s, g) && !protocol::is_off(p, protocol::Rule::quiescence)) {
     call.broken |= !await_quiescence(p, verdict, state, progress);
   }
   uint32_t slot = protocol::slot_of(call.epoch), stale = protocol::slot_to_clear(call.epoch);
