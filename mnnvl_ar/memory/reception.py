@@ -49,7 +49,7 @@ class Reception:
                 except OSError:
                     self._fail(lost(rank, STEP))
             done = True
-            return Hub(self._lines, self._size, self._timeout, self._deadline)
+            return Hub(self._lines, self._size, self._timeout, self._deadline, self._margin)
         finally:
             self._selector.close()
             for closing in (*self._listeners, *self._strangers, *(() if done else self._lines.values())):

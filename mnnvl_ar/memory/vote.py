@@ -96,10 +96,13 @@ class Spoke(Ballot):
 
 
 class Hub(Ballot):
-    """Rank 0: gathers, decides, tells. `lines[r]` leads to rank r."""
+    """Rank 0: gathers, decides, tells. `lines[r]` leads to rank r. The others listen for `margin` seconds longer."""
 
-    def __init__(self, lines: Mapping[int, Line], world_size: int, timeout: float, deadline: float) -> None:
+    def __init__(
+        self, lines: Mapping[int, Line], world_size: int, timeout: float, deadline: float, margin: float = 0.0
+    ) -> None:
         super().__init__(0, world_size, timeout, deadline)
+        self._margin = margin
         self._lines = dict(lines)
         self._cut: dict[int, str] = {}  # ranks that could not be told the last verdict, and why
 
@@ -129,6 +132,8 @@ class Hub(Ballot):
         own = votes[0].failure
         if own is not None and own.fatal:
             return own
+        if self._lines and time.monotonic() > self.deadline + self._margin:
+            return silent([0], step, self.timeout)  # we were too late; so the others say, who have left
         for rank, why in self._cut.items():
             return Failure(rank, step, f"{_DIED} ({why})")
         with selectors.PollSelector() as selector:

@@ -1,0 +1,141 @@
+"""Starts real processes as the ranks of a group, over loopback, and says how each one ended.
+
+`launch(n, body, ...)` runs `body(rank, n, store, ...)` in n fresh processes. The store lives in the test's own process, as
+torchrun's agent hosts it, so that it survives whichever rank a test kills. Processes fork from a server that has imported
+PyTorch once: a launch costs tens of milliseconds, which is what makes hundreds of them affordable.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch.distributed as dist
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch.distributed", "mnnvl_ar.memory"])
+_store_lock = threading.Lock()
+_store: dist.TCPStore | None = None
+_launches = 0
+
+
+@dataclass
+class End:
+    """How one rank ended: `value` it returned, `error` text, or the signal that killed it (`exitcode` below 0)."""
+
+    value: Any = None
+    error: str = ""
+    exitcode: int | None = 0
+
+
+def launch(world_size: int, body: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[End]:
+    """Runs the ranks to their end; those still there after `seconds` are killed and say so in `error`."""
+    port, prefix = _address()
+    pipes, processes = [], []
+    for rank in range(world_size):
+        ours, theirs = _context.Pipe(duplex=False)
+        what = (theirs, port, prefix, rank, world_size, body, arguments)
+        process = _context.Process(target=_main, args=what, daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    ends = [End(error="no result") for _ in range(world_size)]
+    deadline, open_pipes = time.monotonic() + seconds, {pipe: rank for rank, pipe in enumerate(pipes)}
+    while open_pipes:
+        ready = wait(list(open_pipes), max(deadline - time.monotonic(), 0))
+        if not ready:
+            break
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            rank = open_pipes.pop(pipe)
+            try:
+                ends[rank] = pipe.recv()
+            except EOFError:
+                pass  # killed
+    for rank, process in enumerate(processes):
+        process.join(max(deadline - time.monotonic(), 1.0))
+        if process.exitcode is None:
+            ends[rank].error = ends[rank].error or f"rank {rank} did not exit"
+            ends[rank].error += f" within {seconds} s"
+            process.kill()
+            process.join()
+        ends[rank].exitcode = process.exitcode
+    for pipe in pipes:
+        pipe.close()
+    return ends
+
+
+def values(ends: list[End]) -> list[Any]:
+    """What the ranks returned; fails the test, with their tracebacks, if one did not return."""
+    problems = [f"rank {rank}: {end.error or end.exitcode}" for rank, end in enumerate(ends) if end.error or end.exitcode]
+    assert not problems, "\n".join(problems)
+    return [end.value for end in ends]
+
+
+def group(store: dist.Store, name: str, rank: int, world_size: int) -> dist.ProcessGroup:
+    """Makes the default group of this process anew, over gloo."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    inner = dist.PrefixStore(name, store)
+    dist.init_process_group("gloo", store=inner, rank=rank, world_size=world_size, timeout=timedelta(seconds=30))
+    world = dist.group.WORLD
+    assert world is not None
+    return world
+
+
+def meet(store: dist.Store, name: str, world_size: int) -> None:
+    """A barrier that does not use any process group. `name` must be new."""
+    store.add(name, 1)
+    while store.add(name, 0) < world_size:
+        time.sleep(0.002)
+
+
+def census() -> dict[str, int]:
+    """What this process holds and could leak."""
+    with open("/proc/self/maps") as maps:
+        mapped = sum("memfd:" in line for line in maps)
+    with open("/proc/self/status") as status:
+        size = re.search(r"VmSize:\s+(\d+) kB", status.read())
+    with open("/proc/net/unix") as sockets:
+        listening = sum(f"mnnvl_ar-{os.getpid()}" in line for line in sockets)
+    fds = len(os.listdir("/proc/self/fd"))
+    return {
+        "fds": fds,
+        "mapped": mapped,
+        "threads": len(os.listdir("/proc/self/task")),
+        "sockets": listening,
+        "MiB": int(size[1]) >> 10 if size else 0,
+    }
+
+
+def _address() -> tuple[int, str]:
+    global _store, _launches
+    with _store_lock:
+        if _store is None:
+            _store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        _launches += 1
+        return _store.port, f"launch{_launches}"
+
+
+def _main(
+    pipe: Connection, port: int, prefix: str, rank: int, world_size: int, body: Callable[..., Any], arguments: Any
+) -> None:
+    try:
+        store = dist.PrefixStore(prefix, dist.TCPStore("127.0.0.1", port, is_master=False))
+        pipe.send(End(value=body(rank, world_size, store, *arguments)))
+    except BaseException:
+        pipe.send(End(error=traceback.format_exc()))
+    finally:
+        pipe.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,202 @@
+"""A CUDA driver without a GPU: `verbs.Verbs` over memfd, for real processes.
+
+Fake device memory is a memfd; a POSIX handle is its descriptor; a fabric handle is 64 bytes that lead to it through /proc;
+a multicast object is a file in which its members write down what they add and bind, and a store to it goes to all that is
+bound. What a real driver forbids raises here: mapping outside a reservation, mapping twice, giving back what is not held,
+releasing what is still bound, binding before all devices are there.
+
+`live` counts what is held; an empty `held()` means that nothing leaked. `calls` lists the verbs used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Mapping
+
+from mnnvl_ar.memory.host import HostDriver
+from mnnvl_ar.memory.verbs import DriverError, Token, Traits
+
+GRAIN = 2 << 20
+
+
+class SimulatedDriver:
+    """`device` is the physical GPU this rank uses. `fail` maps a verb ("create", or "create fabric") to an error code."""
+
+    kinds: tuple[str, ...] = ("fabric", "posix_fd")
+
+    def __init__(
+        self, device: int, *, fail: Mapping[str, str] | None = None, multicast: bool = False, host: str = "host"
+    ) -> None:
+        self._name, self._multicast_trait, self._fail = f"{host}-gpu-{device}", multicast, dict(fail or {})
+        self._host = HostDriver()
+        self.live: Counter[str] = Counter()
+        self.calls: list[str] = []
+        self._space: dict[int, tuple[int, int, int]] = {}  # reserved: start -> size, what mmap gave, its size
+        self._maps: dict[int, tuple[int, int]] = {}  # mapped: address -> size, handle at that time
+        self._handles: dict[int, str] = {}  # "memory" or "multicast"
+        self._bound: dict[int, int] = {}  # multicast -> memory
+        self._multicast_maps: dict[int, tuple[int, int]] = {}  # address -> size, private descriptor of the object
+
+    def held(self) -> dict[str, int]:
+        return {what: count for what, count in self.live.items() if count}
+
+    def open(self, index: int) -> Traits:
+        self._enter("open")
+        self.live["context"] = 1
+        return Traits(self._name, self._name, self._multicast_trait)
+
+    def close(self) -> None:
+        self.live["context"] = 0
+
+    def granularity(self, kind: str) -> int:
+        self._enter("granularity", kind)
+        return GRAIN
+
+    def reserve(self, nbytes: int, alignment: int) -> int:
+        self._enter("reserve")
+        size = nbytes + alignment
+        raw = self._host.reserve(size, 1)
+        address = -(-raw // alignment) * alignment
+        self._space[address] = (nbytes, raw, size)
+        self.live["reservations"] += 1
+        return address
+
+    def free(self, address: int, nbytes: int) -> None:
+        self._enter("free")
+        size, raw, raw_size = self._space.pop(address)
+        mapped = [a for a in (*self._maps, *self._multicast_maps) if address <= a < address + size]
+        self._forbid(size != nbytes or bool(mapped), "free", "still mapped")
+        self._host.free(raw, raw_size)
+        self.live["reservations"] -= 1
+
+    def create(self, nbytes: int, kind: str) -> int:
+        self._enter("create", kind)
+        self._forbid(nbytes % GRAIN != 0, "create", "not a multiple of the granularity")
+        handle = os.memfd_create("simulated_gpu", os.MFD_CLOEXEC)
+        os.ftruncate(handle, nbytes)
+        return self._keep(handle, "memory")
+
+    def release(self, handle: int) -> None:
+        self._enter("release")
+        self._forbid(handle not in self._handles, "release", "not held")
+        self._forbid(handle in self._bound or handle in self._bound.values(), "release", "still bound")
+        del self._handles[handle]
+        os.close(handle)
+        self.live["handles"] -= 1
+
+    def map(self, address: int, nbytes: int, handle: int) -> None:
+        self._enter("map", self._handles[handle])
+        inside = any(start <= address and address + nbytes <= start + size for start, (size, *_) in self._space.items())
+        self._forbid(not inside, "map", "outside every reservation")
+        self._forbid(address in self._maps or address in self._multicast_maps, "map", "mapped already")
+        if self._handles[handle] == "multicast":
+            self._multicast_maps[address] = (nbytes, fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 0))
+        else:
+            self._host.map(address, nbytes, handle)
+            self._maps[address] = (nbytes, handle)
+        self.live["maps"] += 1
+
+    def unmap(self, address: int, nbytes: int) -> None:
+        self._enter("unmap")
+        self._forbid(address not in self._maps and address not in self._multicast_maps, "unmap", "not mapped")
+        if address in self._multicast_maps:
+            os.close(self._multicast_maps.pop(address)[1])
+        else:
+            del self._maps[address]
+            self._host.unmap(address, nbytes)
+        self.live["maps"] -= 1
+
+    def export(self, handle: int, kind: str) -> Token:
+        self._enter("export", kind)
+        if kind == "fabric":
+            return f"{os.getpid()} {handle}".encode().ljust(64, b"\0")
+        return fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 0)
+
+    def import_(self, token: Token, kind: str) -> int:
+        self._enter("import", kind)
+        if isinstance(token, bytes):
+            pid, fd = token.rstrip(b"\0").split()
+            handle = os.open(f"/proc/{int(pid)}/fd/{int(fd)}", os.O_RDWR | os.O_CLOEXEC)
+        else:
+            handle = fcntl.fcntl(token, fcntl.F_DUPFD_CLOEXEC, 0)
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        return self._keep(handle, "multicast" if "multicast" in name else "memory")
+
+    def fill(self, address: int, nbytes: int, word: int) -> None:
+        self._enter("fill")
+        for start, (size, object_) in self._multicast_maps.items():
+            if start <= address and address + nbytes <= start + size:
+                for record in self._records(object_):
+                    if record[0] == "bind":
+                        memory = os.open(f"/proc/{record[1]}/fd/{record[2]}", os.O_RDWR | os.O_CLOEXEC)
+                        os.pwrite(memory, word.to_bytes(4, "little") * (nbytes // 4), address - start)
+                        os.close(memory)
+                return
+        self._check_mapped(address, nbytes, "fill")
+        self._host.fill(address, nbytes, word)
+
+    def read(self, address: int, nbytes: int) -> bytes:
+        self._enter("read")
+        self._check_mapped(address, nbytes, "read")
+        return self._host.read(address, nbytes)
+
+    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> int:
+        self._enter("multicast_granularity", kind)
+        return 2 * GRAIN
+
+    def multicast_create(self, members: int, nbytes: int, kind: str) -> int:
+        self._enter("multicast_create", kind)
+        object_ = os.memfd_create("simulated_multicast", os.MFD_CLOEXEC)
+        self._record(object_, "members", members)
+        return self._keep(object_, "multicast")
+
+    def multicast_add_device(self, multicast: int) -> None:
+        self._enter("multicast_add_device")
+        taken = [record for record in self._records(multicast) if record == ["add", self._name]]
+        self._forbid(bool(taken), "multicast_add_device", "device added twice")
+        self._record(multicast, "add", self._name)
+
+    def multicast_bind(self, multicast: int, handle: int, nbytes: int) -> None:
+        self._enter("multicast_bind")
+        records = self._records(multicast)
+        added = sum(record[0] == "add" for record in records)
+        self._forbid(added != int(records[0][1]), "multicast_bind", "would wait for devices that were never added")
+        self._record(multicast, "bind", os.getpid(), handle)
+        self._bound[multicast] = handle
+        self.live["bound"] += 1
+
+    def multicast_unbind(self, multicast: int, nbytes: int) -> None:
+        self._enter("multicast_unbind")
+        del self._bound[multicast]
+        self.live["bound"] -= 1
+
+    def _enter(self, verb: str, detail: str = "") -> None:
+        self.calls.append(f"{verb} {detail}".strip())
+        for name in (verb, f"{verb} {detail}"):
+            if name in self._fail:
+                raise DriverError(f"simulated {name}", self._fail[name], "simulated")
+
+    def _forbid(self, wrong: bool, call: str, why: str) -> None:
+        if wrong:
+            raise DriverError(f"simulated {call}", "CUDA_ERROR_INVALID_VALUE", why)
+
+    def _keep(self, handle: int, what: str) -> int:
+        self._handles[handle] = what
+        self.live["handles"] += 1
+        return handle
+
+    def _check_mapped(self, address: int, nbytes: int, call: str) -> None:
+        inside = any(start <= address and address + nbytes <= start + size for start, (size, _) in self._maps.items())
+        self._forbid(not inside, call, "touches memory that is not mapped")
+
+    @staticmethod
+    def _record(object_: int, *words: object) -> None:
+        fd = os.open(f"/proc/self/fd/{object_}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        os.write(fd, (" ".join(map(str, words)) + "\n").encode())
+        os.close(fd)
+
+    @staticmethod
+    def _records(object_: int) -> list[list[str]]:
+        return [line.split() for line in os.pread(object_, 1 << 20, 0).decode().splitlines()]
