@@ -6,7 +6,8 @@ MNNVL_AR_TEST_BUILD=1  -> tests/_C_test.so, in which tests can switch guards off
 MNNVL_AR_SANITIZE      thread -> tests/_C_tsan.so, address -> tests/_C_asan.so; host transport only
 CXX, CUDA_HOME, MAX_JOBS as usual
 
-`setup.py build_ext --inplace` builds that, `setup.py build_protocol` the unit tests' pybind11 module tests/_protocol.<abi>.so.
+`setup.py build_ext --inplace` builds that; `setup.py build_protocol` builds the unit tests' pybind11 module
+tests/_protocol.<abi>.so.
 """
 
 import fcntl
@@ -29,11 +30,13 @@ ROOT = Path(__file__).resolve().parent
 env = os.environ.get
 ARCHS = [arch for arch in env("MNNVL_AR_ARCHS", "90a;100f;ptx").split(";") if arch]
 SANITIZE = env("MNNVL_AR_SANITIZE", "")
-VARIANT = {"thread": "tsan", "address": "asan", "": "test" if env("MNNVL_AR_TEST_BUILD") == "1" else "release"}[SANITIZE]
+PLAIN = "test" if env("MNNVL_AR_TEST_BUILD") == "1" else "release"
+VARIANT = {"thread": "tsan", "address": "asan", "": PLAIN}[SANITIZE]
 CXX_FLAGS = "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Icsrc"
 NVCC_FLAGS = (
     "-std=c++20 -O3 -lineinfo -t 1 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --expt-relaxed-constexpr"
-    " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v --compress-mode=size -Icsrc"
+    " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v"
+    " --compress-mode=size -Icsrc"
 )
 RULES = """
 rule cxx
@@ -64,31 +67,34 @@ def package_folder(name: str) -> str:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     folders = spec and spec.submodule_search_locations
-    return folders[0] if folders else stop(f"{name} is needed to build: pip install it, and build with --no-build-isolation")
+    return folders[0] if folders else stop(f"{name} is needed to build: pip install it, use --no-build-isolation")
 
 
 def find_cxx() -> str:
     """The C++ compiler; it must know C++20's std::atomic_ref."""
     cxx = env("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), "g++")
-    probe = "echo '#include <atomic>\nint f(int i) { return std::atomic_ref<int>(i).load(); }'"
-    got = subprocess.run(f"{probe} | {cxx} -std=c++20 -fsyntax-only -x c++ -", shell=True, text=True, capture_output=True)
+    probe = "#include <atomic>\nint f(int i) { return std::atomic_ref<int>(i).load(); }\n"
+    command = f"{cxx} -std=c++20 -fsyntax-only -x c++ -"
+    got = subprocess.run(command, shell=True, input=probe, text=True, capture_output=True)
     first = got.stderr.partition("\n")[0]
     return stop(f"no C++20 compiler ({first}): install g++ 10 or later, or set CXX") if got.returncode else cxx
 
 
 def find_nvcc() -> str | None:
-    """nvcc of $CUDA_HOME, of pip's cuda-toolkit[nvcc,cccl,cudart], or on PATH; None, and a line that says so, without."""
+    """nvcc of $CUDA_HOME, of pip's cuda-toolkit[nvcc,cccl,cudart], or on PATH. Without one: None, and a line to say so."""
     wanted = env("MNNVL_AR_CUDA") != "0" and not SANITIZE
     pip = importlib.util.find_spec("nvidia")
-    places = [Path(env("CUDA_HOME", "/none"), "bin")]
-    places += [path for folder in (pip and pip.submodule_search_locations) or () for path in Path(folder).glob("cu*/bin")]
+    folders = (pip and pip.submodule_search_locations) or ()
+    places = [Path(env("CUDA_HOME", "/none"), "bin"), *(bin for f in folders for bin in Path(f).glob("cu*/bin"))]
     nvcc = next(filter(None, (shutil.which("nvcc", path=place) for place in [*places, env("PATH")])), None)
     if nvcc is None or not wanted:
         print(f"mnnvl_ar: {'no nvcc' if wanted else 'CUDA not wanted'}: host transport only", flush=True)
         return None
-    release = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], text=True, capture_output=True).stdout)
+    said = subprocess.run([nvcc, "--version"], text=True, capture_output=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
     if release is None or (int(release[1]), int(release[2])) < (12, 9):  # the first that knows sm_100f
-        stop(f"nvcc 12.9 or later is needed, {nvcc} is {release and release[0]}: set CUDA_HOME, or MNNVL_AR_CUDA=0 to go without")
+        found = release[0] if release else "of no known release"
+        stop(f"{nvcc} is {found}, 12.9 or later is needed: set CUDA_HOME, or MNNVL_AR_CUDA=0 to go without")
     return nvcc
 
 
@@ -96,8 +102,9 @@ def toolkit_folders(nvcc: str) -> tuple[list[str], list[str]]:
     """nvcc's include and library folders, as nvcc itself says: the one on PATH may be a script far from its toolkit."""
     said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], text=True, capture_output=True).stderr
     words = [word for line in re.findall(r"(?:INCLUDES|LIBRARIES)=(.*)", said) for word in shlex.split(line)]
-    includes = [os.path.normpath(word.removeprefix("-I")) for word in words if not word.startswith("-L") and word != "-isystem"]
-    return includes, [os.path.normpath(word[2:]) for word in words if word.startswith("-L")]
+    libraries = [os.path.normpath(word[2:]) for word in words if word.startswith("-L")]
+    includes = [word.removeprefix("-I") for word in words if not word.startswith("-L") and word != "-isystem"]
+    return [os.path.normpath(folder) for folder in includes], libraries
 
 
 def run_ninja(variant: str, variables: dict[str, str], edges: list[str], target: Path) -> None:
@@ -131,7 +138,8 @@ class BuildLibrary(build_ext):
         defines = f"-DMNNVL_AR_CUDA={int(nvcc is not None)}" + " -DMNNVL_AR_TEST_BUILD" * (VARIANT != "release")
         sanitize = f" -g -fno-omit-frame-pointer -fsanitize={SANITIZE}" if SANITIZE else ""
         host = f"{CXX_FLAGS} {defines}{sanitize}" + "".join(f" -isystem {folder}" for folder in includes)
-        flags = {"host": host, "torch": f"{host} -isystem {torch}/include -ffile-prefix-map={torch}=torch -DTORCH_TARGET_VERSION=0x020a000000000000"}
+        stable = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # PyTorch 2.10
+        flags = {"host": host, "torch": f"{host} -isystem {torch}/include -ffile-prefix-map={torch}=torch {stable}"}
         codes = ("compute_90,code=compute_90" if arch == "ptx" else f"compute_{arch},code=sm_{arch}" for arch in ARCHS)
         ccbin = [word for word in cxx.split() if not word.startswith("-")][-1]
         flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS} {defines}" + "".join(f" -gencode=arch={code}" for code in codes)
@@ -163,7 +171,7 @@ class BuildProtocol(build_ext):
         target = ROOT / "tests" / f"_protocol{sysconfig.get_config_var('EXT_SUFFIX')}"
         if not Path(python, "Python.h").exists():
             target.unlink(missing_ok=True)
-            print("mnnvl_ar: no Python.h (apt-get install python3-dev): tests of csrc/protocol will be skipped", flush=True)
+            print("mnnvl_ar: no Python.h (apt-get install python3-dev): csrc/protocol's tests are skipped", flush=True)
             return
         flags = f"{CXX_FLAGS} -isystem {python} -isystem {package_folder('pybind11')}/include"
         edges = [

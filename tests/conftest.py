@@ -1,11 +1,10 @@
-"""GPU tests run where there are GPUs enough and are skipped with a reason elsewhere; `--gpu-record` writes down what ran.
+"""GPU tests run where there are GPUs enough, are skipped with a reason elsewhere; `--gpu-record` writes down what ran.
 
-A test says what it needs by `@pytest.mark.gpu(n)`: n CUDA GPUs, 1 if left out. Everything under tests/gpu needs at least one.
+A test says what it needs by `@pytest.mark.gpu(n)`: n CUDA GPUs, 1 if left out. All of tests/gpu needs at least one.
 """
 
 import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -31,7 +30,7 @@ def gpus_needed(item: pytest.Item) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--gpu-record", metavar="FILE", help="write what the GPU tests did to FILE (tests/gpu/record.json)")
+    parser.addoption("--gpu-record", metavar="FILE", help="write what the GPU tests did to FILE")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses, as tests/gpu is marked here
@@ -55,9 +54,9 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         gpus = dict(report.user_properties).get("gpus")
-        if isinstance(gpus, int) and (report.when == "call" or not report.passed):
-            if self.outcomes.get(report.nodeid, (0, ""))[1] != "failed":
-                self.outcomes[report.nodeid] = (gpus, report.outcome)
+        failed = self.outcomes.get(report.nodeid, (0, ""))[1] == "failed"
+        if isinstance(gpus, int) and not failed and (report.when == "call" or not report.passed):
+            self.outcomes[report.nodeid] = (gpus, report.outcome)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         counts: dict[str, dict[str, int]] = {}
@@ -74,9 +73,3 @@ class Recorder:
 def pytest_configure(config: pytest.Config) -> None:
     if file := config.getoption("--gpu-record"):
         config.pluginmanager.register(Recorder(Path(file)), "gpu-record")
-
-
-@pytest.fixture(scope="session")
-def repository() -> Iterator[Path]:
-    """The root of the repository."""
-    yield Path(__file__).parent.parent

@@ -1,10 +1,11 @@
 """What the GPU tests did, on which hardware, and a digest of the sources they ran on: tests/gpu/record.json.
 
-    python tests/gpu/record.py --check                      fresh or stale, and what changed since; exit status 1 when stale
+    python tests/gpu/record.py --check                      fresh or stale, and what changed since; exits 1 when stale
     python tests/gpu/record.py --merge soak '{"calls": 9}'  adds figures under a key, with today's digest
 
-The file: `runs` by hardware ("8 x NVIDIA H200"), `figures` by key, and `sources`: for each digest named by those, the digest of
-every file, so that a check can say what changed. A run replaces the one of the same hardware and leaves the others alone.
+The file: `runs` by hardware ("8 x NVIDIA H200"), `figures` by key, and `sources`: for each digest named by those, the
+digest of every file, so that a check can say what changed. A run replaces the one of the same hardware and leaves the
+others alone.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def merge(key: str, figures: dict[str, Any], file: Path = FILE) -> None:
 
 
 def write_run(file: Path, tests: dict[str, dict[str, int]]) -> None:
-    """Records a test run on the GPUs at hand. `tests`: passed, failed, skipped by the number of GPUs needed ("1", "2", ...)."""
+    """Records a test run on the GPUs at hand. `tests`: passed, failed, skipped by number of GPUs needed ("1", "2")."""
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -76,12 +77,12 @@ def write_run(file: Path, tests: dict[str, dict[str, int]]) -> None:
 
 def changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
     """One line a file that was changed, added or removed."""
-    verbs = {path: "removed" if path not in now else "added" if path not in then else "changed" for path in {*then, *now}}
-    return [f"{verbs[path]} {path}" for path in sorted(verbs) if then.get(path) != now.get(path)]
+    paths = [path for path in sorted({*then, *now}) if then.get(path) != now.get(path)]
+    return [f"{'removed' if path not in now else 'added' if path not in then else 'changed'} {path}" for path in paths]
 
 
 def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
-    """(fresh?, what to say). Fresh: there is a run, and all runs and figures are of the sources as they are, with no test failed."""
+    """(fresh?, what to say). Fresh: there is a run, every entry is of the sources as they are, no test failed."""
     record, now = load(file), source_files(root)
     if not record["runs"]:
         return False, [f"GPU record: none in {file.name}; make it by `make gpu-test` where there are GPUs"]
