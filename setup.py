@@ -81,7 +81,7 @@ def find_cxx() -> str:
 
 
 def find_nvcc() -> str | None:
-    """nvcc of $CUDA_HOME, of pip's cuda-toolkit[nvcc,cccl,cudart], or on PATH. Without one: None, and a line to say so."""
+    """nvcc of $CUDA_HOME, of pip's cuda-toolkit[nvcc,cccl,cudart], or on PATH. None, and a line to say so, without."""
     wanted = env("MNNVL_AR_CUDA") != "0" and not SANITIZE
     pip = importlib.util.find_spec("nvidia")
     folders = (pip and pip.submodule_search_locations) or ()
