@@ -26,8 +26,11 @@
 #ifndef EARLY
 #define EARLY 1             /* 0: every call waits for the whole of its predecessor (no kernel between that never waits) */
 #endif
-#ifndef WEAK
-#define WEAK 0              /* 1: stores to peers land whenever they like; clear, arrive and polls of a CTA in any order */
+#ifndef LINK
+#define LINK 0              /* 1: stores to peers land whenever they like, in any order; 0: at once */
+#endif
+#ifndef LOOSE
+#define LOOSE 0             /* 1: a CTA's clear, arrival and polls in any order; 0: in program order */
 #endif
 #ifndef CHECKS
 #define CHECKS 2            /* 2: every assertion; 1: only what a user would see, wrong data read or a hang; 0: only a hang */
@@ -74,13 +77,16 @@ byte epoch[RANKS], launched[RANKS], dirty[RANKS], arrived[RANKS], finished[RANKS
 #ifdef BREAK_LATE
 byte older[RANKS];          /* the extent of the call before, so that only the choice of slot is wrong */
 #endif
-#if WEAK
+#if LINK
 byte flying[RANKS * 3 * CAP];   /* a store that has left its sender but not landed, by the cell it is for */
 byte inflight[RANKS];
 #endif
 
 /* The streams: which call may start, which of its CTAs have started, how many have triggered. */
 byte ready[RANKS], begun[RANKS], triggered[RANKS];
+#if !EARLY
+byte undone[RANKS * 2];     /* CTAs of the latest call that are still to finish, for even and for odd calls */
+#endif
 #ifdef NONDET
 #define NONE 255
 byte shape[CALLS] = NONE;
@@ -128,6 +134,10 @@ byte resident[RANKS];       /* one CTA at a time fits */
 /* What is stored says who stored it, in which call, for which row and stage. */
 #define TAG(call, stage, src, t) (1 + (((call) * 2 + (stage)) * RANKS + (src)) * 3 + (t))
 
+#define UNREAD(x) ((x) != CLEAR && (x) < TORN)
+#define WHO(x) ((((x) - 1) / 3) % RANKS)
+#define WHEN(x) (((x) - 1) / 3 / RANKS / 2)
+
 /* Call 1 carries a negative subnormal, call 3 the sentinel's own bits as payload. */
 #ifdef BREAK_FLUSH
 #define LOOKS_CLEAR(x) ((x) == CLEAR || ((x) >= TAG(1, 0, 0, 0) && (x) < TAG(2, 0, 0, 0)))
@@ -154,15 +164,15 @@ byte resident[RANKS];       /* one CTA at a time fits */
 #endif
 
 #if EARLY
-#define MAY_START(r) true
+#define MAY_START true
 #else
-#define MAY_START(r) QUIET(r, launched[r])
+#define MAY_START (undone[2 * r + 1 - odd] == 0)
 #endif
 
 #ifdef BREAK_GRID
-#define FITS(r) (resident[r] == 0)
+#define FITS (resident[r] == 0)
 #else
-#define FITS(r) true
+#define FITS true
 #endif
 
 /* Ranks are never three calls apart, so that tags that go round cannot be mistaken for one another. */
@@ -200,11 +210,16 @@ inline advance() {
 
 /* Store one vector to cell x of rank `to`. */
 inline land(to, x, v) {
+    if
+    :: cell[x] == TAKEN -> printf("    ... where old data has not been cleared away\n")
+    :: UNREAD(cell[x]) -> printf("    ... over what rank %d stored there in call %d\n", WHO(cell[x]), WHEN(cell[x]))
+    :: else
+    fi;
     GHOST(cell[x] == CLEAR || cell[x] == TORN);         /* a write never lands on a cell that is not clear */
     cell[x] = v;
 }
 inline put(to, x, v) {
-#if WEAK
+#if LINK
     GHOST(flying[x] == 0);
     flying[x] = v;
     inflight[to]++;
@@ -220,6 +235,13 @@ inline put(to, x, v) {
 
 /* Read one awaited vector: it must be what its sender stored in this call for this row. */
 inline take(x, v) {
+    if
+    :: cell[x] == TAKEN -> printf("    ... but these are left over: an earlier call has already read them\n")
+    :: cell[x] == TORN -> printf("    ... but only part of them\n")
+    :: UNREAD(cell[x]) && cell[x] != v ->
+        printf("    ... but they are what rank %d stored there in call %d, for row %d\n", WHO(cell[x]), WHEN(cell[x]), (cell[x] - 1) % 3)
+    :: else
+    fi;
     READS(cell[x] == v);
     cell[x] = TAKEN;
 }
@@ -266,13 +288,13 @@ inline skip_idle() {
 #define CALM_TO_CLEAR calm
 #endif
 
-/* Program order of a CTA. WEAK drops what no fence or barrier of the protocol keeps. */
-#if WEAK || defined(BREAK_CLEAR_EARLY)
+/* Program order of a CTA. LOOSE drops what no fence or barrier of the protocol keeps. */
+#if LOOSE || defined(BREAK_CLEAR_EARLY)
 #define SENT true
 #else
 #define SENT (PHASE > 0)
 #endif
-#if WEAK
+#if LOOSE
 #define CLEARED true
 #define MAY_POLL true
 #else
@@ -298,7 +320,7 @@ proctype cta(byte r; byte c; byte odd) {
     byte j, n, base, d, step, i, id, s, use, old;
     byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished (BREAK_UNFENCED only) */
     bool calm, cleared;
-#if TEAR
+#if TEAR && !LINK
     bool half;
 #endif
 
@@ -309,11 +331,17 @@ end_idle:
 #ifndef FOREVER
         ready[r] < CALLS &&
 #endif
-        CHOSEN(r) && ready[r] % 2 == odd && c < CTAS(SHAPE(r, ready[r])) && !(begun[r] & (1 << c)) && MAY_START(r) && FITS(r) ->
+        CHOSEN(r) && ready[r] % 2 == odd && c < CTAS(SHAPE(r, ready[r])) && !(begun[r] & (1 << c)) && MAY_START && FITS ->
 #ifdef BREAK_GRID
         resident[r]++;
 #endif
         j = ready[r];
+#if !EARLY
+        if
+        :: begun[r] == 0 -> undone[2 * r + odd] = CTAS(SHAPE(r, j))
+        :: else
+        fi;
+#endif
         begun[r] = begun[r] | (1 << c);
         n = epoch[r];
         id = ID(r, j);
@@ -336,12 +364,12 @@ end_idle:
     /* 2. Quiescence. */
     :: d_step { !calm && CALM ->
         calm = true;
-        printf("rank %d call %d CTA %d: goes on, its predecessor having finished\n", r, j, c)
+        printf("rank %d call %d CTA %d: goes on, having found finished %d, launched %d\n", r, j, c, finished[r], base)
        }
 
     /* 3. Send, and send the sums. */
     :: d_step { CALM_TO_SEND && step < DONE && (PHASE == 0 || PHASE == 2) ->
-#if TEAR
+#if TEAR && !LINK
         if
         :: half -> printf("rank %d call %d CTA %d: ... the rest of them\n", r, j, c)
         :: else
@@ -363,7 +391,7 @@ end_idle:
             :: else
             fi
         fi;
-#if TEAR
+#if TEAR && !LINK
         if
         :: half -> half = false; step++
         :: else -> half = true
@@ -386,10 +414,15 @@ end_idle:
 #elif defined(BREAK_SOON)
         d = EXTENT(s);
 #endif
-        printf("rank %d call %d CTA %d: clears its share of vectors 0..%d of slot %d\n", r, j, c, d - 1, old);
+        printf("rank %d call %d CTA %d: clears its share of the first %d vectors of slot %d\n", r, j, c, d, old);
         i = c;
         do
         :: i < d ->
+            if
+            :: UNREAD(cell[AT(r, old, i)]) ->
+                printf("    ... and so destroys what rank %d stored there in call %d\n", WHO(cell[AT(r, old, i)]), WHEN(cell[AT(r, old, i)]))
+            :: else
+            fi;
             /* a clear never destroys what has not been read, nor what is half there */
             GHOST(cell[AT(r, old, i)] == CLEAR || cell[AT(r, old, i)] == TAKEN);
             cell[AT(r, old, i)] = CLEAR;
@@ -407,7 +440,7 @@ end_idle:
        }
 
     /* 5. Arrive; the last one advances the state; then trigger. Others may trigger as soon as they have arrived. */
-    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || WEAK) ->
+    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || LOOSE) ->
         printf("rank %d call %d CTA %d: arrives\n", r, j, c);
         arrived[r]++;
 #ifdef BREAK_ADVANCE
@@ -475,6 +508,9 @@ end_idle:
 #ifdef BREAK_GRID
         resident[r]--;
 #endif
+#if !EARLY
+        undone[2 * r + odd]--;
+#endif
         j = 0; n = 0; base = 0; d = 0; step = 0; arr = 0; id = 0; s = 0; use = 0; old = 0; calm = false; cleared = false
        }
 progress:
@@ -482,7 +518,7 @@ progress:
     od
 }
 
-#if WEAK
+#if LINK
 /* The link into one rank: lands any store that is on its way, a piece at a time if TEAR. */
 proctype link(byte to) {
     byte i, left;
@@ -544,7 +580,9 @@ end:
 #ifdef BREAK_ZERO
 /* A call of zero tokens that rank 0 counts as a call and the others, rightly, do not. */
 proctype zero() {
-    d_step { ready[0] == 1 && arrived[0] == 0 && begun[0] == 0 -> epoch[0] = NEXT(epoch[0]); dirty[0] = 0 }
+    d_step { ready[0] == 1 && arrived[0] == 0 && begun[0] == 0 ->
+        printf("rank 0: counts a call of no tokens, and advances the state to epoch %d\n", NEXT(epoch[0]));
+        epoch[0] = NEXT(epoch[0]); dirty[0] = 0 }
 }
 #endif
 
@@ -559,7 +597,7 @@ init {
             run cta(i, 1, 0);
             run cta(i, 1, 1);
 #endif
-#if WEAK
+#if LINK
             run link(i);
 #endif
         }
