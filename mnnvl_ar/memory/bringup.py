@@ -145,12 +145,13 @@ class BringUp:
         steps.run("verify", handshake.verify)
 
     def _multicast(self) -> None:
+        handshake = Handshake(self._block, self._request, self._members[0]["salt"] + "multicast")
         try:
-            handshake = Handshake(self._block, self._request, self._members[0]["salt"] + "multicast")
             multicast.bring_up(self._steps, self._block, handshake)
             self.transport = "multicast"
         except StepFailed as failed:
             self._without_multicast(failed)
+            self._steps.run("multicast undo", handshake.restore)  # all had voted, so nobody writes nonces any more
 
     def _without_multicast(self, failed: StepFailed) -> None:
         """All ranks go on without it, or none does."""

@@ -42,14 +42,19 @@ class Handshake:
 
     def verify(self, through_multicast: bool = False) -> None:
         """Our own block holds every rank's nonce; then its content is as the fills say again."""
-        block, request = self._block, self._request
+        block = self._block
         area = PROBE_BYTES * block.world_size
-        found = block.driver.read(block.pointers[block.rank] + request.probe_offset, area)
+        found = block.driver.read(block.pointers[block.rank] + self._request.probe_offset, area)
         for writer in range(block.world_size):
             word = self._nonce(writer, EVERYONE if through_multicast else block.rank)
             mine = found[PROBE_BYTES * writer : PROBE_BYTES * (writer + 1)]
             _compare(mine, word, f"what rank {writer} wrote did not arrive at rank {block.rank}")
-        block.fill([Fill(request.probe_offset, area, 0), *_within(request.fills, request.probe_offset, area)])
+        self.restore()
+
+    def restore(self) -> None:
+        """Our own block is as the fills say; 0 in the probe area where they say nothing."""
+        start, area = self._request.probe_offset, PROBE_BYTES * self._block.world_size
+        self._block.fill([Fill(start, area, 0), *_within(self._request.fills, start, area)])
 
     def _nonce(self, writer: int, reader: int) -> int:
         return zlib.crc32(f"{self._salt}:{writer}:{reader}".encode())

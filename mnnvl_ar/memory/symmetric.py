@@ -38,7 +38,7 @@ class SymmetricMemory:
 
     def __init__(self, block: Block, request: Request, transport: str, reason: str) -> None:
         self._block, self._request, self._pid = block, request, os.getpid()
-        self._dropped = self._closed = False
+        self._closed = False
         self.rank, self.world_size, self.nbytes = block.rank, block.world_size, block.stride
         self.pointers, self.multicast_pointer = block.pointers, block.multicast_pointer
         self.transport, self.reason, self.handle_kind = transport, reason, block.kind
@@ -47,7 +47,7 @@ class SymmetricMemory:
         """Gives everything back. Idempotent, not collective, never raises; fine after the group is gone and at exit."""
         if self._closed or os.getpid() != self._pid:
             return
-        self._closed = self._dropped = True
+        self._closed = True
         self._block.close()
 
     def drop(self) -> None:
@@ -55,7 +55,6 @@ class SymmetricMemory:
         faults.
         """
         self._check_usable("drop")
-        self._dropped = True
         self._block.drop()
 
     def restore(self, group: dist.ProcessGroup, timeout: float = 60.0) -> None:
@@ -68,7 +67,6 @@ class SymmetricMemory:
         self.drop()
         transport, reason, kind = _bring_up(self._block, group, timeout, self._request_again())
         self.transport, self.reason, self.handle_kind = transport, reason, kind
-        self._dropped = False
 
     def _request_again(self) -> Request:
         # Graphs hold the multicast address or they do not, so what was chosen then is what is wanted now.

@@ -1,12 +1,13 @@
 """Starts real processes as the ranks of a group, over loopback, and says how each one ended.
 
-`launch(n, body, ...)` runs `body(rank, n, store, ...)` in n fresh processes. The store lives in the test's own process, as
-torchrun's agent hosts it, so that it survives whichever rank a test kills. Processes fork from a server that has imported
-PyTorch once: a launch costs tens of milliseconds, which is what makes hundreds of them affordable.
+`launch(n, body, ...)` runs `body(rank, n, store, ...)` in n fresh processes. The store lives in the test's own process,
+as torchrun's agent hosts it, so that it survives whichever rank a test kills. Processes fork from a server that has
+imported PyTorch once: a launch costs tens of milliseconds, which is what makes hundreds of them affordable.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -17,13 +18,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+_HERE = Path(__file__).parent
+# The fork server knows nothing of pytest's import path, and drops a preload that it cannot import without a word.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(_HERE.parent), str(_HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed", "mnnvl_ar.memory"])
-_store_lock = threading.Lock()
+_context.set_forkserver_preload(["pytest", *(f"memory.{file.stem}" for file in sorted(_HERE.glob("test_*.py")))])
+_lock = threading.Lock()  # multiprocessing reads an exit code twice if threads start and join at once
 _store: dist.TCPStore | None = None
 _launches = 0
 
@@ -45,7 +52,8 @@ def launch(world_size: int, body: Callable[..., Any], *arguments: Any, seconds: 
         ours, theirs = _context.Pipe(duplex=False)
         what = (theirs, port, prefix, rank, world_size, body, arguments)
         process = _context.Process(target=_main, args=what, daemon=True)
-        process.start()
+        with _lock:
+            process.start()
         theirs.close()
         pipes.append(ours)
         processes.append(process)
@@ -58,18 +66,16 @@ def launch(world_size: int, body: Callable[..., Any], *arguments: Any, seconds: 
         for pipe in ready:
             assert isinstance(pipe, Connection)
             rank = open_pipes.pop(pipe)
-            try:
+            with contextlib.suppress(EOFError):  # killed
                 ends[rank] = pipe.recv()
-            except EOFError:
-                pass  # killed
     for rank, process in enumerate(processes):
-        process.join(max(deadline - time.monotonic(), 1.0))
-        if process.exitcode is None:
-            ends[rank].error = ends[rank].error or f"rank {rank} did not exit"
-            ends[rank].error += f" within {seconds} s"
+        if not wait([process.sentinel], max(deadline - time.monotonic(), 1.0)):
+            ends[rank].error += f"; rank {rank} did not exit within {seconds} s"
             process.kill()
+            wait([process.sentinel])
+        with _lock:
             process.join()
-        ends[rank].exitcode = process.exitcode
+            ends[rank].exitcode = process.exitcode
     for pipe in pipes:
         pipe.close()
     return ends
@@ -77,7 +83,8 @@ def launch(world_size: int, body: Callable[..., Any], *arguments: Any, seconds: 
 
 def values(ends: list[End]) -> list[Any]:
     """What the ranks returned; fails the test, with their tracebacks, if one did not return."""
-    problems = [f"rank {rank}: {end.error or end.exitcode}" for rank, end in enumerate(ends) if end.error or end.exitcode]
+    bad = [(rank, end) for rank, end in enumerate(ends) if end.error or end.exitcode]
+    problems = [f"rank {rank}: {end.error or end.exitcode}" for rank, end in bad]
     assert not problems, "\n".join(problems)
     return [end.value for end in ends]
 
@@ -120,7 +127,7 @@ def census() -> dict[str, int]:
 
 def _address() -> tuple[int, str]:
     global _store, _launches
-    with _store_lock:
+    with _lock:
         if _store is None:
             _store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         _launches += 1

@@ -1,9 +1,9 @@
 """A CUDA driver without a GPU: `verbs.Verbs` over memfd, for real processes.
 
-Fake device memory is a memfd; a POSIX handle is its descriptor; a fabric handle is 64 bytes that lead to it through /proc;
-a multicast object is a file in which its members write down what they add and bind, and a store to it goes to all that is
-bound. What a real driver forbids raises here: mapping outside a reservation, mapping twice, giving back what is not held,
-releasing what is still bound, binding before all devices are there.
+Fake device memory is a memfd; a POSIX handle is its descriptor; a fabric handle is 64 bytes that lead to it through
+/proc; a multicast object is a file in which its members write down what they add and bind, and a store to it goes to
+all that is bound. What a real driver forbids raises here: mapping outside a reservation, mapping twice, giving back
+what is not held, releasing what is still bound, binding before all devices are there.
 
 `live` counts what is held; an empty `held()` means that nothing leaked. `calls` lists the verbs used.
 """
@@ -22,7 +22,7 @@ GRAIN = 2 << 20
 
 
 class SimulatedDriver:
-    """`device` is the physical GPU this rank uses. `fail` maps a verb ("create", or "create fabric") to an error code."""
+    """`device` is the physical GPU this rank uses. `fail`: verb ("create" or "create fabric") -> error code."""
 
     kinds: tuple[str, ...] = ("fabric", "posix_fd")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+
 from memory import ranks
 from memory.simulated_driver import SimulatedDriver
-
 from mnnvl_ar.memory import Fill, SymmetricMemory, allocate
 
 NBYTES = 100_000

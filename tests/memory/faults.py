@@ -1,0 +1,124 @@
+"""What the fault tests share: the steps, the ways to go wrong at one, and what a rank tells afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from memory import ranks
+from memory.simulated_driver import SimulatedDriver
+from mnnvl_ar.errors import BringUpError
+from mnnvl_ar.memory import DriverError, Fill, SymmetricMemory, allocate
+from mnnvl_ar.memory.steps import hooks
+
+STEPS = [
+    "rendezvous",
+    "probe",
+    "reserve",
+    "allocate",
+    "fill",
+    "exchange",
+    "import",
+    "map",
+    "write",
+    "verify",
+    "ready",
+]
+MULTICAST_STEPS = [
+    f"multicast {step}" for step in ("probe", "create", "import", "add device", "bind", "map", "write", "verify")
+]
+Told = tuple[int, str, str, str]  # rank, step, cause, advice
+
+
+def make(group: dist.ProcessGroup, kind: str, timeout: float, driver: SimulatedDriver | None = None) -> SymmetricMemory:
+    """`kind`: "host", "cuda" or "multicast"."""
+    fills, place = [Fill(0, 65_536, 0x80000000)], {"probe_offset": 1024, "timeout": timeout}
+    if kind == "host":
+        return allocate(group, 65_536, fills, device=torch.device("cpu"), **place)
+    driver = driver or SimulatedDriver(group.rank(), multicast=True)
+    transport = "multicast" if kind == "multicast" else "unicast"
+    return allocate(group, 65_536, fills, device=torch.device("cuda", 0), transport=transport, driver=driver, **place)
+
+
+def go_wrong(mode: str, seconds: float) -> None:
+    if mode == "failure":
+        raise DriverError("cuSimulated", "CUDA_ERROR_SIMULATED", "injected")
+    if mode == "exception":
+        raise KeyError("injected")
+    if mode == "stall":
+        time.sleep(seconds)
+    elif mode == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif mode == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def attempt(
+    group: dist.ProcessGroup, kind: str, timeout: float, step: str, mode: str, here: bool
+) -> tuple[Told | None, float]:
+    """One bring-up in which, if `here`, this rank goes wrong at `step`: its error if any, and seconds."""
+
+    def enter(name: str) -> None:
+        if here and name == step:
+            go_wrong(mode, timeout * 1.4)
+
+    hooks.enter = enter
+    driver = SimulatedDriver(group.rank(), multicast=True)
+    start = time.monotonic()
+    try:
+        make(group, kind, timeout, driver).close()
+        told = None
+    except BringUpError as error:
+        told = (error.rank, error.step, error.cause, error.advice)
+    finally:
+        hooks.enter = None
+    seconds = time.monotonic() - start
+    assert not driver.held(), f"leaked after {mode} at {step}: {driver.held()}"
+    return told, seconds
+
+
+def check_census(before: dict[str, int], what: str) -> None:
+    now = ranks.census()
+    for name in ("fds", "mapped", "threads", "sockets"):
+        assert now[name] <= before[name], f"{what}: {name} were {before[name]}, are {now[name]}"
+
+
+def loop_body(
+    rank: int, size: int, store: dist.Store, kind: str, mode: str, cases: list[tuple[str, int]], timeout: float
+) -> list[Any]:
+    """Goes through many cases (step, victim) in one process; after each, a bring-up over the same ranks must work."""
+    group = ranks.group(store, "first", rank, size)
+    for _ in range(3):
+        make(group, kind, 20.0).close()
+    before = ranks.census()
+    results = []
+    for number, (step, victim) in enumerate(cases):
+        results.append(attempt(group, kind, timeout, step, mode, rank == victim))
+        if mode == "stall":  # the others give up earlier than the one that sleeps
+            ranks.meet(store, f"case{number}", size)
+        make(group, kind, 20.0).close()
+        ranks.meet(store, f"after{number}", size)
+        check_census(before, f"{mode} at {step} on rank {victim}, seen from rank {rank}")
+    return results
+
+
+def last_words_body(
+    rank: int, size: int, store: dist.Store, kind: str, step: str, victim: int, timeout: float
+) -> tuple[Told | None, float]:
+    """The victim is killed at `step`; the survivors then bring up memory over a new group of their own."""
+    group = ranks.group(store, "first", rank, size)
+    make(group, kind, 20.0).close()
+    before = ranks.census()
+    told = attempt(group, kind, timeout, step, "kill", rank == victim)
+    check_census(before, f"kill at {step}")
+    again = ranks.group(store, "second", rank - (rank > victim), size - 1)
+    dist.barrier(again)  # gloo's own descriptors are there now
+    before = ranks.census()
+    make(again, kind, 20.0).close()
+    check_census(before, f"bring-up after a kill at {step}")
+    return told

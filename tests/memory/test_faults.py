@@ -1,0 +1,146 @@
+"""Whatever goes wrong, wherever, however: all survivors say the same within the timeout, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from memory import faults, ranks
+from mnnvl_ar.memory.steps import hooks
+
+SIZE = 4
+PARALLEL = 3
+STALL_TIMEOUT = 1.2
+
+
+def split(cases: list[Any], parts: int) -> list[list[Any]]:
+    return [cases[start::parts] for start in range(parts)]
+
+
+def check(case: tuple[str, int], told: list[Any], survivors: list[int], seconds: float) -> None:
+    step, victim = case
+    heard = {told[rank][0] for rank in survivors}
+    assert len(heard) == 1, f"{case}: ranks disagree: {heard}"
+    error = heard.pop()
+    assert error is not None, f"{case}: nobody noticed"
+    assert error[:2] == (victim, step), f"{case}: got {error}"
+    assert error[2], "a cause is given"
+    slowest = max(told[rank][1] for rank in survivors)
+    assert slowest < seconds, f"{case}: took {slowest:.2f} s"
+
+
+@pytest.mark.parametrize("mode", ["failure", "exception"])
+@pytest.mark.parametrize("kind", ["host", "cuda", "multicast"])
+def test_one_rank_fails(kind: str, mode: str) -> None:
+    steps = faults.STEPS + (faults.MULTICAST_STEPS if kind == "multicast" else [])
+    cases = [(step, victim) for step in steps for victim in range(SIZE)]
+    told = ranks.values(ranks.launch(SIZE, faults.loop_body, kind, mode, cases, 20.0, seconds=120))
+    for number, case in enumerate(cases):
+        check(case, [results[number] for results in told], list(range(SIZE)), 5.0)
+
+
+def run_stalls(kind: str, cases: list[tuple[str, int]]) -> None:
+    def run(part: list[tuple[str, int]]) -> None:
+        arguments = (kind, "stall", part, STALL_TIMEOUT)
+        told = ranks.values(ranks.launch(SIZE, faults.loop_body, *arguments, seconds=200))
+        for number, (step, victim) in enumerate(part):
+            everyone = [results[number] for results in told]
+            awake = [rank for rank in range(SIZE) if rank != victim]
+            check((step, victim), everyone, awake, STALL_TIMEOUT + 0.5)
+            check((step, victim), everyone, [victim], 3 * STALL_TIMEOUT)  # the sleeper itself says it was too late
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        list(pool.map(run, split(cases, PARALLEL)))
+
+
+def test_one_rank_stalls() -> None:
+    run_stalls("host", [(step, victim) for step in faults.STEPS for victim in (0, 2)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cuda", "multicast"])
+def test_one_rank_stalls_everywhere(kind: str) -> None:
+    steps = faults.STEPS if kind == "cuda" else faults.MULTICAST_STEPS
+    run_stalls(kind, [(step, victim) for step in steps for victim in range(SIZE)])
+
+
+def run_kills(kind: str, cases: list[tuple[str, int]], size: int = SIZE) -> None:
+    def run(case: tuple[str, int]) -> None:
+        ends = ranks.launch(size, faults.last_words_body, kind, *case, 20.0)
+        assert ends[case[1]].exitcode == -signal.SIGKILL
+        survivors = [rank for rank in range(size) if rank != case[1]]
+        ranks.values([ends[rank] for rank in survivors])
+        check(case, [end.value for end in ends], survivors, 4.0)  # noticed, not waited for
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        list(pool.map(run, cases))
+
+
+def test_one_rank_is_killed() -> None:
+    run_kills("host", [(step, victim) for step in faults.STEPS for victim in range(SIZE)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cuda", "multicast"])
+def test_one_rank_is_killed_everywhere(kind: str) -> None:
+    steps = faults.STEPS if kind == "cuda" else faults.MULTICAST_STEPS
+    run_kills(kind, [(step, victim) for step in steps for victim in range(SIZE)])
+
+
+def test_one_rank_is_killed_with_multicast() -> None:
+    run_kills("multicast", [(step, 1) for step in faults.MULTICAST_STEPS], size=3)
+
+
+def absent_body(rank: int, size: int, store: dist.Store, absent: int) -> Any:
+    group = ranks.group(store, "first", rank, size)
+    told = faults.attempt(group, "host", 1.5, "", "", False) if rank != absent else (None, 0.0)
+    ranks.meet(store, "all gave up", size)
+    assert faults.attempt(group, "host", 20.0, "", "", False)[0] is None  # and can meet again over the same group
+    return told
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_one_rank_never_comes(absent: int) -> None:
+    told = ranks.values(ranks.launch(3, absent_body, absent))
+    check(("rendezvous", absent), told, [rank for rank in range(3) if rank != absent], 2.0)
+
+
+def stop_body(rank: int, size: int, store: dist.Store, step: str, victim: int) -> Any:
+    group = ranks.group(store, "first", rank, size)
+    faults.make(group, "host", 20.0).close()
+    store.set(f"pid{rank}", str(os.getpid()))
+    ranks.meet(store, "ready to stop", size)
+    told = faults.attempt(group, "host", 1.5, step, "stop", rank == victim)
+    if rank == (victim + 1) % size:
+        os.kill(int(store.get(f"pid{victim}")), signal.SIGCONT)
+    ranks.meet(store, "all gave up", size)
+    assert faults.attempt(group, "host", 20.0, "", "", False)[0] is None
+    return told
+
+
+@pytest.mark.parametrize(("step", "victim"), [("exchange", 0), ("exchange", 1), ("ready", 2)])
+def test_one_rank_is_stopped_and_continued(step: str, victim: int) -> None:
+    told = ranks.values(ranks.launch(3, stop_body, step, victim))
+    check((step, victim), told, [rank for rank in range(3) if rank != victim], 2.0)
+    assert told[victim][0][:2] == (victim, step)
+
+
+def unvoted_body(rank: int, size: int, store: dist.Store, step: str) -> Any:
+    group = ranks.group(store, "first", rank, size)
+    hooks.voting = False
+    return faults.attempt(group, "host", 2.0, step, "failure", rank == 1)
+
+
+@pytest.mark.parametrize("step", ["allocate", "map", "verify", "ready"])
+def test_without_the_vote_ranks_diverge(step: str) -> None:
+    """The negative control: what the other tests see is due to the vote."""
+    start = time.monotonic()
+    told = ranks.values(ranks.launch(3, unvoted_body, step))
+    assert len({answer and answer[:2] for answer, _ in told}) > 1, told
+    assert time.monotonic() - start < 20
