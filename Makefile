@@ -68,10 +68,12 @@ TOOLS = $(PY) -m
 CLANG_FORMAT = $(if $(READY_DEV),.venv/bin/)clang-format
 
 lint: $(READY_DEV)
-	$(TOOLS) ruff check
-	$(TOOLS) ruff format --check
-	$(TOOLS) mypy
-	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
+	@failed=0; \
+	$(TOOLS) ruff check || failed=1; \
+	$(TOOLS) ruff format --check || failed=1; \
+	$(TOOLS) mypy || failed=1; \
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP) || failed=1; \
+	exit $$failed
 
 format: $(READY_DEV)
 	$(TOOLS) ruff check --fix

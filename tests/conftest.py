@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
 from gpu import record
 
 hypothesis.settings.register_profile("dev", deadline=None)
