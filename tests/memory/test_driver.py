@@ -1,0 +1,144 @@
+"""The CUDA driver's thin module, as far as it goes without a GPU: the real bindings' types, scripted calls."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from memory import ranks
+from memory.test_allocate import make
+from mnnvl_ar.errors import BringUpError
+from mnnvl_ar.memory import DriverError, advice, driver
+
+cuda = pytest.importorskip("cuda.bindings.driver")
+
+
+class Scripted:
+    """The bindings' module with every function replaced by one that notes the call and answers from a script."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.log = answers, []
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            return getattr(cuda, name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.log.append((name, arguments))
+            if name == "cuGetErrorString":
+                return cuda.CUresult.CUDA_SUCCESS, b"in words"
+            answer = self.answers.get(name, ())
+            if isinstance(answer, cuda.CUresult):
+                return (answer, *[None] * 1)
+            return (cuda.CUresult.CUDA_SUCCESS, *answer)
+
+        return call
+
+
+def opened(**answers: Any) -> tuple[driver.Driver, Scripted]:
+    fake = Scripted(**answers)
+    real = driver.Driver()
+    real._cuda, real._device, real._context, real._stream = fake, 3, object(), object()
+    return real, fake
+
+
+def names(fake: Scripted) -> list[str]:
+    return [name for name, _ in fake.log if name != "cuGetErrorString"]
+
+
+def test_errors_carry_call_code_and_text() -> None:
+    real, _ = opened(cuMemCreate=cuda.CUresult.CUDA_ERROR_NOT_PERMITTED)
+    with pytest.raises(DriverError) as caught:
+        real.create(2 << 20, "fabric")
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.call, error.code, error.text) == ("cuMemCreate", "CUDA_ERROR_NOT_PERMITTED", "in words")
+    assert "IMEX" in advice.advise(error, "fabric")
+
+
+def test_properties_name_our_device_and_the_handle_kind() -> None:
+    real, fake = opened(cuMemCreate=(77,), cuMulticastCreate=(78,))
+    assert real.create(2 << 20, "posix_fd") == 77
+    nbytes, properties, flags = fake.log[0][1]
+    assert (nbytes, flags) == (2 << 20, 0)
+    assert properties.location.id == 3
+    assert properties.location.type == cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    assert properties.type == cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    kinds = cuda.CUmemAllocationHandleType
+    assert properties.requestedHandleTypes == kinds.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+    assert real._properties("fabric").requestedHandleTypes == kinds.CU_MEM_HANDLE_TYPE_FABRIC
+    wanted = real._multicast_properties(4, 4 << 20, "posix_fd")
+    assert (wanted.numDevices, wanted.size) == (4, 4 << 20)
+    assert wanted.handleTypes == kinds.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR.value
+
+
+def test_map_gives_our_device_access_and_undoes_itself() -> None:
+    real, fake = opened()
+    real.map(1 << 30, 2 << 20, 77)
+    (access,) = fake.log[1][1][2]
+    assert access.location.id == 3
+    assert access.flags == cuda.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+    real, fake = opened(cuMemSetAccess=cuda.CUresult.CUDA_ERROR_INVALID_DEVICE)
+    with pytest.raises(DriverError, match="CUDA_ERROR_INVALID_DEVICE"):
+        real.map(1 << 30, 2 << 20, 77)
+    assert names(fake) == ["cuMemMap", "cuMemSetAccess", "cuMemUnmap"]
+
+
+def test_work_on_memory_runs_in_our_context_and_leaves_it() -> None:
+    real, fake = opened(cuMemsetD32Async=cuda.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS)
+    with pytest.raises(DriverError, match="ILLEGAL_ADDRESS"):
+        real.fill(1 << 30, 64, 0x80000000)
+    assert names(fake) == ["cuCtxPushCurrent", "cuMemsetD32Async", "cuCtxPopCurrent"]
+    assert fake.log[1][1][:3] == (1 << 30, 0x80000000, 16)
+
+
+def test_a_fabric_token_is_bytes_and_a_posix_token_a_descriptor() -> None:
+    handle = cuda.CUmemFabricHandle()
+    handle.data = bytes(range(64))
+    real, _ = opened(cuMemExportToShareableHandle=(handle,))
+    assert real.export(77, "fabric") == bytes(range(64))
+    real, _ = opened(cuMemExportToShareableHandle=(9,))
+    assert real.export(77, "posix_fd") == 9
+
+
+def test_closing_gives_the_context_back_once() -> None:
+    real, fake = opened(cuStreamDestroy=cuda.CUresult.CUDA_ERROR_DEINITIALIZED)
+    with pytest.raises(DriverError):
+        real.close()
+    real.close()
+    assert names(fake).count("cuDevicePrimaryCtxRelease") == 1
+
+
+def no_gpu_body(rank: int, size: int, store: dist.Store) -> Any:
+    group = ranks.group(store, "first", rank, size)
+    with pytest.raises(BringUpError) as caught:
+        make(group, device=torch.device("cuda", rank))
+    return caught.value.rank, caught.value.step, caught.value.cause, caught.value.advice
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA driver")
+def test_without_a_driver_the_error_says_so() -> None:
+    told = ranks.values(ranks.launch(2, no_gpu_body))
+    assert told[0] == told[1]
+    rank, step, cause, hint = told[0]
+    assert (rank, step) == (0, "probe")
+    assert "no usable NVIDIA driver" in cause
+    assert 'device="cpu"' in hint
+
+
+def test_the_package_imports_without_cuda() -> None:
+    code = "import sys; sys.modules['cuda'] = None; import mnnvl_ar.memory, mnnvl_ar.memory.driver as d; d.Driver()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_errors_travel() -> None:
+    error = pickle.loads(pickle.dumps(BringUpError(3, "import", "no.", "Do this.")))
+    assert (error.rank, error.step, error.cause, error.advice) == (3, "import", "no.", "Do this.")
+    assert str(error) == "symmetric memory bring-up failed on rank 3 at step 'import': no. Do this."

@@ -1,0 +1,189 @@
+"""How ranks meet: several hosts, bad requests, strangers, a store that is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from memory import faults, ranks
+from memory.simulated_driver import SimulatedDriver
+from memory.test_allocate import check_content, check_shared, make
+from mnnvl_ar.errors import BringUpError
+from mnnvl_ar.memory import Fill, allocate, hosts
+from mnnvl_ar.memory.reception import KEY
+
+
+def on_host(name: str) -> Any:
+    """Makes this process believe, and tell, that it runs on another host."""
+    return mock.patch.object(hosts, "identity", return_value=f"{name}/boot/1")
+
+
+def hosts_body(rank: int, size: int, store: dist.Store, names: list[str], kind: str, fail: dict[str, str]) -> Any:
+    group = ranks.group(store, "first", rank, size)
+    driver = SimulatedDriver(rank, fail=fail)
+    with on_host(names[rank]):
+        try:
+            if kind == "host":
+                memory = make(group)
+            else:
+                memory = make(group, device=torch.device("cuda", 0), transport="unicast", driver=driver)
+        except BringUpError as error:
+            return error.rank, error.step, error.cause
+    check_content(memory)
+    check_shared(memory, group)
+    memory.close()
+    assert not driver.held()
+    return memory.transport, memory.handle_kind, memory.reason
+
+
+def one(told: list[Any]) -> Any:
+    assert len(set(told)) == 1, told
+    return told[0]
+
+
+def test_fabric_handles_across_hosts() -> None:
+    told = one(ranks.values(ranks.launch(4, hosts_body, ["a", "a", "b", "c"], "cuda", {})))
+    assert told[:2] == ("unicast", "fabric")
+    assert told[2].startswith("unicast over fabric, 4 ranks on 3 hosts")
+
+
+def test_no_file_descriptors_across_hosts() -> None:
+    fail = {"create fabric": "CUDA_ERROR_NOT_PERMITTED"}
+    rank, step, cause = one(ranks.values(ranks.launch(3, hosts_body, ["a", "a", "b"], "cuda", fail)))
+    assert (rank, step) == (0, "allocate")
+    assert "CUDA_ERROR_NOT_PERMITTED" in cause
+    assert "rank 2 is not on the host of rank 0" in cause
+
+
+def test_the_host_transport_joins_one_host() -> None:
+    rank, step, cause = one(ranks.values(ranks.launch(3, hosts_body, ["a", "b", "a"], "host", {})))
+    assert (rank, step) == (1, "probe")
+    assert "rank 1 is not on the host of rank 0" in cause
+
+
+def remote_kill_body(rank: int, size: int, store: dist.Store, victim: int) -> Any:
+    group = ranks.group(store, "first", rank, size)
+    with on_host(f"host{rank}"):
+        return faults.attempt(group, "cuda", 20.0, "import", "kill", rank == victim)
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_kill_is_noticed_across_hosts(victim: int) -> None:
+    ends = ranks.launch(3, remote_kill_body, victim)
+    told = [ends[rank].value for rank in range(3) if rank != victim]
+    assert one([answer for answer, _ in told])[:2] == (victim, "import")
+    assert max(seconds for _, seconds in told) < 4
+
+
+def requests_body(rank: int, size: int, store: dist.Store) -> list[str]:
+    group = ranks.group(store, "first", rank, size)
+    good: dict[str, Any] = {"nbytes": 4096, "fills": [Fill(0, 64, 0)], "probe_offset": 0, "transport": "auto"}
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("nbytes differs: rank 1 has 8192, rank 0 has 4096", {"nbytes": 8192}),
+        ("fills differs", {"fills": [Fill(0, 64, 1)]}),
+        ("probe_offset differs", {"probe_offset": 64}),
+        ("transport differs", {"transport": "host"}),
+        ("transport: got 'unicast' for device cpu, wanted one of auto, host", {"transport": "unicast"}),
+        ("nbytes: got 0", {"nbytes": 0}),
+        ("probe_offset: got 4080, wanted a multiple of 16 from 0 to 4048", {"probe_offset": 4080}),
+        ("probe_offset: got 8,", {"probe_offset": 8}),
+        ("fills: got Fill(offset=4090", {"fills": [Fill(4090, 64, 0)]}),
+        ("fills: got", {"fills": [Fill(0, 64, 1 << 32)]}),
+    ]
+    told = []
+    for wanted, odd in cases:
+        asked = good | (odd if rank == 1 else {})
+        with pytest.raises(BringUpError) as caught:
+            allocate(group, device=torch.device("cpu"), timeout=20.0, **asked)
+        assert (caught.value.rank, caught.value.step) == (1, "rendezvous")
+        assert wanted in caught.value.cause, caught.value.cause
+        told.append(str(caught.value))
+    allocate(group, device=torch.device("cpu"), timeout=20.0, **good).close()
+    return told
+
+
+def test_what_one_rank_asks_wrongly_all_hear_of() -> None:
+    told = ranks.values(ranks.launch(3, requests_body))
+    assert told[0] == told[1] == told[2]
+
+
+def capturing_body(rank: int, size: int, store: dist.Store) -> Any:
+    group = ranks.group(store, "first", rank, size)
+    driver = SimulatedDriver(rank)
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.is_current_stream_capturing", return_value=rank == 1),
+        pytest.raises(BringUpError, match="capturing") as caught,
+    ):
+        make(group, device=torch.device("cuda", 0), driver=driver)
+    assert not driver.calls
+    return caught.value.rank, caught.value.step
+
+
+def test_refused_while_a_stream_captures() -> None:
+    assert one(ranks.values(ranks.launch(2, capturing_body))) == (1, "rendezvous")
+
+
+def stranger_body(rank: int, size: int, store: dist.Store) -> None:
+    group = ranks.group(store, "first", rank, size)
+    notes = group.get_group_store()
+    if rank == 1:  # plays the stranger first, then its part
+        while not notes.check([KEY]):
+            time.sleep(0.005)
+        about = json.loads(notes.get(KEY))
+        hellos = [{"token": "guess", "rank": 2, "seconds_left": 1.0}, {"token": about["token"], "rank": 9}, [], 7]
+        bodies = [json.dumps(hello).encode() for hello in hellos] + [b"\xff\xfe", b""]
+        for body in bodies:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(f"\0mnnvl_ar-{about['name']}")
+                sock.sendall(struct.pack("<I", len(body)) + body)
+                sock.settimeout(5)
+                assert sock.recv(1) == b""  # shown the door
+        mute = socket.socket(socket.AF_UNIX)  # and one that never says a word must not hold anyone up
+        mute.connect(f"\0mnnvl_ar-{about['name']}")
+    memory = make(group)
+    check_shared(memory, group)
+    memory.close()
+
+
+def test_strangers_are_shown_the_door() -> None:
+    ranks.values(ranks.launch(3, stranger_body))
+
+
+def stopped_store_body(rank: int, size: int, store: dist.Store) -> Any:
+    """Rank 0 hosts the group's store itself, as with init_method="tcp://", and is stopped before it says a word."""
+    if rank == 0:
+        own = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store.set("port", str(own.port))
+        store.set("pid", str(os.getpid()))
+    else:
+        own = dist.TCPStore("127.0.0.1", int(store.get("port")), is_master=False, timeout=timedelta(seconds=60))
+    group = ranks.group(own, "first", rank, size)
+    ranks.meet(store, "made", size)
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return None
+    time.sleep(0.3)
+    start = time.monotonic()
+    with pytest.raises(BringUpError, match="store does not answer") as caught:
+        make(group, timeout=1.0)
+    seconds = time.monotonic() - start
+    os.kill(int(store.get("pid")), signal.SIGCONT)
+    return caught.value.rank, caught.value.step, seconds
+
+
+def test_a_stopped_store_does_not_block_for_ever() -> None:
+    _, (rank, step, seconds) = ranks.values(ranks.launch(2, stopped_store_body, seconds=30))
+    assert (rank, step) == (-1, "rendezvous")
+    assert seconds < 1.5
