@@ -1,0 +1,69 @@
+"""A cell's tensors: random inputs that all variants share, and outputs that each variant has for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bench.cells import Cell
+
+EPS = 1e-6
+L2_BYTES = 64 << 20  # of an H200 and less than twice it; cold buffers cover it twice
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """xs: call i reads xs[i % len(xs)]. residuals: what a chain of calls starts from, the same on all ranks. weight:
+    [hidden]."""
+
+    xs: list[torch.Tensor]
+    residuals: list[torch.Tensor]
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Call i writes set i % len: `residuals` in place and `outs`, as a server does. `outs`: the norm, or the sum when
+    plain."""
+
+    residuals: list[torch.Tensor]
+    outs: list[torch.Tensor]
+
+
+def sets(cell: Cell, calls: int) -> int:
+    """How many sets of buffers the calls of one replay go through."""
+    if cell.l2 == "warm":
+        return 1
+    return max(1, min(calls, 2 * L2_BYTES // cell.nbytes + 1))
+
+
+def make_inputs(cell: Cell, rank: int, calls: int, device: torch.device) -> Inputs:
+    generator = torch.Generator(device).manual_seed(1000 * cell.tokens + cell.hidden)
+    shared = [_normal(cell.shape, cell, generator) for _ in range(sets(cell, calls))]
+    weight = 1 + 0.1 * _normal((cell.hidden,), cell, generator)
+    generator.manual_seed(7919 * (rank + 1) + cell.tokens)
+    if cell.l2 == "warm":
+        # Two inputs that cancel: a residual of many calls then stays of one size, so that rounding does not pile up,
+        # and what is left in a ring's slot from three calls ago is never what is due now.
+        x = _normal(cell.shape, cell, generator)
+        xs = [x, -x]
+    else:
+        xs = [_normal(cell.shape, cell, generator) for _ in range(len(shared))]
+    return Inputs(xs, shared, weight)
+
+
+def make_outputs(inputs: Inputs) -> Outputs:
+    return Outputs([r.clone() for r in inputs.residuals], [torch.empty_like(r) for r in inputs.residuals])
+
+
+def reset(inputs: Inputs, outputs: Outputs) -> None:
+    """Brings residuals back to their start, and poisons what is to be written."""
+    for residual, start in zip(outputs.residuals, inputs.residuals, strict=True):
+        residual.copy_(start)
+    for out in outputs.outs:
+        out.fill_(float("nan"))
+
+
+def _normal(shape: tuple[int, ...], cell: Cell, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device).to(cell.torch_dtype)

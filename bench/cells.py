@@ -1,0 +1,66 @@
+"""What is measured: a cell is one op at one size on one group; the grid is a list of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import torch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+OPS = ("fused", "plain")
+TOKENS = tuple(2**i for i in range(12))
+HIDDEN = (2880, 4096, 7168, 8192)
+TPS = (2, 4, 8)
+QUICK_TOKENS = (1, 8, 64, 512)
+QUICK_HIDDEN = (7168,)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """op: "fused" (sum + add + RMSNorm) or "plain" (sum). mode: "graph" or "eager". l2: "warm" (the same buffers each
+    call) or "cold" (other buffers each call, and the L2 cache emptied before each replay)."""
+
+    op: str
+    tp: int
+    tokens: int
+    hidden: int
+    dtype: str
+    mode: str = "graph"
+    l2: str = "warm"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.tokens, self.hidden)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one rank's message."""
+        return self.tokens * self.hidden * self.torch_dtype.itemsize
+
+    def key(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        extras = [name for name, usual in ((self.mode, "graph"), (self.l2, "warm")) if name != usual]
+        return " ".join([self.op, f"TP{self.tp}", f"T={self.tokens}", f"H={self.hidden}", self.dtype, *extras])
+
+
+def grid(
+    tps: Iterable[int],
+    ops: Iterable[str],
+    dtypes: Iterable[str],
+    hidden: Iterable[int],
+    tokens: Iterable[int],
+    modes: Iterable[str] = ("graph",),
+    l2: Iterable[str] = ("warm",),
+) -> Iterator[Cell]:
+    """All cells; one group's cells follow each other, as making a group is what takes long."""
+    for tp, op, dtype, mode, state, width, count in product(tps, ops, dtypes, modes, l2, hidden, tokens):
+        yield Cell(op, tp, count, width, dtype, mode, state)

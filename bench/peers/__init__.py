@@ -1,0 +1,26 @@
+"""The peers: one file each. Each is imported only when it is asked for, and skipped with a reason where it cannot
+run."""
+
+from __future__ import annotations
+
+import importlib
+
+from bench.team import Team
+from bench.variant import Limits, Peer
+
+PEERS = {
+    "nccl": "bench.peers.nccl:Nccl",
+    "symm_mem": "bench.peers.symm_mem:SymmMem",
+    "flashinfer": "bench.peers.flashinfer_trtllm:FlashInferTrtllm",
+    "vllm": "bench.peers.flashinfer_vllm:FlashInferVllm",
+    "flashinfer_mnnvl": "bench.peers.flashinfer_mnnvl:FlashInferMnnvl",
+    "gloo": "bench.peers.gloo:Gloo",
+}
+ON_GPU = ("nccl", "symm_mem", "flashinfer", "vllm", "flashinfer_mnnvl")
+ON_HOST = ("gloo",)
+
+
+def make(name: str, team: Team, limits: Limits) -> Peer:
+    module, cls = PEERS[name].split(":")
+    peer: Peer = getattr(importlib.import_module(module), cls)(team, limits)
+    return peer

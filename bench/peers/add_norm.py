@@ -1,0 +1,48 @@
+"""residual += x; out = RMSNorm(residual) * weight as one kernel: what follows an all-reduce that cannot do it itself.
+
+Written by hand in Triton, as torch.compile needs seconds a shape; one row a program, the whole row in registers, sums
+in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.buffers import EPS
+from bench.variant import Unavailable
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+if triton is not None:
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _kernel(x, residual, weight, out, hidden, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        row = tl.program_id(0).to(tl.int64) * hidden
+        column = tl.arange(0, BLOCK)
+        inside = column < hidden
+        w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(residual + row + column, mask=inside, other=0.0)
+        z = (tl.load(x + row + column, mask=inside, other=0.0).to(tl.float32) + r.to(tl.float32)).to(r.dtype)
+        tl.store(residual + row + column, z, mask=inside)
+        z32 = z.to(tl.float32)
+        scale = 1.0 / tl.sqrt(tl.sum(z32 * z32) / hidden + eps)
+        tl.store(out + row + column, (z32 * scale * w).to(r.dtype), mask=inside)
+
+
+def require() -> None:
+    if triton is None:
+        raise Unavailable("no triton for the add + RMSNorm after it")
+
+
+def add_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """residual += x in place; out = RMSNorm(residual) * weight."""
+    tokens, hidden = residual.shape
+    block = triton.next_power_of_2(hidden)
+    kernel: Any = _kernel
+    kernel[(tokens,)](x, residual, weight, out, hidden, EPS, BLOCK=block, num_warps=max(1, min(16, block // 512)))

@@ -1,0 +1,116 @@
+"""The record of a run: one JSON file a machine.
+
+    {"machine": "8 x NVIDIA H200", "source_digest": "...", "rows": [
+        {"op", "variant", "tp", "tokens", "hidden", "dtype", "p50_us", "p99_us", "floor_us", "ok", ...}]}
+
+`variant` is "mnnvl_ar", forced strategies as "mnnvl_ar/one_shot", or a peer's name. `ok`: the buffers that were timed
+held the right answer. More keys a row: mode, l2, calls, strategy, pdl, transport, and `error` where ok is false. More
+keys a file: "skipped", what could not run and why, and "not_run", cells that the time was too short for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bench.cells import Cell
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "bench" / "results"
+KEYS = ("op", "variant", "tp", "tokens", "hidden", "dtype", "p50_us", "p99_us", "floor_us", "ok")
+OURS = "mnnvl_ar"
+Row = dict[str, Any]
+
+
+class Results:
+    """Rows so far, written to `file` after every cell so that a run cut short still counts."""
+
+    def __init__(self, machine: str, digest: str, file: Path | None) -> None:
+        self.machine, self.digest, self.file = machine, digest, file
+        self.rows: list[Row] = []
+        self.skipped: dict[str, str] = {}
+        self.not_run: list[str] = []
+
+    def resume(self, file: Path) -> None:
+        """Takes over the rows of the same machine and sources, so that their cells need not run again."""
+        if not file.exists():
+            return
+        before = json.loads(file.read_text())
+        if (before["machine"], before["source_digest"]) == (self.machine, self.digest):
+            self.rows, self.skipped = before["rows"], before.get("skipped", {})
+
+    def done(self) -> set[tuple[Any, ...]]:
+        return {cell_key(row) for row in self.rows}
+
+    def save(self) -> None:
+        if self.file is None:
+            return
+        content = {
+            "machine": self.machine,
+            "source_digest": self.digest,
+            "skipped": self.skipped,
+            "not_run": self.not_run,
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        rows = ",\n".join(json.dumps(row) for row in self.rows)
+        draft.write_text(json.dumps(content, indent=1)[:-2] + f',\n "rows": [\n{rows}\n]}}\n')
+        draft.replace(self.file)
+
+
+def cell_key(row: Row | Cell) -> tuple[Any, ...]:
+    values = row.key() if isinstance(row, Cell) else row
+    return tuple(values.get(name, usual) for name, usual in _CELL.items())
+
+
+_CELL = {"op": None, "tp": None, "tokens": None, "hidden": None, "dtype": None, "mode": "graph", "l2": "warm"}
+
+
+def is_ours(variant: str) -> bool:
+    return variant == OURS or variant.startswith(OURS + "/")
+
+
+def by_cell(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows of each cell, in the order that they were measured in."""
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cells.setdefault(cell_key(row), []).append(row)
+    return cells
+
+
+def ours_and_best(rows: Iterable[Row]) -> tuple[Row | None, Row | None]:
+    """(our default, the quickest right peer) of one cell's rows."""
+    ours = next((row for row in rows if row["variant"] == OURS), None)
+    peers = [row for row in rows if not is_ours(row["variant"]) and row["ok"]]
+    return ours, min(peers, key=lambda row: float(row["p50_us"]), default=None)
+
+
+def source_digest() -> str:
+    """The digest that the GPU tests' record uses, so that a stale bench result shows as a stale record does."""
+    record = _record()
+    return str(record.digest(record.source_files()))
+
+
+def _record() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_gpu_record", ROOT / "tests" / "gpu" / "record.py")
+    if spec is None or spec.loader is None:
+        raise ImportError("tests/gpu/record.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def machine_slug(machine: str) -> str:
+    """A file name: "8 x NVIDIA H200" -> "h200x8"."""
+    parts = []
+    for part in machine.split(" + "):
+        count, _, name = part.partition(" x ")
+        word = name.replace("NVIDIA", "") if name else count
+        parts.append(re.sub(r"[^a-z0-9]+", "", word.lower()) + (f"x{count}" if name else ""))
+    return "_".join(parts)

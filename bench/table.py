@@ -1,0 +1,33 @@
+"""The table that a run prints: one line a cell, ours beside the best peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.results import Row, is_ours, ours_and_best
+
+HEADER = (
+    f"{'cell':<38}{'ours us':>9}{'p99':>8}{'best peer us':>14} {'':<24}{'speed-up':>9}{'floor':>8}{'x floor':>9}  ok"
+)
+
+
+def line(name: str, rows: Iterable[Row]) -> str:
+    rows = list(rows)
+    ours, best = ours_and_best(rows)
+    ours = ours or next((row for row in rows if is_ours(row["variant"])), None)
+    text = f"{name:<38}"
+    text += f"{ours['p50_us']:>9.2f}{ours['p99_us']:>8.2f}" if ours else f"{'-':>9}{'-':>8}"
+    text += f"{best['p50_us']:>14.2f} {best['variant']:<24}" if best else f"{'-':>14} {'':<24}"
+    text += f"{best['p50_us'] / ours['p50_us']:>8.2f}x" if ours and best else f"{'-':>9}"
+    if ours:
+        text += f"{ours['floor_us']:>8.2f}{ours['p50_us'] / ours['floor_us']:>8.2f}x"
+    else:
+        text += f"{'-':>8}{'-':>9}"
+    wrong = [row["variant"] for row in rows if not row["ok"]]
+    return text + "  " + ("yes" if not wrong else "NO: " + ", ".join(wrong))
+
+
+def details(rows: Iterable[Row]) -> str:
+    """Every variant of a cell, quickest first."""
+    ordered = sorted(rows, key=lambda row: float(row["p50_us"]))
+    return "    " + "  ".join(f"{row['variant']} {row['p50_us']:.2f}" for row in ordered)

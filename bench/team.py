@@ -1,0 +1,64 @@
+"""The ranks of one cell: the first n processes, or fewer than there are."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+WAIT = datetime.timedelta(hours=2)  # ranks outside a small group wait for the others
+
+
+@dataclass(frozen=True)
+class Team:
+    """rank, size: in this group. group: NCCL on GPUs, gloo on the host, for tensors on `device`. control: gloo, for
+    objects."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup
+    control: dist.ProcessGroup
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every rank's `item`, by rank. Collective."""
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item, group=self.control)
+        return items
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)
+
+    def vote(self, failure: str | None) -> str | None:
+        """The first failure of any rank, on all ranks alike; None if there is none. Collective."""
+        return next((f"rank {rank}: {why}" for rank, why in enumerate(self.gather(failure)) if why is not None), None)
+
+    def all_tensors(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's `tensor`, by rank. Collective."""
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(tensors, tensor, group=self.group)
+        return tensors
+
+
+def join_world(device_kind: str) -> tuple[int, int, torch.device]:
+    """(rank, world size, device) of this process, which RANK, WORLD_SIZE and LOCAL_RANK name, as torchrun sets them."""
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = torch.device("cuda", local) if device_kind == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=WAIT)
+    return rank, size, device
+
+
+def make_team(size: int, device: torch.device) -> Team | None:
+    """The team of the first `size` ranks; None on the others. Collective over the world."""
+    ranks = list(range(size))
+    control = dist.new_group(ranks, backend="gloo", timeout=WAIT)
+    group = dist.new_group(ranks, backend="nccl") if device.type == "cuda" else control
+    if dist.get_rank() >= size:
+        return None
+    return Team(dist.get_rank(), size, device, group, control)

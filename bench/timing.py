@@ -1,0 +1,122 @@
+"""How a call is timed: many calls in one CUDA graph, all ranks started together, all variants of a cell in turn.
+
+One round replays every variant once. Before each replay a tiny NCCL all-reduce in the stream holds all ranks' GPUs
+until the last has come; by then the replay is queued behind it, since a sleep at the head of the round gave the CPUs
+time. So neither the launch cost of Python nor the skew of the processes is in the figure. CUDA events around the
+replay, divided by its calls, give the time of a call; p50 and p99 are over rounds, and the slowest rank counts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from bench.buffers import L2_BYTES
+from bench.cells import Cell
+from bench.floor import floor_us
+from bench.team import Team
+
+GRAPH_US = 1500.0  # aimed-at time of one replay
+HEAD_START_CYCLES = 800_000  # about 0.4 ms, in which the CPU queues the first replays of a round
+
+
+@dataclass(frozen=True)
+class Timed:
+    p50_us: float
+    p99_us: float
+
+
+def calls_of(cell: Cell) -> int:
+    """Calls in one replay: an even number from 20 to 200, fewer for large sizes. The same on all ranks."""
+    if cell.mode == "eager":
+        return 20
+    return 2 * max(10, min(100, round(GRAPH_US / (2 * floor_us(cell)) / 2)))
+
+
+class Replay:
+    """One variant's calls, ready to be run again and again: a captured graph, or a loop in eager mode."""
+
+    def __init__(self, call: Callable[[int], None], calls: int, cell: Cell, device: torch.device) -> None:
+        self.calls = calls
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._call = call
+        for i in range(3):  # loads kernels, opens connections
+            call(i)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if cell.mode == "graph":
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                for i in range(calls):
+                    call(i)
+
+    def run(self) -> None:
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        for i in range(self.calls):
+            self._call(i)
+
+    def release(self) -> None:
+        if self.graph is not None:
+            self.graph.reset()
+
+
+class Clock:
+    """Times replays side by side on a team."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        self.on_gpu = team.device.type == "cuda"
+        self._token = torch.zeros(1, device=team.device)
+        self._flush = torch.empty(2 * L2_BYTES, dtype=torch.int8, device=team.device) if self.on_gpu else None
+
+    def measure(self, cell: Cell, replays: Sequence[Replay], rounds: int) -> list[Timed]:
+        """Collective. One result a replay, the same on all ranks."""
+        times: list[list[float]] = [[] for _ in replays]
+        for number in range(rounds + 1):
+            order = [(number + i) % len(replays) for i in range(len(replays))]  # each comes first sometimes
+            for index, us in zip(order, self._round(cell, [replays[i] for i in order]), strict=True):
+                if number > 0:  # the first round uploads graphs and warms caches
+                    times[index].append(us)
+        return [self._slowest(samples) for samples in times]
+
+    def _round(self, cell: Cell, replays: Sequence[Replay]) -> list[float]:
+        self.team.barrier()
+        if not self.on_gpu:
+            return [self._on_host(replay) for replay in replays]
+        torch.cuda._sleep(HEAD_START_CYCLES)
+        events = []
+        for replay in replays:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            if cell.l2 == "cold" and self._flush is not None:
+                self._flush.zero_()
+            dist.all_reduce(self._token, group=self.team.group)
+            start.record()
+            replay.run()
+            end.record()
+            events.append((start, end))
+        torch.cuda.synchronize()
+        return [
+            start.elapsed_time(end) * 1e3 / replay.calls for (start, end), replay in zip(events, replays, strict=True)
+        ]
+
+    def _on_host(self, replay: Replay) -> float:
+        self.team.barrier()
+        start = time.perf_counter()
+        replay.run()
+        return (time.perf_counter() - start) * 1e6 / replay.calls
+
+    def _slowest(self, samples: list[float]) -> Timed:
+        ranks = self.team.gather((percentile(samples, 0.5), percentile(samples, 0.99)))
+        return Timed(max(p50 for p50, _ in ranks), max(p99 for _, p99 in ranks))
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Nearest rank: the smallest sample that at least `share` of all do not exceed."""
+    return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]

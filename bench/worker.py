@@ -1,0 +1,235 @@
+"""One rank of the bench: makes a team for each group size, and measures its cells one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from bench import options, peers, progress, results, table
+from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset
+from bench.cells import Cell, grid
+from bench.check import Oracle, verdict
+from bench.floor import floor_us
+from bench.launch import WRONG
+from bench.ours import Ours
+from bench.team import Team, join_world, make_team
+from bench.timing import Clock, Replay, calls_of
+from bench.variant import Limits, Peer, Unavailable, Variant
+
+T = TypeVar("T")
+SETUP_LIMIT = 120.0
+COMPILE_LIMIT = 420.0  # FlashInfer compiles for minutes at its first use
+
+
+def work(args: argparse.Namespace) -> int:
+    """A whole run on this rank. Returns its exit status: 0, or WRONG if a result of ours was not right."""
+    rank, world_size, device = join_world(args.device)
+    args = options.settle(args, world_size)
+    run = Run(args, rank, device)
+    if args.warm_peers:
+        run.warm_peers(world_size)
+    else:
+        run.cells(list(grid(args.tp, args.op, args.dtype, args.hidden, args.tokens, args.mode, args.l2)))
+    dist.barrier()
+    dist.destroy_process_group()
+    wrong = [row for row in run.results.rows if results.is_ours(row["variant"]) and not row["ok"]]
+    return WRONG if wrong else 0
+
+
+class Run:
+    def __init__(self, args: argparse.Namespace, rank: int, device: torch.device) -> None:
+        self.args, self.rank, self.device = args, rank, device
+        self.end = time.monotonic() + args.seconds
+        machine = machine_name(device, dist.get_world_size())
+        file: Path | None = args.json
+        if file is None and args.whole:
+            file = results.FOLDER / f"{results.machine_slug(machine)}.json"
+        self.named, file = file, file or args.scratch
+        self.results = results.Results(machine, results.source_digest(), file if rank == 0 else None)
+        if args.resume and file is not None:
+            self.results.resume(file)
+        for text in args.without:
+            name, _, reason = text.partition("=")
+            self.results.skipped[name] = reason
+        self.say(f"{machine}, torch {torch.__version__}, sources {self.results.digest}")
+
+    def say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def warm_peers(self, world_size: int) -> None:
+        """Lets every peer set itself up once over all ranks, so that whatever it compiles is there afterwards."""
+        team = make_team(world_size, self.device)
+        if team is not None:
+            for name, peer in self.peers(team, Limits(1, 1024, (torch.bfloat16,))).items():
+                self.say(f"{name}: ready")
+                peer.close()
+
+    def cells(self, cells: list[Cell]) -> None:
+        done = _agreed(self.results.done())
+        cells = [cell for cell in cells if results.cell_key(cell) not in done]
+        self.say(table.HEADER)
+        for tp in dict.fromkeys(cell.tp for cell in cells):
+            progress.report(f"making a group of {tp}", limit=SETUP_LIMIT)
+            team = make_team(tp, self.device)
+            if team is not None:
+                Session(self, team, [cell for cell in cells if cell.tp == tp]).run()
+            progress.report("waiting for ranks outside the group", limit=SETUP_LIMIT)
+            dist.barrier()
+        self.results.save()
+        for name, reason in self.results.skipped.items():
+            self.say(f"skipped {name}: {reason}")
+        if self.results.not_run:
+            self.say(f"not run for want of time: {len(self.results.not_run)} cells")
+        if self.named is not None:
+            self.say(f"wrote {self.named}")
+
+    def peers(self, team: Team, limits: Limits) -> dict[str, Peer]:
+        """The peers that every rank of the team could set up."""
+        made: dict[str, Peer] = {}
+        for name in self.args.peers:
+            if any(text.startswith(f"{name}=") for text in self.args.without):
+                continue
+            progress.report(f"setting up {name}", name, COMPILE_LIMIT)
+            start = time.monotonic()
+            peer, failure = attempt(lambda name=name: peers.make(name, team, limits))  # type: ignore[misc]
+            why = team.vote(failure)
+            if why is None and peer is not None:
+                made[name] = peer
+                self.say(f"{name}: set up for TP{team.size} in {time.monotonic() - start:.1f} s")
+            else:
+                self.results.skipped[f"{name} TP{team.size}"] = str(why)
+                self.say(f"{name}: skipped for TP{team.size}: {why}")
+        return made
+
+
+class Session:
+    """All cells of one team."""
+
+    def __init__(self, run: Run, team: Team, cells: list[Cell]) -> None:
+        self.run_, self.team, self.all = run, team, cells
+        limits = Limits.of(cells)
+        args = run.args
+        self.ours = Ours(team, limits, args.strategy, args.pdl, args.transport)
+        self.peers = run.peers(team, limits)
+        self.clock = Clock(team)
+        self.oracle = Oracle(team.device)
+
+    def run(self) -> None:
+        for cell in self.all:
+            if self.team.gather(time.monotonic() > self.run_.end)[0]:  # the first rank's clock decides
+                self.run_.results.not_run.append(str(cell))
+                continue
+            self.measure(cell)
+            self.run_.results.save()
+        progress.report("closing", limit=SETUP_LIMIT)
+        self.team.barrier()
+        for peer in self.peers.values():
+            attempt(peer.close)
+        self.ours.close()
+
+    def measure(self, cell: Cell) -> None:
+        calls = calls_of(cell)
+        progress.report(f"{cell}: inputs", limit=SETUP_LIMIT)
+        inputs = make_inputs(cell, self.team.rank, calls, self.team.device)
+        sums = self.oracle.sums(self.team, inputs)
+        want = self.oracle.expected(cell, inputs, sums, calls)
+        ready = []
+        for peer, variant in self.variants(cell):
+            progress.report(f"{cell}: {variant.name}", peer, SETUP_LIMIT)
+            entry, failure = attempt(lambda variant=variant: self.prepare(cell, variant, inputs, calls))  # type: ignore[misc]
+            why = self.team.vote(failure)
+            if why is None and entry is not None:
+                ready.append((peer, *entry))
+            elif peer is None:
+                raise RuntimeError(f"{cell}: {variant.name}: {why}")
+            else:
+                self.settle()  # raises where the failure took the CUDA context along: then the watch starts us without this peer
+                self.run_.results.skipped[f"{variant.name}, {cell}"] = str(why)
+        for peer, variant, replay, outputs in ready:  # the first replay of each alone, so that a hang has a name
+            progress.report(f"{cell}: first replay of {variant.name}", peer)
+            reset(inputs, outputs)
+            self.settle()
+            replay.run()
+            self.settle()
+        progress.report(f"{cell}: rounds", limit=SETUP_LIMIT)
+        times = self.clock.measure(cell, [replay for _, _, replay, _ in ready], self.run_.args.rounds)
+        rows = []
+        for (peer, variant, replay, outputs), timed in zip(ready, times, strict=True):
+            progress.report(f"{cell}: checking {variant.name}", peer)
+            reset(inputs, outputs)
+            self.settle()
+            self.team.barrier()
+            replay.run()
+            self.settle()
+            wrong = self.team.vote(verdict(cell, outputs, want, variant.exact))
+            row = {
+                **cell.key(),
+                "variant": variant.name,
+                "p50_us": round(timed.p50_us, 3),
+                "p99_us": round(timed.p99_us, 3),
+                "floor_us": round(floor_us(cell), 3),
+                "ok": wrong is None,
+                "calls": calls,
+                **variant.extra,
+            }
+            rows.append(row if wrong is None else {**row, "error": wrong})
+            replay.release()
+        self.run_.results.rows += rows
+        self.run_.say(table.line(str(cell), rows))
+        if self.run_.args.verbose:
+            self.run_.say(table.details(rows))
+        del ready, replay, outputs
+        gc.collect()
+        if self.team.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def variants(self, cell: Cell) -> list[tuple[str | None, Variant]]:
+        found: list[tuple[str | None, Variant]] = [(None, variant) for variant in self.ours.variants(cell)]
+        for name, peer in self.peers.items():
+            found += [(name, variant) for variant in peer.variants(cell)]
+        return found
+
+    def prepare(self, cell: Cell, variant: Variant, inputs: Inputs, calls: int) -> tuple[Variant, Replay, Outputs]:
+        outputs = make_outputs(inputs)
+        replay = Replay(variant.bind(cell, inputs, outputs), calls, cell, self.team.device)
+        if variant.finish is not None:
+            variant.finish()
+        return variant, replay, outputs
+
+    def settle(self) -> None:
+        if self.team.device.type == "cuda":
+            torch.cuda.synchronize(self.team.device)
+
+
+def attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
+    """(result, None) or (None, why not)."""
+    try:
+        return action(), None
+    except Unavailable as error:
+        return None, str(error)
+    except Exception as error:
+        return None, f"{type(error).__name__}: {str(error)[-800:]}"
+
+
+def machine_name(device: torch.device, world_size: int) -> str:
+    """As tests/gpu/record.json names it: "8 x NVIDIA H200". Collective over the world."""
+    own = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} host"
+    names: list[str] = [""] * world_size
+    dist.all_gather_object(names, own)
+    return " + ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+
+
+def _agreed(done: set[tuple[object, ...]]) -> set[tuple[object, ...]]:
+    """The first rank's view of the result file, which may not be on the others' disks."""
+    box = [done]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
