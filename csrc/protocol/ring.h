@@ -25,7 +25,7 @@ MNNVL_AR_HD constexpr uint32_t next_epoch(uint32_t epoch) { return epoch + 1 == 
 
 MNNVL_AR_HD constexpr uint32_t slot_of(uint32_t epoch) { return epoch % kSlots; }
 
-MNNVL_AR_HD constexpr uint32_t slot_to_clear(uint32_t epoch) { return (epoch + kSlots - 1) % kSlots; }
+MNNVL_AR_HD constexpr uint32_t slot_to_clear(uint32_t epoch) { return (epoch % kSlots + kSlots - 1) % kSlots; }
 
 // Calls from `from` to `to`, as a signed distance: positive when `to` is the later one.
 MNNVL_AR_HD constexpr int32_t epoch_distance(uint32_t from, uint32_t to) {
