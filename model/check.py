@@ -4,7 +4,8 @@
     python model/check.py --quick            the configurations that take seconds
     python model/check.py --trail frozen-slot    the counterexample of one variant, step by step
 
-Exits 1 if the correct ring has an error or was not searched to the end, or if a broken variant has no error; 2 if a tool is missing.
+Exits 1 if the correct ring has an error or was not searched to the end, or if a broken variant has no
+error; 2 if a tool is missing.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ HOLDS = [
     Config(
         "r2-progress",
         "... and no endless run in which no call finishes",
-        "-DFOREVER -DSCRIPT={5,2,3,1,4,5}",
+        "-DFOREVER -DPROGRESS -DSCRIPT={5,2,3,1,4,5}",
         seconds=17,
         progress=True,
         depth=4_000_000,
@@ -146,6 +147,7 @@ BREAKS = [
         "-DCHECKS=1 -DEARLY=0 -DSCRIPT={1,1,1,1,1,1} -DBREAK_ADVANCE",
         HANG,
     ),
+    Config("steward", "R4: a CTA arrives before its row warps have read the state", f"{SIMPLE} -DBREAK_STEWARD", HANG),
     Config("trigger", "R4: dependents triggered before the state advances", f"{ONE_CTA} -DBREAK_TRIGGER", WRONG),
     Config("no-quiescence", "R4: nobody waits for an unfinished predecessor", f"{ONE_CTA} -DBREAK_NO_QUIESCE", HANG),
     Config("send-unchecked", "R4: sends do not wait for it, the rest does", f"{ONE_CTA} -DBREAK_SEND_EARLY", WRONG),
@@ -190,7 +192,7 @@ def run(command: list[str], where: Path) -> str:
 
 
 def search(config: Config, where: Path) -> Result:
-    """Build the verifier of one configuration and run it to the end (or, for a broken rule, to the shortest failure)."""
+    """Build one configuration's verifier and run it to the end or, for a broken rule, to the shortest failure."""
     where.mkdir(parents=True, exist_ok=True)
     shutil.copy(MODEL, where)
     started = time.monotonic()

@@ -283,9 +283,18 @@ inline skip_idle() {
 #elif defined(BREAK_CLEAR_EARLY)
 #define CALM_TO_SEND calm
 #define CALM_TO_CLEAR true
+#elif defined(BREAK_STEWARD)
+#define CALM_TO_SEND rows_calm
+#define CALM_TO_CLEAR rows_calm
 #else
 #define CALM_TO_SEND calm
 #define CALM_TO_CLEAR calm
+#endif
+
+#if LOOSE || defined(BREAK_STEWARD)
+#define STEWARD 1           /* arrives without regard to how far the row warps are */
+#else
+#define STEWARD 0
 #endif
 
 /* Program order of a CTA. LOOSE drops what no fence or barrier of the protocol keeps. */
@@ -294,7 +303,7 @@ inline skip_idle() {
 #else
 #define SENT (PHASE > 0)
 #endif
-#if LOOSE
+#if STEWARD
 #define CLEARED true
 #define MAY_POLL true
 #else
@@ -320,6 +329,9 @@ proctype cta(byte r; byte c; byte odd) {
     byte j, n, base, d, step, i, id, s, use, old;
     byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished (BREAK_UNFENCED only) */
     bool calm, cleared;
+#ifdef BREAK_STEWARD
+    bool loaded, rows_calm; /* the row warps load the state for themselves, when they get to it */
+#endif
 #if TEAR && !LINK
     bool half;
 #endif
@@ -356,16 +368,29 @@ end_idle:
         trigger();
 #endif
         skip_idle()
-       }
-       break
-    od;
-
+       };
     do
     /* 2. Quiescence. */
     :: d_step { !calm && CALM ->
         calm = true;
         printf("rank %d call %d CTA %d: goes on, having found finished %d, launched %d\n", r, j, c, finished[r], base)
        }
+
+#ifdef BREAK_STEWARD
+    :: d_step { !loaded ->
+        loaded = true;
+        n = epoch[r];
+        base = launched[r];
+        d = dirty[r];
+        use = USED(n, j);
+        old = PREVIOUS(n, j);
+        printf("rank %d call %d CTA %d: its row warps read epoch %d (slot %d), launched %d\n", r, j, c, n, use, base)
+       }
+    :: d_step { loaded && !rows_calm && QUIET(r, base) ->
+        rows_calm = true;
+        printf("rank %d call %d CTA %d: its row warps go on, having found finished %d, launched %d\n", r, j, c, finished[r], base)
+       }
+#endif
 
     /* 3. Send, and send the sums. */
     :: d_step { CALM_TO_SEND && step < DONE && (PHASE == 0 || PHASE == 2) ->
@@ -403,7 +428,7 @@ end_idle:
        }
 
     /* 4. Clear this CTA's share of what the call before dirtied. */
-    :: d_step { !cleared && CALM_TO_CLEAR && SENT ->
+    :: d_step { !cleared && CALM_TO_CLEAR && (SENT) ->
 #if defined(BREAK_FROZEN_SIZE)
         if
         :: GRAPH(j) -> d = EXTENT(shape[0])         /* what call 0 had dirtied when the graph was captured at call 1 */
@@ -440,7 +465,7 @@ end_idle:
        }
 
     /* 5. Arrive; the last one advances the state; then trigger. Others may trigger as soon as they have arrived. */
-    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || LOOSE) ->
+    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || STEWARD) ->
         printf("rank %d call %d CTA %d: arrives\n", r, j, c);
         arrived[r]++;
 #ifdef BREAK_ADVANCE
@@ -511,10 +536,17 @@ end_idle:
 #if !EARLY
         undone[2 * r + odd]--;
 #endif
-        j = 0; n = 0; base = 0; d = 0; step = 0; arr = 0; id = 0; s = 0; use = 0; old = 0; calm = false; cleared = false
-       }
-progress:
-       goto end_idle
+        j = 0; n = 0; base = 0; d = 0; step = 0; arr = 0; id = 0;
+#ifdef BREAK_STEWARD
+        loaded = false; rows_calm = false;
+#endif
+         s = 0; use = 0; old = 0; calm = false; cleared = false
+       };
+#ifdef PROGRESS
+progress: skip;             /* for the search for endless runs without it; else one state less */
+#endif
+       break
+    od
     od
 }
 
