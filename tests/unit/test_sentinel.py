@@ -1,7 +1,8 @@
-"""Rules R1 and R2 on the host, exhaustively: the sentinel is never sent, what arrives is what was sent but for a zero's sign.
+"""Rules R1 and R2 on the host, exhaustively: the sentinel is never sent, and what arrives is what was sent but for the
+sign of a zero.
 
-One test body, `check_wire`, serves the rule and its controls: it has to pass with the library's compare, and has to fail
-with the one that FlashInfer's kernel hung by, and without sanitising.
+One test body, `check_wire`, serves the rule and its controls: it has to pass with the library's compare, and has to
+fail with the one that FlashInfer's kernel hung by, and without sanitising.
 """
 
 import numpy as np

@@ -1,0 +1,242 @@
+"""What a kernel's machine code has to be: rule R1 and the rounding of docs/numerics.md, checked on what ptxas made.
+
+Contract
+  * `kernels(text)` reads the output of `cuobjdump -sass`; `faults(kernel)` names what is wrong in one kernel, or [].
+  * A kernel's *body* is what it reaches without a call. Subroutines are nvcc's own (the slow paths of division and square
+    root) and this library's fault report.
+  * A *poll loop* is a loop around a strong, system-scope 128-bit load, with no such loop inside it.
+
+Rules, by name
+  compare  no floating-point compare in the body: nothing that waits can depend on one. (A first look at the data is
+           often peeled off its loop, so the loops alone would not do.)
+  ftz      no .FTZ in the body, but where nvcc's sequences for integer division and for IEEE square root have it.
+  fma      no fused multiply-add in the body, but as many as nvcc's sequences for IEEE division and square root hold.
+  float    no floating-point instruction in a poll loop, whatever it does.
+  call     no call in a poll loop, so that the body is all there is to look at.
+  local    no local memory in the body: no spills, no arrays by index.
+  narrow   data moves in 128 bits. Control words (32 or 64 bits, strong) are no data.
+  loops    at least two poll loops, for data and for signatures: or this checker has not found what it is to look at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;", re.MULTILINE)
+COMPARE = re.compile(r"(FSETP|FSET|FCMP|FMNMX3?|DSETP|DSET|DMNMX|HSETP2|HSET2|HMNMX2|VHMNMX)\b")
+FLOAT = re.compile(r"(F(?!ENCE|LO\b)|H[A-Z]|D(?!EPBAR)|MUFU|I2F|UF[A-Z])")
+CONSTANT = re.compile(r"HFMA2(\.MMA)?(\.BF16_V2)?$")  # with zero factors: nvcc's second way to load a constant
+FMAS_A_DIVISION, FMAS_A_ROOT = 5, 2  # in nvcc's inline sequences, which begin with FCHK and with MUFU.RSQ
+
+
+class NoDisassembly(Exception):
+    """There is nothing to check on this machine; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    address: int
+    guard: str | None  # predicate it depends on
+    opcode: str
+    operands: str
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch or call goes: its last operand."""
+        found = re.search(r"(?:^|[ ,])0x([0-9a-f]+)$", self.operands)
+        return int(found[1], 16) if found else None
+
+    @property
+    def is_poll(self) -> bool:
+        return re.fullmatch(r"LDG?\.E\S*\.128\S*", self.opcode) is not None and ".STRONG.SYS" in self.opcode
+
+    @property
+    def is_constant(self) -> bool:
+        return CONSTANT.match(self.opcode) is not None and re.match(r"\S+, -RZ, RZ, ", self.operands) is not None
+
+    def __str__(self) -> str:
+        return f"{self.address:04x} {self.opcode} {self.operands}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    name: str
+    arch: str
+    code: list[Instruction]
+
+
+def kernels(text: str) -> list[Kernel]:
+    found = []
+    for part in re.split(r"^\s*code for (?=sm_)", text, flags=re.MULTILINE)[1:]:
+        arch = part.split(None, 1)[0]
+        for function in re.split(r"^\s*Function : ", part, flags=re.MULTILINE)[1:]:
+            code = [
+                Instruction(int(a, 16), guard or None, op, rest) for a, guard, op, rest in INSTRUCTION.findall(function)
+            ]
+            found.append(Kernel(function.split(None, 1)[0], arch, code))
+    return found
+
+
+# ---- control flow
+
+
+def body(kernel: Kernel) -> dict[int, list[int]]:
+    """Indices of the instructions reached from the first without a call, and where each goes on."""
+    index = {instruction.address: i for i, instruction in enumerate(kernel.code)}
+
+    def successors(i: int) -> list[int]:
+        one = kernel.code[i]
+        base = one.opcode.split(".")[0]
+        conditional = one.guard not in (None, "PT") or base in ("WARPSYNC", "BSSY") or "," in one.operands
+        ends = base in ("EXIT", "RET", "KILL", "BPT", "BRA", "JMP") and not conditional
+        following = [] if ends or i + 1 == len(kernel.code) else [i + 1]
+        if base in ("BRX", "JMX", "BRXU"):
+            raise ValueError(f"{kernel.name}: {one}: an indirect branch, which this checker does not follow")
+        if base in ("BRA", "JMP", "WARPSYNC") and one.target is not None:
+            following.append(index[one.target])
+        return following
+
+    flow: dict[int, list[int]] = {}
+    pending = [0]
+    while pending:
+        i = pending.pop()
+        if i not in flow:
+            flow[i] = successors(i)
+            pending += flow[i]
+    return flow
+
+
+def cycles(flow: dict[int, list[int]]) -> list[set[int]]:
+    """Strongly connected components that hold a cycle (Tarjan's algorithm, without recursion)."""
+    number: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    on_stack: set[int] = set()
+    found = []
+    for root in flow:
+        if root in number:
+            continue
+        work: list[tuple[int, Iterator[int]]] = []
+
+        def enter(node: int, work: list[tuple[int, Iterator[int]]] = work) -> None:
+            number[node] = low[node] = len(number)
+            stack.append(node)
+            on_stack.add(node)
+            work.append((node, iter(flow[node])))
+
+        enter(root)
+        while work:
+            node, rest = work[-1]
+            for following in rest:
+                if following not in number:
+                    enter(following)
+                    break
+                if following in on_stack:
+                    low[node] = min(low[node], number[following])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == number[node]:
+                    component = set()
+                    while node not in component:
+                        member = stack.pop()
+                        on_stack.remove(member)
+                        component.add(member)
+                    if len(component) > 1 or node in flow[node]:
+                        found.append(component)
+    return found
+
+
+def poll_loops(kernel: Kernel, flow: dict[int, list[int]] | None = None) -> list[set[int]]:
+    """The innermost loops that hold a polling load. A nest is taken apart by cutting what jumps back to a loop's entry."""
+    flow = body(kernel) if flow is None else flow
+    entered = {following for i, after in flow.items() for following in after if following <= i}
+    found = []
+    for loop in cycles(flow):
+        if not any(kernel.code[i].is_poll for i in loop):
+            continue
+        outside = {following for i, after in flow.items() if i not in loop for following in after if following in loop}
+        entry = min(outside or entered & loop or loop)
+        inner = {i: [following for following in flow[i] if following in loop and following != entry] for i in loop}
+        found += poll_loops(kernel, inner) or [loop]
+    return found
+
+
+# ---- rules
+
+
+def faults(kernel: Kernel) -> list[str]:
+    flow = body(kernel)
+    instructions = [kernel.code[i] for i in sorted(flow)]
+    loops = poll_loops(kernel, flow)
+    wrong = []
+    last_root = None  # the register that the newest MUFU.RSQ wrote
+    for one in instructions:
+        if COMPARE.match(one.opcode):
+            wrong.append(f"compare: {one}")
+        if one.opcode.startswith("MUFU.RSQ"):
+            last_root = one.operands.split(",")[0]
+        if ".FTZ" in one.opcode:
+            in_division = one.opcode == "F2I.FTZ.U32.TRUNC.NTZ"
+            in_root = one.opcode == "FMUL.FTZ" and last_root in re.split(r"[, ]+", one.operands)[1:]
+            if not in_division and not in_root:
+                wrong.append(f"ftz: {one}")
+        if re.match(r"(LDL|STL)\b", one.opcode):
+            wrong.append(f"local: {one}")
+        if re.match(r"(LDG?|STG?)\.E\b", one.opcode) and ".128" not in one.opcode and ".STRONG" not in one.opcode:
+            wrong.append(f"narrow: {one}")
+        if re.match(r"STG?\.E\b", one.opcode) and ".128" not in one.opcode and ".STRONG" in one.opcode:
+            wrong.append(f"narrow: {one}")
+    opcodes = [one.opcode.split(".")[0] for one in instructions]
+    roots = sum(one.opcode.startswith("MUFU.RSQ") for one in instructions)
+    fmas, explained = opcodes.count("FFMA"), FMAS_A_DIVISION * opcodes.count("FCHK") + FMAS_A_ROOT * roots
+    if fmas != explained or any(opcode in ("DFMA", "FFMA2") for opcode in opcodes):
+        wrong.append(f"fma: {fmas} FFMA, {explained} of them explained by divisions and square roots")
+    for loop in loops:
+        for i in sorted(loop):
+            one = kernel.code[i]
+            if FLOAT.match(one.opcode) and not one.is_constant:
+                wrong.append(f"float: {one}")
+            if one.opcode.startswith("CALL"):
+                wrong.append(f"call: {one}")
+    if len(loops) < 2:
+        wrong.append(f"loops: {len(loops)} poll loops")
+    return wrong
+
+
+# ---- tools
+
+
+def find_tool(name: str) -> str:
+    """From PATH, $CUDA_HOME or pip's packages."""
+    nvidia = importlib.util.find_spec("nvidia")
+    folders = (nvidia and nvidia.submodule_search_locations) or ()
+    places = [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/none") + "/bin"]
+    places += [str(path) for folder in folders for path in Path(folder).glob("cu*/bin")]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        raise NoDisassembly(f"no {name} on this machine (pip install nvidia-cuda-{name})")
+    return found
+
+
+def disassemble(file: Path) -> list[Kernel]:
+    """The kernels of a library or cubin. Raises NoDisassembly."""
+    if not file.exists():
+        raise NoDisassembly(f"{file.name} is not built")
+    tools = [find_tool("cuobjdump"), find_tool("nvdisasm")]
+    path = os.pathsep.join([*(str(Path(tool).parent) for tool in tools), os.environ.get("PATH", "")])
+    got = subprocess.run(
+        [tools[0], "-sass", str(file)], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    found = kernels(got.stdout)
+    if not found:
+        raise NoDisassembly(f"{file.name} holds no GPU code: {(got.stderr or 'built without nvcc').strip()}")
+    return found

@@ -1,0 +1,17 @@
+// What tests/common/sass.py has to find: the library's own waiting and summing, compiled as the test build compiles it,
+// so with FlashInfer's old compare in the poll loops. Compiled to a cubin, never run.
+#ifndef MNNVL_AR_TEST_BUILD
+#error "compile with -DMNNVL_AR_TEST_BUILD"
+#endif
+#include "cuda/receive.cuh"
+
+namespace mnnvl_ar::cuda {
+
+__global__ void wait_by_old_compare(const __grid_constant__ Params p) {
+  __shared__ Verdict verdict;
+  const uint64_t place = threadIdx.x * protocol::kVectorBytes;
+  const Vector s = receive_sum<protocol::Float32, 2>(p, verdict, p.block + place, p.slot_bytes);
+  ptx::store(static_cast<uint8_t*>(p.out) + place, s);
+}
+
+}  // namespace mnnvl_ar::cuda

@@ -1,0 +1,172 @@
+"""Rule R1 in the machine code of every kernel built, whatever the compiler's flags were: no floating point near a poll.
+
+What is checked, and why, stands in tests/common/sass.py. The controls: the library's waiting compiled with the old
+compare, the test build where it is there, and a poll loop written out below with one thing wrong at a time.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from common import sass
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def disassembled(file: Path) -> list[sass.Kernel]:
+    try:
+        return sass.disassemble(file)
+    except sass.NoDisassembly as reason:
+        pytest.skip(str(reason))
+
+
+def kinds(kernel: sass.Kernel) -> set[str]:
+    return {fault.split(":")[0] for fault in sass.faults(kernel)}
+
+
+@pytest.fixture(scope="module")
+def built() -> list[sass.Kernel]:
+    return disassembled(ROOT / "mnnvl_ar" / "_C.so")
+
+
+def test_no_floating_point_near_a_poll(built: list[sass.Kernel]) -> None:
+    wrong = {f"{kernel.arch} {kernel.name}": sass.faults(kernel) for kernel in built}
+    assert {name: faults for name, faults in wrong.items() if faults} == {}
+
+
+def test_every_kind_of_kernel_was_looked_at(built: list[sass.Kernel]) -> None:
+    names = [kernel.name for kernel in built]
+    for parts in [
+        (strategy, dtype) for strategy in ("one_shot", "two_shot") for dtype in ("Bfloat16", "Float16", "Float32")
+    ]:
+        for epilogue in ("Plain", "RmsNorm"):
+            assert any(all(part in name for part in (*parts, epilogue)) for name in names), (*parts, epilogue)
+
+
+def test_two_shot_waits_once_more_than_one_shot(built: list[sass.Kernel]) -> None:
+    """That all of the poll loops were found: data and signatures, and two-shot's second stage."""
+    for kernel in built:
+        waits = 3 if "two_shot" in kernel.name else 2
+        assert len(sass.poll_loops(kernel)) >= waits, kernel.name
+
+
+# ---- controls
+
+
+@pytest.fixture(scope="module")
+def old_compare(tmp_path_factory: pytest.TempPathFactory) -> list[sass.Kernel]:
+    """The library's own receive_sum(), as the test build compiles it: with FlashInfer's compare in it."""
+    try:
+        nvcc = sass.find_tool("nvcc")
+    except sass.NoDisassembly as reason:
+        pytest.skip(str(reason))
+    cubin = tmp_path_factory.mktemp("sass") / "old_compare.cubin"
+    flags = "-std=c++20 -O3 -fmad=false -ftz=false --expt-relaxed-constexpr -arch=sm_90a -DMNNVL_AR_TEST_BUILD -cubin"
+    source = ROOT / "tests" / "native" / "old_compare.cu"
+    command = [nvcc, *flags.split(), f"-I{ROOT}/csrc", "-o", str(cubin), str(source)]
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on this machine")
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return disassembled(cubin)
+
+
+def test_the_old_compare_is_found(old_compare: list[sass.Kernel]) -> None:
+    (kernel,) = old_compare
+    assert len(sass.poll_loops(kernel)) == 1
+    assert kinds(kernel) == {"compare", "ftz", "float", "loops"}
+    compares = [fault for fault in sass.faults(kernel) if fault.startswith("compare")]
+    assert len(compares) >= 8, "four words of each of two vectors"
+
+
+def test_the_test_build_is_found() -> None:
+    for kernel in disassembled(ROOT / "tests" / "_C_test.so"):
+        assert kinds(kernel) >= {"compare", "ftz", "float"}, kernel.name
+
+
+# A row loop, two poll loops in it, the first look at the first one peeled off; then a subroutine.
+LOOP = """
+	code for sm_90a
+		Function : _Z6kernelv
+        /*0000*/                   S2R R29, SR_TID.X ;
+        /*0010*/                   LDG.E.128.STRONG.SYS R12, desc[UR8][R24.64] ;
+        /*0020*/                   ISETP.NE.AND P0, PT, R12, -0x80000000, PT ;
+        /*0030*/               @P0 BRA 0x80 ;
+        /*0040*/                   LDG.E.STRONG.SYS R22, desc[UR8][R22.64+0x14] ;
+        /*0050*/                   LDG.E.128.STRONG.SYS R12, desc[UR8][R24.64] ;
+        /*0060*/                   ISETP.NE.AND P0, PT, R12, -0x80000000, PT ;
+        /*0070*/              @!P0 BRA 0x40 ;
+        /*0080*/                   FADD R3, RZ, R12 ;
+        /*0090*/                   MUFU.RSQ R19, R3 ;
+        /*00a0*/                   FMUL.FTZ R17, R3, R19 ;
+        /*00b0*/                   FFMA R3, -R17, R17, R3 ;
+        /*00c0*/                   FFMA R3, R3, R17, R17 ;
+        /*00d0*/                   CALL.REL.NOINC 0x170 ;
+        /*00e0*/                   LDG.E.128.STRONG.SYS R4, desc[UR8][R24.64] ;
+        /*00f0*/                   NOP ;
+        /*0100*/                   ISETP.NE.AND P0, PT, R4, R5, PT ;
+        /*0110*/                   ISETP.NE.AND P1, PT, R4, R6, PT ;
+        /*0120*/              @!P0 BRA P1, 0xe0 ;
+        /*0130*/                   STG.E.128 desc[UR8][R2.64], R8 ;
+        /*0140*/               @P2 BRA 0x10 ;
+        /*0150*/                   EXIT ;
+        /*0160*/                   BRA 0x160;
+        /*0170*/                   FSETP.GTU.FTZ.AND P0, PT, |R3|, +INF , PT ;
+        /*0180*/                   STL [R1], R3 ;
+        /*0190*/                   RET.REL.NODEC R18 0x0 ;
+"""
+
+
+def test_a_good_loop_is_let_pass() -> None:
+    (kernel,) = sass.kernels(LOOP)
+    assert kernel.name == "_Z6kernelv"
+    assert kernel.arch == "sm_90a"
+    assert sass.faults(kernel) == []
+    addresses = [{kernel.code[i].address for i in loop} for loop in sass.poll_loops(kernel)]
+    assert sorted(map(min, addresses)) == [0x40, 0xE0], "the innermost ones, and not the row loop around them"
+    assert sorted(map(max, addresses)) == [0x70, 0x120]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        ("ISETP.NE.AND P0, PT, R4, R5, PT", "FSETP.NEU.AND P0, PT, R4, RZ, PT", {"compare", "float"}),
+        ("ISETP.NE.AND P0, PT, R4, R5, PT", "FSETP.NEU.FTZ.AND P0, PT, R4, RZ, PT", {"compare", "float", "ftz"}),
+        ("NOP", "FSET.BF.EQ.AND R9, R4, RZ, PT", {"compare", "float"}),
+        ("NOP", "FMNMX R9, R4, RZ, PT", {"compare", "float"}),
+        ("NOP", "DSETP.NEU.AND P0, PT, R4, RZ, PT", {"compare", "float"}),
+        ("NOP", "HSETP2.NEU.AND P0, PT, R4, RZ, PT", {"compare", "float"}),
+        ("NOP", "FADD R9, R4, RZ", {"float"}),
+        ("NOP", "FADD.FTZ R9, R4, -RZ", {"float", "ftz"}),
+        ("NOP", "F2FP.BF16.F32.PACK_AB R4, R4, R5", {"float"}),
+        ("NOP", "HFMA2.MMA R9, R4, R5, R6", {"float"}),
+        ("NOP", "FFMA R9, R4, R5, R6", {"float", "fma"}),
+        ("NOP", "CALL.REL.NOINC 0x170", {"call"}),
+        ("NOP", "LDL R9, [R1]", {"local"}),
+        (
+            "S2R R29, SR_TID.X",
+            "FSETP.GTU.AND P0, PT, R29, RZ, PT",
+            {"compare"},
+        ),  # outside the loops: a look that was peeled off
+        ("S2R R29, SR_TID.X", "FMUL.FTZ R29, R29, R29", {"ftz"}),
+        ("FADD R3, RZ, R12", "FFMA R3, R3, R4, R12", {"fma"}),
+        ("FMUL.FTZ R17, R3, R19", "FMUL.FTZ R17, R3, R3", {"ftz"}),
+        ("STG.E.128 desc[UR8][R2.64], R8", "STG.E desc[UR8][R2.64], R8", {"narrow"}),
+        ("STG.E.128 desc[UR8][R2.64], R8", "STG.E.64.STRONG.SYS desc[UR8][R2.64], R8", {"narrow"}),
+        ("STG.E.128 desc[UR8][R2.64], R8", "LDG.E.64 R8, desc[UR8][R2.64]", {"narrow"}),
+        ("LDG.E.128.STRONG.SYS R4", "LDG.E.128 R4", {"loops"}),
+    ],
+)
+def test_a_fault_is_found(old: str, new: str, kind: set[str]) -> None:
+    assert old in LOOP
+    (kernel,) = sass.kernels(LOOP.replace(old, new))
+    assert kinds(kernel) == kind
+
+
+@pytest.mark.parametrize(
+    "line", ["HFMA2.MMA R9, -RZ, RZ, 0, 0", "FENCE.VIEW.ASYNC.S", "FLO.U32 R9, R4", "DEPBAR.LE SB0, 0x0"]
+)
+def test_what_only_looks_like_floating_point_is_let_pass(line: str) -> None:
+    (kernel,) = sass.kernels(LOOP.replace("NOP", line))
+    assert sass.faults(kernel) == []
