@@ -49,12 +49,18 @@ class Rank:
     rank, world_size, device: of this rank; group: the gloo group of all ranks.
     """
 
-    def __init__(self, rank: int, world_size: int, device: str, group: Any) -> None:
-        import torch
-
-        self.rank, self.world_size, self.group = rank, world_size, group
-        self.device = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    def __init__(self, rank: int, world_size: int, device: Any, group: Any) -> None:
+        self.rank, self.world_size, self.device, self.group = rank, world_size, device, group
         self._workspaces: dict[str, Any] = {}
+
+    def within(self, members: list[int]) -> Rank | None:
+        """This rank among `members` alone, whose ranks are then 0, 1, ...; None if it is not one of them. Collective
+        over all ranks."""
+        import torch.distributed as dist
+
+        group = dist.new_group(members)
+        inside = self.rank in members
+        return Rank(dist.get_rank(group), len(members), self.device, group) if inside else None
 
     def workspace(self, max_tokens: int = 64, hidden: int = 8192, dtype: Any = None, **options: Any) -> Any:
         """A `mnnvl_ar.Workspace` over all ranks, made on the first call with these arguments and kept."""
@@ -128,17 +134,17 @@ class RankPool:
         self._start()
         return [process.pid for process in self._processes]
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0, **named: Any) -> list[Any]:
         """`function(context, *arguments)` on every rank; results by rank. After `timeout` seconds the ranks are
         killed.
         """
-        return self.start(function, *arguments).results(timeout)
+        return self.start(function, *arguments, **named).results(timeout)
 
-    def start(self, function: Callable[..., Any], *arguments: Any) -> Running:
+    def start(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Running:
         """Begins a run, for tests that do something to the ranks meanwhile."""
         self._start()
         for pipe in self._pipes:
-            pipe.send((function, arguments))
+            pipe.send((function, arguments, named))
         return Running(self, function.__name__)
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
@@ -277,14 +283,15 @@ def _serve(pipe: Connection, meeting: str, rank: int, world_size: int, device: s
         torch.cuda.set_device(rank)
     store = dist.FileStore(f"{meeting}/store", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    context = Rank(rank, world_size, device, dist.group.WORLD)
+    where = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    context = Rank(rank, world_size, where, dist.group.WORLD)
     while True:
         try:
-            function, arguments = pipe.recv()
+            function, arguments, named = pipe.recv()
         except (EOFError, ConnectionResetError):
             break
         try:
-            outcome = (True, function(context, *arguments))
+            outcome = (True, function(context, *arguments, **named))
         except BaseException:
             outcome = (False, traceback.format_exc())
         try:
@@ -292,4 +299,5 @@ def _serve(pipe: Connection, meeting: str, rank: int, world_size: int, device: s
         except (BrokenPipeError, ConnectionResetError):
             break
     context.forget_workspaces()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

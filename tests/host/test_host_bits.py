@@ -6,6 +6,7 @@ import itertools
 import random
 
 import pytest
+
 from common.cases.calls import ALIASING, Call, check_calls
 from common.ranks import rank_pool
 

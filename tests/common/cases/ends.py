@@ -1,0 +1,101 @@
+"""How workspaces end: closed once or twice, after the group, in a forked child, or with a rank that is killed."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.cases.bad_input import expect
+from common.cases.calls import Call, check_calls
+
+SMALL = {"max_tokens": 8, "hidden": 64, "dtype": torch.bfloat16}
+
+
+def held() -> tuple[int, int]:
+    """(open file descriptors, mappings of shared memory) of this process."""
+    maps = Path("/proc/self/maps").read_text()
+    return len(os.listdir("/proc/self/fd")), maps.count("memfd:") + maps.count("/dev/shm/")
+
+
+def check_closes(rank: Any) -> None:
+    """A workspace that is closed gives everything back, once; the op says that it is closed."""
+    from mnnvl_ar import ops
+
+    rank.new_workspace(**SMALL).close()
+    rank.barrier()
+    before = held()
+    for number in range(5):
+        workspace = rank.new_workspace(**SMALL)
+        check_calls(rank, [Call(tokens=2, seed=number)], handle=workspace.handle)
+        rank.barrier()
+        workspace.close()
+        workspace.close()
+        expect(lambda w=workspace: ops.all_reduce(torch.ones(1, 64), w.handle), "is closed", "closed")
+        assert "closed" in repr(workspace)
+    rank.barrier()
+    assert held() == before
+
+
+def check_closes_without_group(rank: Any) -> None:
+    """`close` needs no process group. The rank is of no use afterwards."""
+    import torch.distributed as dist
+
+    workspace = rank.new_workspace(**SMALL)
+    check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
+    rank.barrier()
+    dist.destroy_process_group()
+    workspace.close()
+    workspace.close()
+    assert held()[1] == 0
+
+
+def check_forked(rank: Any) -> None:
+    """In a forked child the parent's workspace is refused, closing it there does nothing, and the parent goes on."""
+    from mnnvl_ar import ops
+
+    workspace = rank.workspace(**SMALL)
+    check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
+    child = os.fork()
+    if child == 0:
+        try:
+            expect(
+                lambda: ops.all_reduce(torch.ones(1, 64), workspace.handle),
+                "belongs to the parent of this forked",
+                "fork",
+            )
+            workspace.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    check_calls(rank, [Call(tokens=3)], handle=workspace.handle)
+
+
+def open_workspaces(rank: Any) -> None:
+    """Leaves workspaces behind that have been used."""
+    for hidden in (64, 4096):
+        check_calls(rank, [Call(tokens=2)], {"hidden": hidden, "deadline": 1.0})
+
+
+def survive(rank: Any, victim: int) -> str:
+    """Calls while `victim` is killed, until that shows; every rank but `victim` returns the error's name."""
+    import mnnvl_ar
+
+    workspace = rank.workspace(hidden=64, deadline=1.0)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            mnnvl_ar.ops.all_reduce(torch.ones(1, 64), workspace.handle)
+        except RuntimeError:
+            break
+    try:
+        workspace.check()
+    except mnnvl_ar.WorkspaceBroken as error:
+        rank.forget_workspaces()
+        assert held()[1] == 0
+        return type(error).__name__
+    raise AssertionError(f"rank {rank.rank} never noticed that rank {victim} is gone")
