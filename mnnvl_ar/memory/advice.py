@@ -11,6 +11,7 @@ _BY_CODE = {
     "CUDA_ERROR_SYSTEM_NOT_READY": "The fabric manager of that host is not running, or not ready yet.",
     "CUDA_ERROR_ILLEGAL_ADDRESS": "An earlier kernel of that process faulted; this is only where it shows.",
     "NO_DRIVER": 'Run where an NVIDIA driver is installed, or use device="cpu" for the host transport.',
+    "TOO_OLD": "The NVIDIA driver of that host, or cuda-bindings, is too old.",
     "ENOMEM": "Not enough memory on that host (look at the container's limit).",
     "ENOSPC": "Not enough memory on that host (look at the container's limit).",
     "EMFILE": "Raise `ulimit -n`.",

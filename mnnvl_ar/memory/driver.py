@@ -13,8 +13,6 @@ from typing import Any
 
 from .verbs import DriverError, Token, Traits, require_multicast_allowed
 
-_NO_DRIVER = "this process finds no usable NVIDIA driver"
-
 
 class Driver:
     """`verbs.Verbs` on one CUDA device. A handle is a CUmemGenericAllocationHandle as an int."""
@@ -38,12 +36,7 @@ class Driver:
         except ImportError as error:
             raise DriverError("import cuda.bindings", "NO_BINDINGS", str(error)) from error
         self._cuda = cuda
-        try:
-            self._call("cuInit", 0)
-        except RuntimeError as error:
-            if isinstance(error, DriverError):
-                raise
-            raise DriverError("cuInit", "NO_DRIVER", f"{_NO_DRIVER}: {error}") from error
+        self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", index)
         attribute = cuda.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED
         name = self._call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode()
@@ -140,7 +133,11 @@ class Driver:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """One driver call: its result, or `DriverError`."""
-        status, *results = getattr(self._cuda, name)(*arguments)
+        try:
+            status, *results = getattr(self._cuda, name)(*arguments)
+        except (RuntimeError, AttributeError) as error:  # no libcuda, or one (or bindings) too old for this call
+            code, what = ("NO_DRIVER", "no usable NVIDIA driver") if name == "cuInit" else ("TOO_OLD", "no such call")
+            raise DriverError(name, code, f"{what} in this process: {error}") from error
         if status == self._cuda.CUresult.CUDA_SUCCESS:
             return results[0] if results else None
         _, text = self._cuda.cuGetErrorString(status)

@@ -52,7 +52,7 @@ def run_stalls(kind: str, cases: list[tuple[str, int]]) -> None:
         for number, (step, victim) in enumerate(part):
             everyone = [results[number] for results in told]
             awake = [rank for rank in range(SIZE) if rank != victim]
-            check((step, victim), everyone, awake, STALL_TIMEOUT + 0.5)
+            check((step, victim), everyone, awake, STALL_TIMEOUT + 1.0)
             check((step, victim), everyone, [victim], 3 * STALL_TIMEOUT)  # the sleeper itself says it was too late
 
     with ThreadPoolExecutor(PARALLEL) as pool:
@@ -83,13 +83,13 @@ def run_kills(kind: str, cases: list[tuple[str, int]], size: int = SIZE) -> None
 
 
 def test_one_rank_is_killed() -> None:
-    run_kills("host", [(step, victim) for step in faults.STEPS for victim in range(SIZE)])
+    run_kills("host", [(step, victim) for step in faults.STEPS for victim in range(3)], size=3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cuda", "multicast"])
+@pytest.mark.parametrize("kind", ["host", "cuda", "multicast"])
 def test_one_rank_is_killed_everywhere(kind: str) -> None:
-    steps = faults.STEPS if kind == "cuda" else faults.MULTICAST_STEPS
+    steps = faults.MULTICAST_STEPS if kind == "multicast" else faults.STEPS
     run_kills(kind, [(step, victim) for step in steps for victim in range(SIZE)])
 
 

@@ -26,7 +26,7 @@ def rounds_body(rank: int, size: int, store: dist.Store, rounds: int) -> None:
     group = ranks.group(store, "first", rank, size)
 
     def once() -> None:
-        big = 8 << 20  # mapped three times over, 200 leaks of address space could not hide
+        big = 2 << 20  # mapped twice over, 200 leaks of address space could not hide
         fills = [Fill(0, 4096, 1)]
         allocate(group, big, fills, probe_offset=0, device=torch.device("cpu"), timeout=20.0).close()
 
@@ -43,7 +43,7 @@ def rounds_body(rank: int, size: int, store: dist.Store, rounds: int) -> None:
 
 
 def test_200_rounds_leak_nothing() -> None:
-    ranks.values(ranks.launch(3, rounds_body, 200))
+    ranks.values(ranks.launch(2, rounds_body, 200))
 
 
 def close_body(rank: int, size: int, store: dist.Store) -> None:

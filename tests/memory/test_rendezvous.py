@@ -86,6 +86,19 @@ def test_a_kill_is_noticed_across_hosts(victim: int) -> None:
     assert max(seconds for _, seconds in told) < 4
 
 
+def remote_loop_body(rank: int, size: int, store: dist.Store, mode: str, cases: list[tuple[str, int]]) -> Any:
+    with on_host(f"host{rank}"):
+        return faults.loop_body(rank, size, store, "cuda", mode, cases, 20.0)
+
+
+@pytest.mark.parametrize("mode", ["failure", "exception"])
+def test_a_failure_is_agreed_on_across_hosts(mode: str) -> None:
+    cases = [(step, victim) for step in ("rendezvous", "allocate", "import", "ready") for victim in range(3)]
+    told = ranks.values(ranks.launch(3, remote_loop_body, mode, cases))
+    for number, (step, victim) in enumerate(cases):
+        assert one([results[number][0] for results in told])[:2] == (victim, step)
+
+
 def requests_body(rank: int, size: int, store: dist.Store) -> list[str]:
     group = ranks.group(store, "first", rank, size)
     good: dict[str, Any] = {"nbytes": 4096, "fills": [Fill(0, 64, 0)], "probe_offset": 0, "transport": "auto"}
