@@ -2,7 +2,7 @@
 
 Contract
   * `kernels(text)` reads the output of `cuobjdump -sass`; `faults(kernel)` names what is wrong in one kernel, or [].
-  * A kernel's *body* is what it reaches without a call. Subroutines are nvcc's own (the slow paths of division and square
+  * A kernel's *body* is what it reaches without a call. Subroutines are nvcc's own (slow paths of division and square
     root) and this library's fault report.
   * A *poll loop* is a loop around a strong, system-scope 128-bit load, with no such loop inside it.
 
@@ -156,7 +156,7 @@ def cycles(flow: dict[int, list[int]]) -> list[set[int]]:
 
 
 def poll_loops(kernel: Kernel, flow: dict[int, list[int]] | None = None) -> list[set[int]]:
-    """The innermost loops that hold a polling load. A nest is taken apart by cutting what jumps back to a loop's entry."""
+    """The innermost loops that hold a polling load. Nests are taken apart by cutting the jumps back to an entry."""
     flow = body(kernel) if flow is None else flow
     entered = {following for i, after in flow.items() for following in after if following <= i}
     found = []

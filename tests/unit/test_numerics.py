@@ -1,4 +1,4 @@
-"""csrc/protocol/numerics.h as the host compiles it: conversions equal PyTorch's, steps mnnvl_ar.reference's, bit for bit.
+"""csrc/protocol/numerics.h on the host: conversions equal PyTorch's, steps mnnvl_ar.reference's, bit for bit.
 
 And the claims of docs/numerics.md that the protocol rests on: a sum is never -0, so sanitising is seen in no result.
 """

@@ -19,7 +19,7 @@ epochs = st.one_of(
 
 def later(epoch: int, calls: int) -> int:
     """The epoch `calls` calls after `epoch`; as the contract of ring.h has it, in numbers that do not overflow."""
-    return (epoch + calls) % EPOCHS
+    return (epoch + calls) % int(EPOCHS)
 
 
 def test_constants() -> None:

@@ -1,0 +1,231 @@
+// Every 32-bit word through the library's own device functions, on a GPU: what is sent, stored, loaded and taken for
+// data; and its conversions and roots against the host's. Prints one line of JSON. tests/gpu/test_exhaustive.py says
+// what to expect.
+//
+// Compiled with -DMNNVL_AR_TEST_BUILD, so that the old compare and unsanitised sending can be asked for (sabotage.h),
+// and with the library's own floating-point flags.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+#include "cuda/receive.cuh"
+
+using namespace mnnvl_ar;
+using protocol::Bfloat16;
+using protocol::Float16;
+using protocol::Params;
+using protocol::Vector;
+
+namespace {
+
+constexpr uint64_t kWords = uint64_t{1} << 32;
+constexpr uint32_t kBlocks = 2048, kThreads = 256, kBins = 4096;
+constexpr uint64_t kShare = kWords / kBins;  // words of a bin
+constexpr uint32_t kOthers = 0x3f803f80u;    // what stands in the three other words of a vector: always there
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+struct Counts {
+  unsigned long long sentinels;  // vectors sent with the sentinel in them
+  unsigned long long lost;       // not taken for data: the receiver would wait for ever
+  unsigned long long changed;    // came as something other than sent, but for 0x80000000 -> 0
+  unsigned int first_lost, last_lost;
+};
+
+// Sends each word in one position of a vector, the way a kernel does, and looks at it the way a kernel does.
+__global__ void wire(const __grid_constant__ Params p, uint32_t position, uint8_t* scratch, Counts* counts) {
+  const uint64_t thread = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x, threads = uint64_t{gridDim.x} * blockDim.x;
+  uint8_t* place = scratch + thread * protocol::kVectorBytes;
+  Counts mine{0, 0, 0, 0xffffffffu, 0};
+  for (uint64_t i = thread; i < kWords; i += threads) {
+    const auto word = static_cast<uint32_t>(i);
+    Vector v{{kOthers, kOthers, kOthers, kOthers}};
+#pragma unroll
+    for (uint32_t k = 0; k < 4; ++k) {
+      if (k == position) v.word[k] = word;
+    }
+    const Vector sent = cuda::for_the_wire(p, v);
+    ptx::store_relaxed_sys(place, sent);
+    const Vector got = ptx::load_relaxed_sys(place);
+    bool has_sentinel = false, is_changed = false;
+#pragma unroll
+    for (uint32_t k = 0; k < 4; ++k) {
+      has_sentinel |= sent.word[k] == protocol::kSentinel;
+      is_changed |= got.word[k] != v.word[k] && !(v.word[k] == protocol::kSentinel && got.word[k] == 0);
+    }
+    mine.sentinels += has_sentinel;
+    mine.changed += is_changed;
+    if (!cuda::has_arrived(p, got)) {
+      ++mine.lost;
+      mine.first_lost = min(mine.first_lost, word);
+      mine.last_lost = max(mine.last_lost, word);
+    }
+  }
+  if (mine.sentinels != 0) atomicAdd(&counts->sentinels, mine.sentinels);
+  if (mine.changed != 0) atomicAdd(&counts->changed, mine.changed);
+  if (mine.lost != 0) {
+    atomicAdd(&counts->lost, mine.lost);
+    atomicMin(&counts->first_lost, mine.first_lost);
+    atomicMax(&counts->last_lost, mine.last_lost);
+  }
+}
+
+// What a conversion gives for a word, in the order in which the host and the device are to agree.
+struct ToBfloat16 {
+  static MNNVL_AR_HD uint64_t of(uint32_t w) { return Bfloat16::round2(protocol::as_float(w), protocol::as_float(~w)); }
+};
+struct ToFloat16 {
+  static MNNVL_AR_HD uint64_t of(uint32_t w) { return Float16::round2(protocol::as_float(w), protocol::as_float(~w)); }
+};
+struct ToBfloat16ByBits {  // the device's round() too: the same integers as the host's
+  static MNNVL_AR_HD uint64_t of(uint32_t w) { return Bfloat16::round(protocol::as_float(w)); }
+};
+struct ToFloat16ByBits {
+  static MNNVL_AR_HD uint64_t of(uint32_t w) { return Float16::round(protocol::as_float(w)); }
+};
+struct Root {  // any NaN counts as the same NaN
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+    const uint32_t bits = protocol::as_bits(protocol::reciprocal_root(protocol::as_float(w), 2880.0f, 1e-6f));
+    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : bits;
+  }
+};
+struct AddMultiply {  // a contraction would show; operands of all magnitudes, subnormal results
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+    const float a = protocol::as_float(w), b = protocol::as_float(w * 2654435761u + 12345u);
+    const uint32_t bits = protocol::as_bits(protocol::add(b, protocol::mul(a, a)));
+    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : bits;
+  }
+};
+
+// Tells any two answers apart, and where they stood.
+MNNVL_AR_HD uint64_t mix(uint64_t answer, uint32_t word) {
+  uint64_t h = (answer + 1) * 0x9e3779b97f4a7c15ull ^ (uint64_t{word} + 1) * 0xc2b2ae3d27d4eb4full;
+  h = (h ^ h >> 32) * 0xd6e8feb86659fd93ull;
+  return h ^ h >> 29;
+}
+
+// One bin a block: the sum, modulo 2^64, of the mixed answers for its words.
+template <class F>
+__global__ void digest(unsigned long long* bins) {
+  uint64_t sum = 0;
+  for (uint64_t i = threadIdx.x; i < kShare; i += blockDim.x) {
+    const auto word = static_cast<uint32_t>(blockIdx.x * kShare + i);
+    sum += mix(F::of(word), word);
+  }
+  atomicAdd(&bins[blockIdx.x], static_cast<unsigned long long>(sum));
+}
+
+// How many bins differ between host and device: none, if they agree on every word.
+template <class F>
+unsigned differing_bins() {
+  unsigned long long* bins;
+  check(cudaMalloc(&bins, kBins * sizeof *bins), "cudaMalloc");
+  check(cudaMemset(bins, 0, kBins * sizeof *bins), "cudaMemset");
+  digest<F><<<kBins, kThreads>>>(bins);
+  check(cudaGetLastError(), "launch");
+  std::vector<uint64_t> here(kBins);
+  const unsigned workers = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::thread> threads;
+  for (unsigned worker = 0; worker < workers; ++worker) {
+    threads.emplace_back([&here, worker, workers] {
+      for (uint32_t bin = worker; bin < kBins; bin += workers) {
+        uint64_t sum = 0;
+        for (uint64_t i = 0; i < kShare; ++i) {
+          const auto word = static_cast<uint32_t>(bin * kShare + i);
+          sum += mix(F::of(word), word);
+        }
+        here[bin] = sum;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::vector<unsigned long long> there(kBins);
+  check(cudaMemcpy(there.data(), bins, kBins * sizeof *bins, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  cudaFree(bins);
+  unsigned differing = 0;
+  for (uint32_t bin = 0; bin < kBins; ++bin) differing += here[bin] != there[bin];
+  return differing;
+}
+
+// Loads all 2^16 halves as both elements of a word, on the device.
+__global__ void load_all(uint32_t* bfloat16, uint32_t* float16) {
+  const uint32_t half = blockIdx.x * blockDim.x + threadIdx.x;
+  const Vector v{{half, half << 16, 0, 0}};
+  bfloat16[2 * half] = protocol::as_bits(Bfloat16::load(v, 0));
+  bfloat16[2 * half + 1] = protocol::as_bits(Bfloat16::load(v, 3));
+  float16[2 * half] = protocol::as_bits(Float16::load(v, 0));
+  float16[2 * half + 1] = protocol::as_bits(Float16::load(v, 3));
+}
+
+bool same(uint32_t a, uint32_t b) {
+  return a == b || ((a & 0x7fffffffu) > 0x7f800000u && (b & 0x7fffffffu) > 0x7f800000u);
+}
+
+unsigned differing_loads() {
+  constexpr uint32_t kHalves = 1u << 16;
+  uint32_t* device;
+  check(cudaMalloc(&device, 4 * kHalves * sizeof *device), "cudaMalloc");
+  load_all<<<kHalves / kThreads, kThreads>>>(device, device + 2 * kHalves);
+  check(cudaGetLastError(), "launch");
+  std::vector<uint32_t> there(4 * kHalves);
+  check(cudaMemcpy(there.data(), device, 4 * kHalves * sizeof *device, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  cudaFree(device);
+  unsigned differing = 0;
+  for (uint32_t half = 0; half < kHalves; ++half) {
+    const Vector v{{half, half << 16, 0, 0}};
+    for (uint32_t k = 0; k < 2; ++k) {
+      differing += !same(there[2 * half + k], protocol::as_bits(Bfloat16::load(v, k == 0 ? 0 : 3)));
+      differing += !same(there[2 * kHalves + 2 * half + k], protocol::as_bits(Float16::load(v, k == 0 ? 0 : 3)));
+    }
+  }
+  return differing;
+}
+
+void print_wire(const char* name, uint32_t broken) {
+  uint8_t* scratch;
+  Counts* counts;
+  check(cudaMalloc(&scratch, uint64_t{kBlocks} * kThreads * protocol::kVectorBytes), "cudaMalloc");
+  check(cudaMalloc(&counts, sizeof *counts), "cudaMalloc");
+  Params p{};
+  p.sabotage.broken = broken;
+  std::printf("\"%s\": [", name);
+  for (uint32_t position = 0; position < 4; ++position) {
+    const Counts none{0, 0, 0, 0xffffffffu, 0};
+    Counts found;
+    check(cudaMemcpy(counts, &none, sizeof none, cudaMemcpyHostToDevice), "cudaMemcpy");
+    wire<<<kBlocks, kThreads>>>(p, position, scratch, counts);
+    check(cudaGetLastError(), "launch");
+    check(cudaMemcpy(&found, counts, sizeof found, cudaMemcpyDeviceToHost), "cudaMemcpy");
+    std::printf("%s{\"sentinels\": %llu, \"lost\": %llu, \"changed\": %llu, \"first_lost\": %u, \"last_lost\": %u}",
+                position != 0 ? ", " : "", found.sentinels, found.lost, found.changed, found.first_lost,
+                found.last_lost);
+  }
+  std::printf("], ");
+  cudaFree(scratch);
+  cudaFree(counts);
+}
+
+}  // namespace
+
+int main() {
+  using protocol::Rule;
+  std::printf("{\"words\": %llu, ", static_cast<unsigned long long>(kWords));
+  print_wire("rule", 0);
+  print_wire("old_compare", protocol::rule_bit(Rule::integer_compare));
+  print_wire("unsanitised", protocol::rule_bit(Rule::sanitize));
+  print_wire("first_word_only", protocol::rule_bit(Rule::sanitize) | protocol::rule_bit(Rule::every_word));
+  std::printf("\"loads\": %u, \"to_bfloat16\": %u, \"to_float16\": %u, ", differing_loads(),
+              differing_bins<ToBfloat16>(), differing_bins<ToFloat16>());
+  std::printf("\"to_bfloat16_by_bits\": %u, \"to_float16_by_bits\": %u, ", differing_bins<ToBfloat16ByBits>(),
+              differing_bins<ToFloat16ByBits>());
+  std::printf("\"root\": %u, \"add_multiply\": %u}\n", differing_bins<Root>(), differing_bins<AddMultiply>());
+  return 0;
+}

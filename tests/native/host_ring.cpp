@@ -1,0 +1,182 @@
+// The host transport with threads as ranks, for the sanitizers: ThreadSanitizer sees every access of one rank to what
+// another writes, AddressSanitizer every byte outside of a block, an input or an output. No Python and no torch in the
+// way.
+//
+//   host_ring RANKS CALLS SEED [small]
+//
+// Each rank makes CALLS calls, both ops and strategies, all dtypes, sizes that grow and shrink, at its own speed.
+// Inputs are small integers, so that the sum is exact and known to all. `small` makes every slot one vector too small
+// for the largest call: the control for AddressSanitizer. Exit: 0 all sums right; 2 a wrong one or ranks that differ; 3
+// a fault (a deadline of a minute).
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "host/one_rank.h"
+#include "protocol/numerics.h"
+
+using namespace mnnvl_ar;
+using protocol::Bfloat16;
+using protocol::Dtype;
+using protocol::Float16;
+using protocol::Float32;
+using protocol::Op;
+using protocol::Strategy;
+using protocol::Vector;
+
+namespace {
+
+constexpr uint32_t kMaxTokens = 6, kMaxVectors = 70;  // more than two groups of 32 vectors
+
+uint32_t scramble(uint32_t h) {
+  h = (h ^ h >> 16) * 0x7feb352du;
+  h = (h ^ h >> 15) * 0x846ca68bu;
+  return h ^ h >> 16;
+}
+
+// What every rank calls at step `call`, and what rank `rank` has there: all follow from the seed.
+struct Plan {
+  uint32_t seed, ranks;
+
+  uint32_t draw(uint32_t call, uint32_t what) const { return scramble(seed ^ scramble(call * 16 + what)); }
+  Op op(uint32_t call) const { return draw(call, 0) % 2 != 0 ? Op::all_reduce : Op::all_reduce_rms_norm; }
+  Strategy strategy(uint32_t call) const { return draw(call, 1) % 2 != 0 ? Strategy::one_shot : Strategy::two_shot; }
+  Dtype dtype(uint32_t call) const { return Dtype{draw(call, 2) % 3}; }
+  uint32_t tokens(uint32_t call) const { return call == 0 ? kMaxTokens : 1 + draw(call, 3) % kMaxTokens; }
+  uint32_t vectors(uint32_t call) const { return call == 0 ? kMaxVectors : 1 + draw(call, 4) % kMaxVectors; }
+  float value(uint32_t call, uint32_t rank, uint32_t i) const {
+    return static_cast<float>(scramble(draw(call, 5 + rank) + i) % 9) - 4.0f;
+  }
+};
+
+// One rank's block, aligned as 16-byte vectors need it and not a byte longer.
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Block = std::unique_ptr<uint8_t, Free>;
+
+Block make_block(uint64_t slot_bytes) {
+  const uint64_t size = protocol::block_bytes(slot_bytes);
+  Block block(static_cast<uint8_t*>(std::aligned_alloc(16, size)));
+  std::memset(block.get(), 0, protocol::kControlBytes);
+  std::memset(block.get() + protocol::kBoardOffset, 0xff, protocol::kBoardBytes);  // kNoEpoch
+  auto* words = reinterpret_cast<uint32_t*>(block.get() + protocol::kControlBytes);
+  for (uint64_t i = 0; i < (size - protocol::kControlBytes) / 4; ++i) words[i] = protocol::kSentinel;
+  return block;
+}
+
+template <class D>
+std::vector<Vector> rows(uint32_t vectors, auto value) {
+  std::vector<Vector> result(vectors);
+  for (uint32_t v = 0; v < vectors; ++v) {
+    float elements[D::kPerVector];
+    for (int i = 0; i < D::kPerVector; ++i) elements[i] = value(v * D::kPerVector + i);
+    result[v] = protocol::pack<D>(elements);
+  }
+  return result;
+}
+
+struct Rank {
+  const Plan& plan;
+  uint32_t rank;
+  protocol::Params params;
+  protocol::FaultRecord record{};
+  uint64_t digest = 0;  // of all outputs: the same on every rank
+
+  template <class D>
+  int call(uint32_t n) {
+    protocol::Params p = params;
+    const uint32_t all = plan.tokens(n) * plan.vectors(n);
+    const auto x = rows<D>(all, [&](uint32_t i) { return plan.value(n, rank, i); });
+    const auto sum = rows<D>(all, [&](uint32_t i) {
+      float total = 0;
+      for (uint32_t source = 0; source < plan.ranks; ++source) total += plan.value(n, source, i);
+      return total;
+    });
+    const auto residual = rows<D>(all, [](uint32_t) { return 0.0f; });  // so residual_out is the sum
+    const auto weight = rows<D>(plan.vectors(n), [](uint32_t i) { return 1.0f + static_cast<float>(i % 3); });
+    std::vector<Vector> out(all), residual_out(all);
+    p.x = x.data(), p.residual = residual.data(), p.weight = weight.data();
+    p.out = out.data(), p.residual_out = residual_out.data();
+    p.eps = 1e-6f;
+    p.tokens = plan.tokens(n), p.vectors = plan.vectors(n);
+    p.record = &record;
+    const Op op = plan.op(n);
+    const Strategy strategy = plan.strategy(n);
+    p.description = protocol::describe(op, plan.dtype(n), strategy, p.vectors);
+    if (!host::run(p, op, plan.dtype(n), strategy)) {
+      std::fprintf(stderr, "rank %u: fault %u in call %u, peer %u\n", rank, record.code, n, record.peer);
+      return 3;
+    }
+    const auto& summed = op == Op::all_reduce ? out : residual_out;
+    if (std::memcmp(summed.data(), sum.data(), all * sizeof(Vector)) != 0) {
+      std::fprintf(stderr, "rank %u: a wrong sum in call %u\n", rank, n);
+      return 2;
+    }
+    for (const Vector& v : out) {
+      for (uint32_t word : v.word) digest = (digest ^ word) * 0x100000001b3ull;
+    }
+    return 0;
+  }
+
+  int run(uint32_t calls) {
+    for (uint32_t n = 0; n < calls; ++n) {
+      int code = 0;
+      switch (plan.dtype(n)) {
+        case Dtype::bfloat16: code = call<Bfloat16>(n); break;
+        case Dtype::float16: code = call<Float16>(n); break;
+        case Dtype::float32: code = call<Float32>(n); break;
+      }
+      if (code != 0) return code;
+      if (scramble(n * 64 + rank) % 8 == 0) std::this_thread::yield();  // ranks at their own speed
+    }
+    return 0;
+  }
+};
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count < 4) return std::fprintf(stderr, "usage: host_ring RANKS CALLS SEED [small]\n"), 1;
+  const auto ranks = static_cast<uint32_t>(std::atoi(words[1])), calls = static_cast<uint32_t>(std::atoi(words[2]));
+  const Plan plan{static_cast<uint32_t>(std::atoi(words[3])), ranks};
+  const bool small = count > 4 && std::string(words[4]) == "small";
+  const protocol::Shape largest{ranks, kMaxTokens, kMaxVectors};
+  const uint64_t needed = std::max(protocol::one_shot_vectors(largest), protocol::two_shot_vectors(largest));
+  const uint64_t slot_bytes = (needed - small) * protocol::kVectorBytes;
+
+  std::vector<Block> blocks;
+  for (uint32_t rank = 0; rank < ranks; ++rank) blocks.push_back(make_block(slot_bytes));
+  std::vector<std::unique_ptr<Rank>> all;
+  for (uint32_t rank = 0; rank < ranks; ++rank) {
+    protocol::Params p{};
+    p.rank = rank, p.ranks = ranks, p.slot_bytes = slot_bytes;
+    p.deadline_ns = 60'000'000'000u;
+    p.block = blocks[rank].get();
+    for (uint32_t i = 0; i < ranks; ++i) p.peers[i] = blocks[(rank + 1 + i) % ranks].get();
+    all.push_back(std::make_unique<Rank>(Rank{plan, rank, p}));
+  }
+  std::atomic<int> worst{0};
+  std::vector<std::thread> threads;
+  for (auto& rank : all) {
+    threads.emplace_back([&worst, calls, one = rank.get()] {
+      const int code = one->run(calls);
+      int before = worst.load();
+      while (before < code && !worst.compare_exchange_weak(before, code)) {
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (worst != 0) return worst;
+  for (const auto& rank : all) {
+    if (rank->digest != all[0]->digest) return std::fprintf(stderr, "rank %u differs\n", rank->rank), 2;
+  }
+  std::printf("%u ranks, %u calls: every sum right, outputs the same on all ranks\n", ranks, calls);
+  return 0;
+}
