@@ -1,6 +1,6 @@
 """The floor of a cell: a time that no all-reduce over unicast NVLink can beat, as far as we know the machine.
 
-    floor = launch + read + min(one-shot, two-shot) + reduction (fused only)
+    floor = launch + read + min(one-shot, two-shot) + reduction (fused only) + write
     one-shot = 1 hop  + (R - 1)     x bytes / link
     two-shot = 2 hops + (R - 1) 2/R x bytes / link
 
@@ -9,6 +9,7 @@ read:      a call's input is what its predecessor wrote, so reading it starts wh
 hop:       store at a peer -> seen by a load that spins there; the load that finds it is part of it
 link:      what one GPU can send (and, at the same time, receive), by its datasheet
 reduction: one sum over a row: shuffles, a trip through shared memory and a barrier, shuffles
+write:     a kernel has ended, for the one that waits for it, when L2 has acknowledged its stores
 
 Left out, as they can overlap with the wire: reading and writing residual and norm, and all arithmetic. So the floor is
 low on purpose; nothing that is a matter of skill is in it.
@@ -30,13 +31,14 @@ class Machine:
     read_l2: float
     read_dram: float
     reduction: float
+    write: float
     link: float
 
 
 # launch, hop: measured on eight H200 (docs/performance.md). read, reduction: cycles of a dependent load that hits L2
 # (270) or misses it (650), and of the row sum (200), at 1.98 GHz; `python -m bench.probe` measures the first. link:
 # NV18, datasheet.
-H200 = Machine(launch=0.40, hop=0.61, read_l2=0.14, read_dram=0.33, reduction=0.10, link=450e3)
+H200 = Machine(launch=0.40, hop=0.61, read_l2=0.14, read_dram=0.33, reduction=0.10, write=0.14, link=450e3)
 
 
 def floor_us(cell: Cell, machine: Machine = H200) -> float:
@@ -46,4 +48,4 @@ def floor_us(cell: Cell, machine: Machine = H200) -> float:
     one_shot = machine.hop + peers * cell.nbytes / machine.link
     two_shot = 2 * machine.hop + peers * 2 / cell.tp * cell.nbytes / machine.link
     wire = min(one_shot, two_shot) if peers else 0.0
-    return machine.launch + read + wire + (machine.reduction if cell.op == "fused" else 0.0)
+    return machine.launch + read + wire + (machine.reduction if cell.op == "fused" else 0.0) + machine.write

@@ -150,9 +150,10 @@ class Session:
             if why is None and entry is not None:
                 ready.append((peer, *entry))
             elif peer is None:
+                self.ours.check()  # says more, if a call of ours timed out
                 raise RuntimeError(f"{cell}: {variant.name}: {why}")
             else:
-                self.settle()  # raises where the failure took the CUDA context along: then the watch starts us without this peer
+                self.settle()  # raises if the CUDA context is gone; the watch then starts us without this peer
                 self.run_.results.skipped[f"{variant.name}, {cell}"] = str(why)
         for peer, variant, replay, outputs in ready:  # the first replay of each alone, so that a hang has a name
             progress.report(f"{cell}: first replay of {variant.name}", peer)

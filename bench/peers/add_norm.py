@@ -14,14 +14,14 @@ from bench.buffers import EPS
 from bench.variant import Unavailable
 
 try:
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[import-not-found,unused-ignore]
+    import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 except ImportError:
     triton = None
 
 if triton is not None:
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
     def _kernel(x, residual, weight, out, hidden, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         row = tl.program_id(0).to(tl.int64) * hidden
         column = tl.arange(0, BLOCK)

@@ -1,0 +1,145 @@
+"""Makes pictures and README's table from the recorded runs, and says how the figures to reach stand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import plots, results, targets
+from bench.results import Row
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+TABLE_HIDDEN = 7168
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    parser.add_argument("--images", type=Path, default=results.ROOT / "docs" / "images")
+    parser.add_argument("--readme", type=Path, default=results.ROOT / "README.md")
+    args = parser.parse_args(arguments)
+    runs = load(args.results)
+    if not runs:
+        print(f"no recorded run in {args.results}; make one by `make bench` where there are GPUs")
+        return 0
+    today = results.source_digest()
+    for name, run in runs.items():
+        stale = (
+            "" if run["source_digest"] == today else f", STALE: of sources {run['source_digest']}, today's are {today}"
+        )
+        print(f"{name}: {run['machine']}, {len(run['rows'])} rows{stale}")
+    pictures = draw(runs, args.images)
+    section = readme_section(runs, pictures, args.readme.parent)
+    print(put_in_readme(section, args.readme))
+    print("\n".join(standing(runs, args.results)))
+    return 0
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """Recorded runs by file name, the one with the largest group last."""
+    runs = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    runs = {name: run for name, run in runs.items() if usual(run["rows"])}
+    return dict(sorted(runs.items(), key=lambda item: max(row["tp"] for row in item[1]["rows"])))
+
+
+def usual(rows: list[Row]) -> list[Row]:
+    """What pictures and tables show: fused, bf16, in a graph, warm, without our forced variants."""
+    rows = [row for row in rows if row["op"] == "fused" and row["dtype"] == "bfloat16"]
+    rows = [row for row in rows if row.get("mode", "graph") == "graph" and row.get("l2", "warm") == "warm"]
+    return [row for row in rows if row["variant"] == results.OURS or not results.is_ours(row["variant"])]
+
+
+def draw(runs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
+    """The pictures of each run, those of the largest first; none, with a reason printed, without matplotlib."""
+    pictures = []
+    for name, run in reversed(runs.items()):
+        for kind, plot, text in (
+            ("latency", plots.latency, "AllReduce + add + RMSNorm, bf16, us a call in a graph"),
+            ("speedup", plots.speed_up, "times as fast as the best peer"),
+        ):
+            file = folder / f"bench_{kind}_{name}.png"
+            try:
+                plot(usual(run["rows"]), f"{run['machine']}: {text}", file)
+            except ImportError as error:
+                print(f"no pictures: {error} (pip install 'mnnvl-ar[bench]')")
+                return []
+            pictures.append(file)
+    return pictures
+
+
+def readme_section(runs: dict[str, dict[str, Any]], pictures: list[Path], base: Path) -> str:
+    """A table of the largest run and its pictures."""
+    name, run = list(runs.items())[-1]
+    rows = [row for row in usual(run["rows"]) if row["hidden"] == TABLE_HIDDEN]
+    cells = {(cell[0]["tp"], cell[0]["tokens"]): results.ours_and_best(cell) for cell in results.by_cell(rows).values()}
+    tps = sorted({tp for tp, _ in cells})
+    lines = [
+        f"{run['machine']}, hidden {TABLE_HIDDEN}, bf16, AllReduce + add + RMSNorm in a graph, us a call (p50, slowest"
+        f" rank); in brackets the best peer of the size, and the floor. Sources `{run['source_digest']}`.",
+        "",
+        "| tokens | " + " | ".join(f"TP{tp}" for tp in tps) + " |",
+        "|---" * (len(tps) + 1) + "|",
+    ]
+    for tokens in sorted({tokens for _, tokens in cells}):
+        lines.append(f"| {tokens} | " + " | ".join(_entry(cells.get((tp, tokens))) for tp in tps) + " |")
+    for picture in pictures:
+        if picture.stem.endswith(f"_{name}"):
+            shown = picture.relative_to(base) if picture.is_relative_to(base) else picture
+            lines += ["", f"![{picture.stem.split('_')[1]} on {run['machine']}]({shown})"]
+    return "\n".join(lines)
+
+
+def _entry(cell: tuple[Row | None, Row | None] | None) -> str:
+    ours, best = cell or (None, None)
+    if ours is None:
+        return "-"
+    wrong = "" if ours["ok"] else " WRONG"
+    peer = f"{best['variant']} {best['p50_us']:.1f}" if best is not None else "no peer"
+    return f"**{ours['p50_us']:.1f}**{wrong} ({peer}; {ours['floor_us']:.1f})"
+
+
+def put_in_readme(section: str, readme: Path) -> str:
+    """Replaces what is between the markers; says what it did."""
+    text = readme.read_text() if readme.exists() else ""
+    if BEGIN not in text or END not in text:
+        return f"{readme.name} has no {BEGIN} ... {END}; the table would be:\n{section}"
+    head, rest = text.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    readme.write_text(f"{head}{BEGIN}\n{section}\n{END}{tail}")
+    return f"wrote the table into {readme.name}"
+
+
+def standing(runs: dict[str, dict[str, Any]], folder: Path) -> list[str]:
+    """One line a figure and run."""
+    lines = []
+    for name, run in runs.items():
+        lines.append(f"figures to reach, {name}:")
+        lines += [f"  {figure}" for figure in targets.judge(run["rows"])]
+    lines.append("figures to reach, any run:")
+    costs = [json.loads(file.read_text()) for file in sorted((folder / "cpu_cost").glob("*.json"))]
+    ours = [row["cpu_us"] for cost in costs for row in cost["rows"] if row["variant"] == results.OURS]
+    lines += [f"  {targets.cpu_cost(max(ours, default=None))}", f"  {targets.workspace(workspace_bytes())}"]
+    return lines
+
+
+def workspace_bytes() -> int | None:
+    """Of the workspace that the figure names; None where the library is not built."""
+    try:
+        import torch
+
+        from mnnvl_ar import Strategy, strategy, workspace
+        from mnnvl_ar._library import ops
+    except (ImportError, OSError):
+        return None
+    crossover = strategy.one_shot_bytes(8, torch.device("cuda", 0))
+    slot = ops._workspace_slot_bytes(8, 2048, 8192 * 2, int(Strategy.AUTO), crossover)
+    return workspace.Layout(slot).nbytes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

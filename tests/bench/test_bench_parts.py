@@ -1,0 +1,163 @@
+"""The bench's parts that need neither processes nor a GPU."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import launch, progress, results, safety, table
+from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset, sets
+from bench.cells import Cell, grid
+from bench.check import verdict
+from bench.floor import H200, floor_us
+from bench.timing import calls_of, percentile
+
+
+def cell(tp: int = 8, tokens: int = 1, **other: str) -> Cell:
+    return Cell("fused", tp, tokens, 7168, "bfloat16", **other)
+
+
+def test_the_floor_is_one_hop_for_small_and_wire_time_for_large():
+    fixed = H200.launch + H200.read_l2 + H200.reduction + H200.write
+    assert floor_us(cell()) == pytest.approx(fixed + H200.hop + 7 * 7168 * 2 / 450e3)
+    large = cell(tokens=2048)
+    assert floor_us(large) == pytest.approx(fixed + 2 * H200.hop + 14 / 8 * large.nbytes / 450e3)
+    assert floor_us(cell(l2="cold")) > floor_us(cell())
+
+
+def test_calls_are_even_and_fewer_for_large_sizes():
+    counts = [calls_of(c) for c in grid([2, 4, 8], ["fused"], ["bfloat16"], [2880, 8192], [1, 64, 2048])]
+    assert all(count % 2 == 0 and 20 <= count <= 200 for count in counts)
+    assert calls_of(cell()) == 200
+    assert calls_of(cell(tokens=2048)) == 20
+
+
+def test_percentiles_are_samples():
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert percentile([float(i) for i in range(100)], 0.99) == 98.0
+    assert percentile([5.0], 0.99) == 5.0
+
+
+def test_cold_buffers_cover_the_cache_and_warm_ones_cancel():
+    warm = make_inputs(Cell("fused", 2, 4, 64, "bfloat16"), 0, 20, torch.device("cpu"))
+    assert len(warm.residuals) == 1
+    assert torch.equal(warm.xs[0], -warm.xs[1])
+    assert sets(cell(l2="cold"), 200) == 200
+    large = cell(tokens=2048, l2="cold")
+    assert 2 <= sets(large, 20) < 20
+    assert sets(large, 20) * large.nbytes > 2 * 64 << 20
+    cold = make_inputs(Cell("fused", 2, 4, 64, "bfloat16", l2="cold"), 0, 6, torch.device("cpu"))
+    assert len(cold.xs) == len(cold.residuals) == 6
+    assert not torch.equal(cold.xs[0], cold.xs[1])
+
+
+def outputs(out: torch.Tensor) -> Outputs:
+    return Outputs([out.clone()], [out.clone()])
+
+
+def test_one_wrong_bit_is_wrong_for_us_and_fine_for_a_peer():
+    want = torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    near = want.clone()
+    near.view(torch.int16)[0, 0] ^= 1
+    assert verdict(cell(), outputs(want), outputs(want), exact=True) is None
+    assert verdict(cell(), outputs(near), outputs(want), exact=False) is None
+    assert "other bits" in str(verdict(cell(), outputs(near), outputs(want), exact=True))
+
+
+def test_a_peer_that_leaves_out_a_rank_or_a_row_is_wrong():
+    generator = torch.Generator().manual_seed(1)
+    ranks = [torch.randn(8, 256, generator=generator) for _ in range(8)]
+    want = outputs(torch.stack(ranks).sum(0).bfloat16())
+    without = outputs(torch.stack(ranks[1:]).sum(0).bfloat16())
+    assert verdict(cell(), without, want, exact=False) is not None
+    row = outputs(want.outs[0])
+    row.outs[0][3] = row.outs[0][2]
+    assert verdict(cell(), row, want, exact=False) is not None
+    row.outs[0][3] = float("nan")
+    assert verdict(cell(), row, want, exact=False) == "out: not finite"
+
+
+def test_reset_poisons_what_is_to_be_written():
+    inputs = Inputs([], [torch.ones(2, 8)], torch.ones(8))
+    made = make_outputs(inputs)
+    made.residuals[0].zero_()
+    reset(inputs, made)
+    assert torch.equal(made.residuals[0], inputs.residuals[0])
+    assert made.outs[0].isnan().all()
+
+
+def test_file_names_of_machines():
+    assert results.machine_slug("8 x NVIDIA H200") == "h200x8"
+    assert results.machine_slug("4 x NVIDIA GB200") == "gb200x4"
+
+
+def test_rows_of_other_sources_are_not_resumed(tmp_path: Path):
+    file = tmp_path / "r.json"
+    before = results.Results("m", "digest", file)
+    before.rows = [{**cell().key(), "variant": "mnnvl_ar"}]
+    before.save()
+    same, other = results.Results("m", "digest", file), results.Results("m", "changed", file)
+    same.resume(file)
+    other.resume(file)
+    assert same.done() == {results.cell_key(cell())}
+    assert other.done() == set()
+
+
+def test_a_line_names_the_best_right_peer_and_whoever_is_wrong():
+    base = {**cell().key(), "p99_us": 9.0, "floor_us": 2.0}
+    rows = [
+        {**base, "variant": "mnnvl_ar", "p50_us": 3.0, "ok": True},
+        {**base, "variant": "nccl", "p50_us": 1.0, "ok": False},
+        {**base, "variant": "vllm", "p50_us": 6.0, "ok": True},
+    ]
+    line = table.line("cell", rows)
+    assert "vllm" in line
+    assert "2.00x" in line
+    assert line.endswith("NO: nccl")
+
+
+def test_multicast_stays_off(monkeypatch: pytest.MonkeyPatch):
+    for name in safety.OFF:
+        monkeypatch.delenv(name, raising=False)
+    assert safety.multicast_allowed()
+    safety.forbid_multicast(allow=True)
+    assert safety.multicast_allowed()
+    safety.forbid_multicast()
+    assert all(os.environ[name] == value for name, value in safety.OFF.items())
+    with pytest.raises(SystemExit, match="forbidden"):
+        safety.forbid_multicast(allow=True)
+
+
+WORKER = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from bench import progress
+if "--without" in sys.argv:
+    assert any(word.startswith("bad=") for word in sys.argv) and "--resume" in sys.argv
+    sys.exit(0)
+progress.report("setting up bad", "bad", float(sys.argv[2]))
+if os.environ["RANK"] == "1" and sys.argv[3] == "crash":
+    time.sleep(0.5)
+    sys.exit(7)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("limit", "how"), [("60", "crash"), ("1", "hang")])
+def test_a_peer_that_crashes_or_hangs_is_left_out(
+    tmp_path: Path, root: Path, limit: str, how: str, capsys: pytest.CaptureFixture[str]
+):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [str(script), str(root), limit, how]
+    assert launch.run(command, 2, deadline=time.monotonic() + 60) == 0
+    assert "going on without bad" in capsys.readouterr().out
+
+
+def test_a_crash_of_our_own_ends_the_run(tmp_path: Path):
+    script = tmp_path / "worker.py"
+    script.write_text("import sys; sys.exit(5)")
+    assert launch.run([str(script)], 2, deadline=time.monotonic() + 60) == 1
+    assert progress.read(tmp_path / "none")[0].peer is None

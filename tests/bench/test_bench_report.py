@@ -1,0 +1,87 @@
+"""bench/report.py on made-up runs: figures, README's table, pictures."""
+
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from bench import report, targets
+from bench.cells import Cell
+
+
+def by_name(figures: list[targets.Figure]) -> dict[str, targets.Figure]:
+    return {figure.name: figure for figure in figures}
+
+
+def test_all_figures_are_reached_by_a_run_near_the_floor():
+    for figure in targets.judge(synthetic.rows()):
+        assert figure.reached is True, str(figure)
+
+
+def test_a_slow_cell_shows_in_each_figure_it_spoils():
+    rows = synthetic.rows()
+    slow = next(r for r in rows if (r["variant"], r["tp"], r["hidden"], r["tokens"]) == ("mnnvl_ar", 8, 7168, 1))
+    slow["p50_us"] = 2.4 * slow["floor_us"]
+    figures = by_name(targets.judge(rows))
+    each = figures["each cell's speed-up, T <= 128"]
+    assert each.reached is False
+    assert "TP8 H=7168 T=1" in each.got
+    assert "flashinfer/one_shot" in each.got
+    assert figures["TP8 H=7168 T=1"].reached is False
+    assert figures["time over floor, T <= 8"].reached is False
+    assert figures["time over floor, T > 8"].reached is True
+    assert "NOT REACHED" in str(each)
+
+
+def test_a_wrong_peer_is_no_peer_and_a_wrong_answer_of_ours_counts():
+    cell = Cell("fused", 8, 1, 7168, "bfloat16")
+    ours = synthetic.row(cell, "mnnvl_ar", 1.2)
+    wrong = synthetic.row(cell, "nccl", 1.0, ok=False)
+    right = synthetic.row(cell, "vllm", 3.0)
+    figures = by_name(targets.judge([ours, wrong, right]))
+    assert "vllm" in figures["each cell's speed-up, T <= 128"].got
+    assert figures["right answers"].reached is True
+    assert by_name(targets.judge([{**ours, "ok": False}, right]))["right answers"].reached is False
+
+
+def test_what_was_not_measured_is_neither_reached_nor_missed():
+    assert {figure.reached for figure in targets.judge([])} == {None}
+    cold = [{**row, "l2": "cold"} for row in synthetic.rows()]
+    assert {figure.reached for figure in targets.judge(cold)} == {None}
+
+
+def test_the_table_goes_between_the_markers_and_nowhere_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(report, "draw", lambda runs, folder: [folder / "bench_latency_h200x8.png"])
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    synthetic.write(results / "h200x2.json", "2 x NVIDIA H200", synthetic.rows((2,)))
+    synthetic.write(results / "h200x8.json", "8 x NVIDIA H200", synthetic.rows((2, 8)))
+    readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    arguments = ["--results", str(results), "--images", str(tmp_path / "images"), "--readme", str(readme)]
+    assert report.main(arguments) == 0
+    once = readme.read_text()
+    assert once.startswith("above\n")
+    assert once.endswith("\nbelow\n")
+    assert "old" not in once
+    assert "(images/bench_latency_h200x8.png)" in once
+    assert "8 x NVIDIA H200" in once
+    assert "| tokens | TP2 | TP8 |" in once
+    assert report.main(arguments) == 0
+    assert readme.read_text() == once
+    printed = capsys.readouterr().out
+    assert "STALE" in printed
+    assert "reached      geometric mean" in printed
+
+
+def test_pictures(tmp_path: Path):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the bench extra)")
+    run = {"machine": "8 x NVIDIA H200", "rows": [row for row in synthetic.rows((8,)) if row["hidden"] == 7168]}
+    pictures = report.draw({"h200x8": run}, tmp_path)
+    assert [p.name for p in pictures] == ["bench_latency_h200x8.png", "bench_speedup_h200x8.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 10_000 for p in pictures)
+
+
+def test_without_a_run_there_is_a_word_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert report.main(["--results", str(tmp_path)]) == 0
+    assert "no recorded run" in capsys.readouterr().out

@@ -1,0 +1,38 @@
+"""bench/run.py as a whole, on the host: real processes, our host transport beside gloo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import report, results
+
+
+def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / "bench" / "run.py"), "--device", "cpu", "--rounds", "2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_small_grid_ends_up_in_the_file(root: Path, tmp_path: Path):
+    file = tmp_path / "host.json"
+    grid = ["--tp", "2", "--tokens", "1,5", "--hidden", "256", "--op", "fused,plain", "--dtype", "bfloat16,float32"]
+    done = run(root, *grid, "--strategy", "auto,two_shot", "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(file.read_text())
+    assert record["source_digest"] == results.source_digest()
+    assert len(record["rows"]) == 2 * 2 * 2 * 3
+    assert {row["variant"] for row in record["rows"]} == {"mnnvl_ar", "mnnvl_ar/two_shot", "gloo"}
+    for row in record["rows"]:
+        assert row.keys() >= set(results.KEYS)
+        assert row["ok"] is True, row
+        assert 0 < row["floor_us"] < row["p50_us"] <= row["p99_us"]
+    assert not report.usual(record["rows"])  # eager on the host is nothing to show
+
+
+def test_no_time_means_no_rows_but_a_list_of_what_was_not_run(root: Path, tmp_path: Path):
+    file = tmp_path / "host.json"
+    done = run(root, "--tp", "2", "--tokens", "1", "--hidden", "256", "--seconds", "0", "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(file.read_text())
+    assert record["rows"] == []
+    assert record["not_run"] == ["fused TP2 T=1 H=256 bfloat16 eager"]
