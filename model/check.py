@@ -293,6 +293,8 @@ def check(configs: Iterable[Config], where: Path, jobs: int) -> bool:
             results.append(done.result())
             show(results[-1])
     bad = [result.config.name for result in results if not result.good]
+    spent = os.times()
+    print(f"{spent.children_user + spent.children_system:.0f} s of CPU time, compilation included")
     print(
         f"{len(results) - len(bad)} of {len(results)} as they should be" + (f"; not: {', '.join(bad)}" if bad else "")
     )
