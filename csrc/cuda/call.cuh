@@ -77,6 +77,11 @@ __device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
   return call;
 }
 
+// Up to this many vectors a CTA, the steward clears alone, while the others poll; it is off their way then.
+inline constexpr uint32_t kStewardClears = 1024;
+
+__device__ __forceinline__ bool steward_clears(const Call& call) { return call.dirty <= kStewardClears * gridDim.x; }
+
 // Fills this thread's share of the stale slot, `thread` of `threads`, with the sentinel.
 __device__ __forceinline__ void clear(const Params& p, const Call& call, uint32_t thread, uint32_t threads) {
   const protocol::Vector empty = protocol::sentinel_vector();
@@ -84,6 +89,12 @@ __device__ __forceinline__ void clear(const Params& p, const Call& call, uint32_
   for (uint32_t i = thread; i < call.dirty; i += threads) {
     ptx::store(stale + uint64_t{i} * protocol::kVectorBytes, empty);
   }
+}
+
+// The part of the threads with rows, `warps` a CTA.
+__device__ __forceinline__ void clear_or_leave_it(const Params& p, const Call& call, uint32_t warps) {
+  if (!call.broken && !steward_clears(call)) clear(p, call, blockIdx.x * warps * 32 + threadIdx.x, gridDim.x * warps * 32);
+  ptx::barrier_arrive(kCleared, blockDim.x);
 }
 
 // Waits for the signature of one rank. False: it differs, or did not come; the fault has been reported.
@@ -124,6 +135,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
     }
     __syncwarp();
     if (p.trigger_early) ptx::trigger_dependents();
+    if (steward_clears(call)) clear(p, call, blockIdx.x * 32 + lane, gridDim.x * 32);
     for (uint32_t source = lane; source < p.ranks; source += 32) ok &= peer_agrees(p, verdict, call, source);
   }
   if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;

@@ -1,12 +1,11 @@
-// What is fused after the sum. An epilogue sees s of one vector of one row at a time, and stores the outputs.
+// What is fused after the sum. An epilogue sees s of one vector of kRows rows at a time, and stores the outputs.
 //
 // An epilogue has
-//   * kOp, what peers are told;
-//   * init(): by all threads, before the cluster is synchronised;
-//   * prepare(): loads that do not depend on the row; prefetch(row): loads that do, issued before the wait for peers;
-//   * finish(row, round, s): called by every thread with rows, `active` or not, since it may hold barriers. After a fault s is
+//   * kOp, what peers are told; Shared, with init() by all threads before the cluster is synchronised;
+//   * prepare(): touches what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers;
+//   * finish(rows, round, s): called by every thread with rows, `active` or not, since it may hold barriers. After a fault s is
 //     NaN, and so is all that is stored.
-// A quantised output is a function of `norm` as stored: a new epilogue derives from RmsNorm and replaces its store.
+// A quantised output is a function of `norm` as stored: a new epilogue is RmsNorm with another store().
 #pragma once
 
 #include "cuda/call.cuh"
@@ -26,7 +25,13 @@ __device__ __forceinline__ protocol::Vector poison_vector() {
   return protocol::pack<D>(nan);
 }
 
-template <class D>
+// `count` of kRows rows, from `first` on; the others are not there.
+struct Rows {
+  uint32_t first;
+  uint32_t count;
+};
+
+template <class D, int kRows>
 struct Plain {
   static constexpr protocol::Op kOp = protocol::Op::all_reduce;
   struct Shared {
@@ -40,63 +45,94 @@ struct Plain {
 
   __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
   __device__ __forceinline__ void prepare() {}
-  __device__ __forceinline__ void prefetch(uint32_t) {}
-  __device__ __forceinline__ void finish(uint32_t row, uint32_t, protocol::Vector s) {
+  __device__ __forceinline__ void prefetch(Rows) {}
+  __device__ __forceinline__ void finish(Rows rows, uint32_t, protocol::Vector (&s)[kRows]) {
     if (!active()) return;
-    if (is_poisoned(verdict)) s = poison_vector<D>();
-    ptx::store(static_cast<uint8_t*>(p.out) + vector_offset(p, row, lane.vector), s);
+    const bool poisoned = is_poisoned(verdict);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= rows.count) continue;
+      if (poisoned) s[i] = poison_vector<D>();
+      ptx::store(static_cast<uint8_t*>(p.out) + vector_offset(p, rows.first + i, lane.vector), s[i]);
+    }
   }
 };
 
-template <class D>
+template <class D, int kRows>
 struct RmsNorm {
   static constexpr protocol::Op kOp = protocol::Op::all_reduce_rms_norm;
-  using Shared = RowSum;
+  using Shared = RowSum<kRows>;
 
   const Params& p;
   const Lane& lane;
   const Verdict& verdict;
   Shared& shared;
-  float weight[D::kPerVector];
-  protocol::Vector residual;
+  protocol::Vector residual[kRows];
 
   __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
 
+  // Into L1, for the loads in finish(): held in registers from here on it would crowd out the data that is polled.
   __device__ __forceinline__ void prepare() {
+    if (active()) load_weight();
+  }
+
+  __device__ __forceinline__ void prefetch(Rows rows) {
     if (!active()) return;
-    const auto* base = static_cast<const uint8_t*>(p.weight);
-    if (D::kPerVector == 8 && !p.weight_is_fp32) {
-      const protocol::Vector w = ptx::load_constant(base + lane.vector * protocol::kVectorBytes);
 #pragma unroll
-      for (int i = 0; i < D::kPerVector; ++i) weight[i] = D::load(w, i);
-    } else {
-#pragma unroll
-      for (int i = 0; i < D::kPerVector; i += 4) {
-        const protocol::Vector w = ptx::load_constant(base + (lane.vector * D::kPerVector + i) * 4);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) weight[i + j] = protocol::as_float(w.word[j]);
+    for (int i = 0; i < kRows; ++i) {
+      if (i < rows.count) {
+        residual[i] = ptx::load(static_cast<const uint8_t*>(p.residual) + vector_offset(p, rows.first + i, lane.vector));
       }
     }
   }
 
-  __device__ __forceinline__ void prefetch(uint32_t row) {
-    if (active()) residual = ptx::load(static_cast<const uint8_t*>(p.residual) + vector_offset(p, row, lane.vector));
-  }
-
-  __device__ __forceinline__ void finish(uint32_t row, uint32_t round, const protocol::Vector& s) {
-    protocol::Vector z{};
-    float square_sum = 0.0f;
+  __device__ __forceinline__ void finish(Rows rows, uint32_t round, protocol::Vector (&s)[kRows]) {
+    float square_sum[kRows] = {};
+    Weight weight{};
     if (active()) {
-      z = protocol::add_residual<D>(s, residual);
-      square_sum = protocol::square_sum<D>(z);
+      weight = load_weight();
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (i >= rows.count) continue;
+        s[i] = protocol::add_residual<D>(s[i], residual[i]);
+        square_sum[i] = protocol::square_sum<D>(s[i]);
+      }
     }
-    const float total = shared(lane, round, square_sum);
+    shared.reduce(lane, round, square_sum);
     const bool poisoned = is_poisoned(verdict);
     if (!active()) return;
     const float hidden = static_cast<float>(p.vectors * D::kPerVector);
-    const float rstd = protocol::reciprocal_root(total, hidden, p.eps);
-    protocol::Vector norm = protocol::normalize<D>(z, rstd, weight, p.weight_bias);
-    if (poisoned) norm = z = poison_vector<D>();
+    float factor[D::kPerVector];
+    factors(weight, factor);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= rows.count) continue;
+      const float rstd = protocol::reciprocal_root(square_sum[i], hidden, p.eps);
+      const protocol::Vector norm = protocol::normalize<D>(s[i], rstd, factor, p.weight_bias);
+      store(rows.first + i, poisoned ? poison_vector<D>() : s[i], poisoned ? poison_vector<D>() : norm);
+    }
+  }
+
+ private:
+  struct Weight {
+    protocol::Vector low, high;  // high: the second four of eight fp32 factors
+  };
+
+  __device__ __forceinline__ Weight load_weight() const {
+    const auto* base = static_cast<const uint8_t*>(p.weight);
+    if (D::kPerVector == 4 || !p.weight_is_fp32) return {ptx::load_constant(base + lane.vector * 16), {}};
+    return {ptx::load_constant(base + lane.vector * 32), ptx::load_constant(base + lane.vector * 32 + 16)};
+  }
+
+  __device__ __forceinline__ void factors(const Weight& weight, float (&factor)[D::kPerVector]) const {
+#pragma unroll
+    for (int i = 0; i < D::kPerVector; ++i) {
+      const uint32_t word = i < 4 ? weight.low.word[i % 4] : weight.high.word[i % 4];
+      factor[i] = D::kPerVector == 4 || p.weight_is_fp32 ? protocol::as_float(word) : D::load(weight.low, i);
+    }
+  }
+
+  __device__ __forceinline__ void store(uint32_t row, const protocol::Vector& z, const protocol::Vector& norm) const {
     const uint64_t offset = vector_offset(p, row, lane.vector);
     ptx::store(static_cast<uint8_t*>(p.residual_out) + offset, z);
     ptx::store(static_cast<uint8_t*>(p.out) + offset, norm);

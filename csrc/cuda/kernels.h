@@ -6,10 +6,11 @@
 namespace mnnvl_ar::cuda {
 
 // The kernel's address, for cudaLaunchKernelExC. World sizes 2, 4 and 8 have their own; any other has one in common.
-const void* kernel(protocol::Strategy strategy, protocol::Op op, protocol::Dtype dtype, unsigned ranks);
+// Two-shot takes `rows` at once: 1, 2 or 4.
+const void* kernel(protocol::Strategy strategy, protocol::Op op, protocol::Dtype dtype, unsigned ranks, unsigned rows);
 
-const void* bfloat16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks);
-const void* float16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks);
-const void* float32_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks);
+const void* bfloat16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks, unsigned rows);
+const void* float16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks, unsigned rows);
+const void* float32_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks, unsigned rows);
 
 }  // namespace mnnvl_ar::cuda

@@ -13,11 +13,11 @@ using protocol::Dtype;
 using protocol::Op;
 using protocol::Strategy;
 
-const void* kernel(Strategy strategy, Op op, Dtype dtype, unsigned ranks) {
+const void* kernel(Strategy strategy, Op op, Dtype dtype, unsigned ranks, unsigned rows) {
   switch (dtype) {
-    case Dtype::bfloat16: return bfloat16_kernel(strategy, op, ranks);
-    case Dtype::float16: return float16_kernel(strategy, op, ranks);
-    case Dtype::float32: return float32_kernel(strategy, op, ranks);
+    case Dtype::bfloat16: return bfloat16_kernel(strategy, op, ranks, rows);
+    case Dtype::float16: return float16_kernel(strategy, op, ranks, rows);
+    case Dtype::float32: return float32_kernel(strategy, op, ranks, rows);
   }
   return nullptr;
 }
@@ -26,9 +26,11 @@ cudaError_t load_kernels(unsigned ranks) {
   for (Strategy strategy : {Strategy::one_shot, Strategy::two_shot}) {
     for (Op op : {Op::all_reduce, Op::all_reduce_rms_norm}) {
       for (Dtype dtype : {Dtype::bfloat16, Dtype::float16, Dtype::float32}) {
-        cudaFuncAttributes attributes;  // asking for them loads the kernel, which a capture could not
-        const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel(strategy, op, dtype, ranks));
-        if (error != cudaSuccess) return error;
+        for (unsigned rows : {1u, 2u, 4u}) {
+          cudaFuncAttributes attributes;  // asking for them loads the kernel, which a capture could not
+          const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel(strategy, op, dtype, ranks, rows));
+          if (error != cudaSuccess) return error;
+        }
       }
     }
   }
@@ -82,26 +84,30 @@ cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, c
   const uint32_t groups = divide_up(shape.vectors, 32);
   const uint32_t most_warps = kMaxThreads / 32 - 1;
   const uint32_t narrowest = divide_up(groups, most_warps);
-  result->kernel = kernel(strategy, op, dtype, shape.ranks);
-  result->batch = strategy == Strategy::one_shot ? 1 : std::max(1u, tuning.batch);
-  result->lag = std::max(1u, tuning.lag);
-  const uint32_t wanted = divide_up(shape.tokens, result->batch);
+  const uint32_t most_rows = strategy == Strategy::one_shot ? 1 : 4;  // at once
+  const uint32_t widest = std::min({tuning.cluster != 0 ? tuning.cluster : kMaxCluster, kMaxCluster, groups});
 
-  // A row over as many CTAs as leave room for all rows at once, and not one CTA more than its warps need.
-  uint32_t cluster = std::min({tuning.cluster != 0 ? tuning.cluster : kMaxCluster, kMaxCluster, groups});
-  for (cluster = std::max(cluster, narrowest);; --cluster) {
-    const uint32_t warps = divide_up(groups, cluster);
-    const uint32_t needed = std::max(divide_up(groups, warps), narrowest);
-    result->threads = (warps + 1) * 32;
-    uint32_t resident = 0;
-    const cudaError_t error = resident_clusters(result->kernel, needed, result->threads, device, &resident);
-    if (error != cudaSuccess) return error;
-    if (resident == 0 && cluster > narrowest) continue;
-    uint32_t room = std::max(1u, resident / 2);
-    if (tuning.max_ctas != 0) room = std::min(room, std::max(1u, tuning.max_ctas / needed));
-    result->cluster = needed;
-    result->clusters = std::min(wanted, room);
-    if (wanted <= room || tuning.cluster != 0 || cluster == narrowest) return cudaSuccess;
+  // All rows at once if there is room: first a row over fewer CTAs, then more rows at once.
+  for (uint32_t rows = 1;; rows *= 2) {
+    for (uint32_t cluster = std::max(widest, narrowest); cluster >= narrowest; --cluster) {
+      const uint32_t warps = divide_up(groups, cluster);
+      const uint32_t needed = std::max(divide_up(groups, warps), narrowest);  // CTAs: not one more than the warps need
+      result->threads = (warps + 1) * 32;
+      result->cluster = needed;
+      result->batch = tuning.batch != 0 && strategy == Strategy::two_shot ? tuning.batch : rows;
+      const uint32_t at_once = result->batch >= 4 ? 4 : result->batch >= 2 ? 2 : 1;
+      result->kernel = kernel(strategy, op, dtype, shape.ranks, at_once);
+      uint32_t resident = 0;
+      const cudaError_t error = resident_clusters(result->kernel, needed, result->threads, device, &resident);
+      if (error != cudaSuccess) return error;
+      uint32_t room = std::max(1u, resident / 2);
+      if (tuning.max_ctas != 0) room = std::min(room, std::max(1u, tuning.max_ctas / needed));
+      const uint32_t wanted = divide_up(shape.tokens, result->batch);
+      result->clusters = std::min(wanted, room);
+      result->lag = std::max(1u, tuning.lag);
+      const bool is_last = cluster == narrowest && (rows == most_rows || tuning.batch != 0);
+      if (is_last || (resident > 0 && (wanted <= room || tuning.cluster != 0))) return cudaSuccess;
+    }
   }
 }
 

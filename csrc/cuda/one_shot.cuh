@@ -10,10 +10,10 @@
 
 namespace mnnvl_ar::cuda {
 
-template <class D, int kRanks, template <class> class Epilogue>
+template <class D, int kRanks, template <class, int> class Epilogue>
 __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant__ Params p) {
   __shared__ Verdict verdict;
-  __shared__ typename Epilogue<D>::Shared shared;
+  __shared__ typename Epilogue<D, 1>::Shared shared;
   if (threadIdx.x == 0) {
     verdict.poisoned = verdict.gave_up = 0;
     ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
     return;
   }
 
-  Epilogue<D> epilogue{p, lane, verdict, shared};
+  Epilogue<D, 1> epilogue{p, lane, verdict, shared};
   const bool active = epilogue.active();
   const auto* input = static_cast<const uint8_t*>(p.x);
   Vector x{};
@@ -47,21 +47,20 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
       x = ptx::load(input + vector_offset(p, row, lane.vector));
     }
   }
-  epilogue.prefetch(lane.cluster);
+  epilogue.prefetch({lane.cluster, 1});
   epilogue.prepare();
-  if (!call.broken) clear(p, call, (blockIdx.x * lane.warps + lane.warp) * 32 + threadIdx.x % 32, gridDim.x * lane.warps * 32);
-  ptx::barrier_arrive(kCleared, blockDim.x);
+  clear_or_leave_it(p, call, lane.warps);
 
   const uint64_t stride = uint64_t{p.tokens} * p.vectors * protocol::kVectorBytes;
   uint32_t round = 0;
   for (uint32_t row = lane.cluster; row < p.tokens; row += lane.clusters, ++round) {
-    if (round != 0) epilogue.prefetch(row);
-    Vector s = poison_vector<D>();
+    if (round != 0) epilogue.prefetch({row, 1});
+    Vector s[1] = {poison_vector<D>()};
     if (active && !call.broken) {
-      s = receive_sum<D, kRanks>(p, verdict, p.block + call.slot + vector_offset(p, row, lane.vector), stride);
+      s[0] = receive_sum<D, kRanks>(p, verdict, p.block + call.slot + vector_offset(p, row, lane.vector), stride);
     }
     if (row + lane.clusters >= p.tokens) ptx::barrier_arrive(kReceived, blockDim.x);
-    epilogue.finish(row, round, s);
+    epilogue.finish({row, 1}, round, s);
   }
 }
 

@@ -56,7 +56,7 @@ __device__ __forceinline__ bool receive(const Params& p, Verdict& verdict, const
   }
 }
 
-inline constexpr int kChunk = 8;  // peers awaited at once where the number of ranks is not known at compile time
+inline constexpr int kChunk = 4;  // peers awaited at once where the number of ranks is not known at compile time
 
 // kRanks 0: p.ranks of them, in chunks.
 template <class D, int kRanks>

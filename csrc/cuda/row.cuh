@@ -12,7 +12,7 @@
 
 namespace mnnvl_ar::cuda {
 
-inline constexpr uint32_t kMaxThreads = 512;   // a CTA, steward included
+inline constexpr uint32_t kMaxThreads = 480;   // a CTA, steward included; leaves each 136 registers
 inline constexpr uint32_t kMaxCluster = 8;
 inline constexpr uint32_t kMaxGroups = 96;     // warps with rows in a cluster
 static_assert(kMaxCluster * (kMaxThreads / 32 - 1) >= protocol::kMaxRowVectors / 32);
@@ -42,41 +42,50 @@ __device__ __forceinline__ Lane this_lane() {
   return lane;
 }
 
-// Sums of the groups of one row, gathered in every CTA of the cluster. Two of them take turns: a warp that is one row ahead
-// has had a sum from every warp of this CTA, so each of those has done with the row before.
+// Sums of the groups of kRows rows, gathered in every CTA of the cluster. Two sets take turns: a warp that is one round ahead
+// has had the sums of every warp of this CTA, so each of those has done with the round before.
+template <int kRows>
 struct RowSum {
-  alignas(16) float group[2][kMaxGroups];
+  alignas(16) float group[2][kRows][kMaxGroups];
   uint64_t mbarrier[2];
 
   // By all threads of the CTA, before a synchronisation of the cluster.
   __device__ __forceinline__ void init() {
-    for (uint32_t i = threadIdx.x; i < 2 * kMaxGroups; i += blockDim.x) (&group[0][0])[i] = 0.0f;
+    for (uint32_t i = threadIdx.x; i < 2 * kRows * kMaxGroups; i += blockDim.x) (&group[0][0][0])[i] = 0.0f;
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(ptx::shared_address(&mbarrier[0]), 1);
       ptx::mbarrier_init(ptx::shared_address(&mbarrier[1]), 1);
     }
   }
 
-  // `round` counts the rows of this cluster.
-  __device__ __forceinline__ float operator()(const Lane& lane, uint32_t round, float square_sum) {
+  // Each thread's part of each row in, each row's sum out. `round` counts the calls of this cluster.
+  __device__ __forceinline__ void reduce(const Lane& lane, uint32_t round, float (&sum)[kRows]) {
+    const uint32_t turn = round % 2, bar = ptx::shared_address(&mbarrier[turn]);
+    if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(bar, lane.groups * kRows * 4);
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
-      square_sum = protocol::add(square_sum, __shfl_xor_sync(0xffffffffu, square_sum, step));
+#pragma unroll
+      for (float& value : sum) value = protocol::add(value, __shfl_xor_sync(0xffffffffu, value, step));
     }
-    const uint32_t turn = round % 2, bar = ptx::shared_address(&mbarrier[turn]);
-    if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(bar, lane.groups * 4);
     const uint32_t peer = threadIdx.x % 32;
     if (peer < ptx::cluster_size()) {
-      ptx::store_async(ptx::map_shared(ptx::shared_address(&group[turn][lane.group]), peer),
-                       protocol::as_bits(square_sum), ptx::map_shared(bar, peer));
+      const uint32_t remote = ptx::map_shared(ptx::shared_address(&group[turn][0][lane.group]), peer);
+      const uint32_t remote_bar = ptx::map_shared(bar, peer);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        ptx::store_async(remote + i * sizeof(group[turn][0]), protocol::as_bits(sum[i]), remote_bar);
+      }
     }
     ptx::mbarrier_wait(bar, round / 2 % 2);
-    float total = 0.0f;
-    for (uint32_t i = 0; i < lane.groups; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(&group[turn][i]);
-      total = protocol::add(protocol::add(protocol::add(protocol::add(total, four.x), four.y), four.z), four.w);
+#pragma unroll
+    for (float& value : sum) value = 0.0f;
+    for (uint32_t first = 0; first < lane.groups; first += 4) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const float4 four = *reinterpret_cast<const float4*>(&group[turn][i][first]);
+        sum[i] = protocol::add(protocol::add(protocol::add(protocol::add(sum[i], four.x), four.y), four.z), four.w);
+      }
     }
-    return total;
   }
 };
 

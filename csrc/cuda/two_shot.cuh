@@ -4,7 +4,7 @@
 // Launched like one-shot, but clusters take batches of `batch` neighbouring rows, so that the owners' share of a batch fills
 // their threads. Three stages a batch: scatter, reduce, gather. Each stage runs `lag` batches behind the one before it, so
 // that the link is busy while data is awaited. A stage waits only for what peers send in earlier batches' or earlier
-// stages' steps (rule R5), so any grids on any ranks go together.
+// stages' steps (rule R5), so any grids on any ranks go together. kRows rows are loaded, awaited and normed at once.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -13,10 +13,10 @@
 
 namespace mnnvl_ar::cuda {
 
-template <class D, int kRanks, template <class> class Epilogue>
+template <class D, int kRanks, int kRows, template <class, int> class Epilogue>
 __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant__ Params p) {
   __shared__ Verdict verdict;
-  __shared__ typename Epilogue<D>::Shared shared;
+  __shared__ typename Epilogue<D, kRows>::Shared shared;
   if (threadIdx.x == 0) {
     verdict.poisoned = verdict.gave_up = 0;
     ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
@@ -27,31 +27,48 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 
   const Lane lane = this_lane();
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
+  const uint32_t width = protocol::owned_columns(shape);
+  const uint32_t column = lane.vector % width;
+  uint8_t* const owner = lane.vector < p.vectors ? block_of(p, lane.vector / width) : nullptr;
+  const uint32_t own_columns = protocol::columns_of(shape, p.rank);
+  const uint32_t rows_apart = lane.clusters * p.batch;
+  const uint32_t batches = (p.tokens - lane.cluster * p.batch + rows_apart - 1) / rows_apart;
+  const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * p.batch; };
+  const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + p.batch, p.tokens); };
+  const auto input = [&](uint32_t row) {
+    return ptx::load(static_cast<const uint8_t*>(p.x) + vector_offset(p, row, lane.vector));
+  };
+
   ptx::wait_for_predecessor();
+  Vector first_x{};
+  if (!lane.is_steward && owner != nullptr) first_x = input(first_row(0));
   const Call call = enter(p, verdict);
   if (lane.is_steward) {
     steward_duty(p, call, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
     return;
   }
+  Epilogue<D, kRows> epilogue{p, lane, verdict, shared};
+  const bool active = owner != nullptr && !call.broken;
 
-  Epilogue<D> epilogue{p, lane, verdict, shared};
-  const bool active = epilogue.active() && !call.broken;
-  const uint32_t width = protocol::owned_columns(shape);
-  const uint32_t owner = lane.vector / width, column = lane.vector % width;
-  const uint32_t own_first = p.rank * width, own_columns = protocol::columns_of(shape, p.rank);
-  const uint32_t threads = lane.groups * 32;
-  const uint32_t rows_apart = lane.clusters * p.batch;
-  const uint32_t batches = (p.tokens - lane.cluster * p.batch + rows_apart - 1) / rows_apart;
-  const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * p.batch; };
-  const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + p.batch, p.tokens); };
-
-  uint8_t* const target = active ? block_of(p, owner) + call.slot : nullptr;
+  const auto scatter_one = [&](uint32_t row, const Vector& x) {
+    const uint64_t position = protocol::scatter_position(shape, p.rank, row, column);
+    ptx::store_relaxed_sys(owner + call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
+  };
   const auto scatter = [&](uint32_t batch) {
     if (!active) return;
-    for (uint32_t row = first_row(batch), end = end_row(batch); row < end; ++row) {
-      const Vector x = ptx::load(static_cast<const uint8_t*>(p.x) + vector_offset(p, row, lane.vector));
-      const uint64_t position = protocol::scatter_position(shape, p.rank, row, column);
-      ptx::store_relaxed_sys(target + position * protocol::kVectorBytes, for_the_wire(p, x));
+    uint32_t row = first_row(batch);
+    const uint32_t end = end_row(batch);
+    if (batch == 0) scatter_one(row++, first_x);
+    for (; row < end; row += kRows) {
+      Vector x[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (row + i < end) x[i] = input(row + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (row + i < end) scatter_one(row + i, x[i]);
+      }
     }
   };
 
@@ -59,27 +76,33 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   const auto reduce = [&](uint32_t batch) {
     if (call.broken) return;
     const uint32_t first = first_row(batch), items = (end_row(batch) - first) * own_columns;
-    for (uint32_t item = lane.vector; item < items; item += threads) {
+    for (uint32_t item = lane.vector; item < items; item += lane.groups * 32) {
       const uint32_t row = first + item / own_columns, own = item % own_columns;
       const uint8_t* place = p.block + call.slot + protocol::scatter_position(shape, 0, row, own) * protocol::kVectorBytes;
       const Vector s = receive_sum<D, kRanks>(p, verdict, place, stride);
-      const uint64_t position = protocol::gather_position(shape, row, own_first + own);
+      const uint64_t position = protocol::gather_position(shape, row, p.rank * width + own);
       send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, s));
     }
   };
 
   uint32_t round = 0;
+  const uint64_t row_bytes = uint64_t{p.vectors} * protocol::kVectorBytes;
   const auto gather = [&](uint32_t batch) {
-    for (uint32_t row = first_row(batch), end = end_row(batch); row < end; ++row, ++round) {
-      if (round != 0) epilogue.prefetch(row);
-      Vector s = poison_vector<D>();
+    for (uint32_t row = first_row(batch), end = end_row(batch); row < end; row += kRows, ++round) {
+      const Rows rows{row, min(end - row, static_cast<uint32_t>(kRows))};
+      epilogue.prefetch(rows);
+      Vector s[kRows];
+      bool ok = active;
       if (active) {
         const uint64_t position = protocol::gather_position(shape, row, lane.vector);
-        Vector v[1];
-        if (receive<1>(p, verdict, p.block + call.slot + position * protocol::kVectorBytes, 0, 1, v)) s = v[0];
+        ok = receive<kRows>(p, verdict, p.block + call.slot + position * protocol::kVectorBytes, row_bytes, rows.count, s);
       }
-      if (batch + 1 == batches && row + 1 == end) ptx::barrier_arrive(kReceived, blockDim.x);
-      epilogue.finish(row, round, s);
+      if (!ok) {
+#pragma unroll
+        for (Vector& v : s) v = poison_vector<D>();
+      }
+      if (batch + 1 == batches && row + kRows >= end) ptx::barrier_arrive(kReceived, blockDim.x);
+      epilogue.finish(rows, round, s);
     }
   };
 
@@ -87,10 +110,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     if (step < batches) scatter(step);
     if (step == 0) {
       stumble(p, 3);
-      epilogue.prefetch(first_row(0));
       epilogue.prepare();
-      if (!call.broken) clear(p, call, (blockIdx.x * lane.warps + lane.warp) * 32 + threadIdx.x % 32, gridDim.x * lane.warps * 32);
-      ptx::barrier_arrive(kCleared, blockDim.x);
+      clear_or_leave_it(p, call, lane.warps);
     }
     if (step >= p.lag && step - p.lag < batches) reduce(step - p.lag);
     if (step >= 2 * p.lag) gather(step - 2 * p.lag);
