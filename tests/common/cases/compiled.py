@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 from common.cases.calls import Call, inputs, wanted
 from common.rows import DTYPES
@@ -65,6 +66,8 @@ def check_compiles(rank: Any, backend: str) -> None:
     import mnnvl_ar
 
     torch._dynamo.reset()
+    torch._inductor.config.force_disable_caches = True  # a cached result would hide what the compiler makes of the ops
+    torch._inductor.config.compile_threads = 1
     handle = rank.workspace().handle
     compiled = torch.compile(layer, fullgraph=True, backend=backend, dynamic=True)
     matrix = (torch.eye(64) * 0.5).to(rank.device)  # no rounding in the product, so that the order of its sums is free

@@ -1,0 +1,231 @@
+"""The rules of docs/protocol.md, each as a check that passes, and that fails once the rule is switched off in a test
+build.
+
+Every function is run by all ranks with `off`, the rule to switch off or "". It makes a workspace of its own, since a
+control leaves it broken.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from common.cases.calls import Call, Prepared, check_calls
+from common.rows import hostile_rows
+
+# csrc/protocol/sabotage.h
+RULES = (
+    "device_epoch",
+    "device_dirty",
+    "three_slots",
+    "clear",
+    "sanitize",
+    "integer_compare",
+    "every_word",
+    "quiescence",
+    "advance_last",
+    "deadline",
+    "signature",
+)
+HOST_DEADLINE = 4.0  # seconds; long beside the skew of ranks on a busy machine, short beside a test's time limit
+
+
+def sabotaged(rank: Any, off: str, *, frozen_dirty: int = 0, delay_ns: int = 0, **options: Any) -> Any:
+    """A fresh workspace whose rules in `off`, separated by spaces, are broken."""
+    made = rank.new_workspace(**{"deadline": HOST_DEADLINE, **options})
+    break_rule(made.handle, off, frozen_dirty=frozen_dirty, delay_ns=delay_ns)
+    return made
+
+
+def break_rule(handle: int, off: str, *, frozen_dirty: int = 0, delay_ns: int = 0) -> None:
+    broken = sum(1 << RULES.index(rule) for rule in off.split())
+    torch.ops.mnnvl_ar._sabotage(handle, broken, frozen_dirty, 1 if delay_ns else 0, delay_ns)
+
+
+def one_after_another(rank: Any, calls: list[Call], workspace: Any) -> None:
+    """Rank 0 is the first in every call, so that it finds whatever its slot has been left with."""
+    for call in calls:
+        prepared = Prepared(rank, call)
+        rank.barrier()
+        if rank.rank != 0:
+            time.sleep(0.03)
+        prepared.launch(workspace.handle)
+        rank.synchronize()
+        wrong = prepared.wrong()
+        assert not wrong, "\n".join(wrong)
+        rank.barrier()
+
+
+def check_stale_data(rank: Any, off: str) -> None:
+    """Data of an earlier call is never taken for this one's: rules clear, device_dirty (which clears one vector only).
+
+    Signatures are not compared here, rule or no rule: they make ranks meet before they read.
+    """
+    workspace = sabotaged(rank, f"{off} signature", frozen_dirty=1, hidden=264, max_tokens=8)
+    one_after_another(rank, [Call(tokens=t, hidden=264, seed=n) for n, t in enumerate((8, 1, 4, 8, 8, 2))], workspace)
+    workspace.close()
+
+
+def check_wiped_data(rank: Any, off: str) -> None:
+    """What a fast peer sends for the next call is not cleared away by a slow rank: rule three_slots."""
+    workspace = sabotaged(rank, off, hidden=8192, max_tokens=256, strategy="one_shot")
+    large = Call("all_reduce", 256, 8192, "fp32", strategy=0, seed=1)
+    prepared = [Prepared(rank, large), Prepared(rank, Call("all_reduce", 1, 8192, "fp32", strategy=0, seed=2))]
+    rank.barrier()
+    for _ in range(10):
+        prepared[0].launch(workspace.handle)
+        if rank.rank == 0:
+            rank.synchronize()
+            time.sleep(
+                0.01
+            )  # its peers wait for it in the small call, at the end of which it has a large slot to clear
+        prepared[1].launch(workspace.handle)
+        rank.synchronize()
+    wrong = [line for each in prepared for line in each.wrong()]
+    assert not wrong, "\n".join(wrong)
+    rank.barrier()
+    workspace.close()
+
+
+def check_sentinels_in_data(rank: Any, off: str) -> None:
+    """A row of nothing but sentinels is a row like any other: rule sanitize."""
+    workspace = sabotaged(rank, off, hidden=64)
+    for dtype in ("fp32", "bf16", "fp16"):
+        calls = [
+            Call(op, 1, 64, dtype, strategy=s, seed=6) for op in ("all_reduce", "all_reduce_rms_norm") for s in (0, 1)
+        ]
+        assert hostile_rows(1, 64, torch.float32, seed=6, rank=rank.rank).view(torch.int32).eq(-(1 << 31)).all()
+        check_calls(rank, calls, handle=workspace.handle)
+    rank.barrier()
+    workspace.close()
+
+
+def check_subnormals_in_data(rank: Any, off: str) -> None:
+    """Negative subnormals, and pairs of halves that look like them, are data: rule integer_compare."""
+    workspace = sabotaged(rank, off, hidden=264)
+    check_calls(rank, [Call(tokens=8, hidden=264, dtype=dtype) for dtype in ("fp32", "bf16")], handle=workspace.handle)
+    rank.barrier()
+    workspace.close()
+
+
+def check_absent_peer(rank: Any, off: str) -> None:
+    """A call whose peers never come ends with an error that names one: rule deadline."""
+    import mnnvl_ar
+
+    workspace = sabotaged(rank, off, hidden=64, deadline=0.5)
+    rank.barrier()
+    if rank.rank == 0:
+        began = time.monotonic()
+        prepared = Prepared(rank, Call(tokens=1, hidden=64))
+        if rank.device.type == "cpu":
+            with pytest.raises(RuntimeError, match="broke in this call"):
+                prepared.launch(workspace.handle)
+        else:
+            prepared.launch(workspace.handle)
+            rank.synchronize()
+            assert all(output.isnan().all() for output in prepared.outputs)
+        with pytest.raises(mnnvl_ar.PeerTimeout, match=r"rank 0 waited .* for rank 1"):
+            workspace.check()
+        assert time.monotonic() - began < 2.5
+        with pytest.raises(RuntimeError, match="is broken"):
+            prepared.launch(workspace.handle)
+    rank.barrier()
+    workspace.close()
+
+
+def check_other_call(rank: Any, off: str) -> None:
+    """Ranks that call different things of one size are told so at once: rule signature."""
+    import mnnvl_ar
+
+    workspace = sabotaged(rank, off, hidden=64)
+    rank.barrier()
+    began = time.monotonic()
+    op = "all_reduce" if rank.rank == 1 else "all_reduce_rms_norm"
+    prepared = Prepared(rank, Call(op, tokens=2, hidden=64))
+    error = None
+    try:
+        prepared.launch(workspace.handle)
+        rank.synchronize()
+    except RuntimeError as caught:
+        error = caught
+    took = time.monotonic() - began
+    rank.barrier()
+    assert error is None or rank.device.type == "cpu", error
+    with pytest.raises(mnnvl_ar.WorkspaceBroken) as found:
+        workspace.check()
+    assert not isinstance(found.value, mnnvl_ar.PeerTimeout)
+    if isinstance(found.value, mnnvl_ar.CallMismatch):
+        assert "rank 1 called all_reduce(" in str(found.value) or rank.rank == 1
+    assert took < HOST_DEADLINE
+    workspace.close()
+
+
+class _Peer:
+    """Rank 1 of 2, played by this process: it writes into rank 0's block word by word."""
+
+    def __init__(self, block: torch.Tensor, hidden: int) -> None:
+        _, control, board, *_ = torch.ops.mnnvl_ar._block_layout(0)
+        vectors = hidden // 4
+        self.block, self.board, self.data = block, (board + 16) // 4, (control + 16 * vectors) // 4
+        self.signature = torch.tensor([0, 1, 0, 0 | 2 << 4 | 0 << 8 | vectors << 12], dtype=torch.int32)
+        self.stream = torch.cuda.Stream(block.device) if block.is_cuda else None
+
+    def write(self, place: int, words: torch.Tensor) -> None:
+        with torch.cuda.stream(self.stream) if self.stream else torch.inference_mode():
+            self.block[place : place + len(words)].copy_(words.to(torch.int32))
+        if self.stream:
+            self.stream.synchronize()
+
+
+def check_torn_store(rank: Any, off: str) -> None:
+    """A 16-byte store that arrives in two parts is not taken for data before it is whole: rule every_word. Rank 0 is
+    real, with a peer that sends all words of its vectors but one, and that one later."""
+    import mnnvl_ar
+    from common.virtual import VirtualGroup
+
+    hidden = 8
+    for missing in range(4):
+        group = VirtualGroup(2, 1, hidden, torch.float32, str(rank.device), deadline=HOST_DEADLINE)
+        break_rule(group.handles[0], off)
+        mine, theirs = (torch.arange(1.0, 9.0) * k for k in (1, 10))
+        x, out = mine.view(1, hidden).to(rank.device), torch.zeros(1, hidden, device=rank.device)
+        peer = _Peer(group.blocks[0], hidden)
+        words = theirs.view(torch.int32)
+        torn = words.clone()
+        torn.view(-1, 4)[:, missing] = -(1 << 31)
+        if rank.device.type == "cuda":
+            torch.cuda.synchronize(rank.device)
+
+        def call(x: torch.Tensor = x, out: torch.Tensor = out, group: VirtualGroup = group) -> None:
+            side = group.streams[0] if x.is_cuda else None
+            with torch.cuda.stream(side) if side else torch.inference_mode():
+                mnnvl_ar.ops.all_reduce_out(x, out, group.handles[0], strategy=0)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        peer.write(peer.board, peer.signature)
+        peer.write(peer.data, torn)
+        time.sleep(0.1)
+        peer.write(peer.data, words)
+        thread.join()
+        if rank.device.type == "cuda":
+            torch.cuda.synchronize(rank.device)
+        group.close()
+        assert torch.equal(out.cpu().view(-1), mine + theirs), f"word {missing}: {out.tolist()}"
+
+
+# rule -> (its check, ranks, what the control must say)
+HOST_CHECKS = {
+    "device_dirty": (check_stale_data, 2, "differs in"),
+    "three_slots": (check_wiped_data, 2, "fault code 1|differs in|still running"),
+    "clear": (check_stale_data, 2, "differs in"),
+    "sanitize": (check_sentinels_in_data, 2, "fault code 1"),
+    "integer_compare": (check_subnormals_in_data, 2, "fault code 1"),
+    "every_word": (check_torn_store, 1, "word [123]"),
+    "deadline": (check_absent_peer, 2, "still running"),
+    "signature": (check_other_call, 2, "DID NOT RAISE"),
+}

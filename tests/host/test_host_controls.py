@@ -1,0 +1,32 @@
+"""Each rule of the protocol has a test, and a control: the same test fails once the rule is switched off.
+
+Rules that only a device can break (device_epoch, quiescence, advance_last) are in tests/gpu/test_gpu_controls.py.
+"""
+
+import pytest
+
+from common.cases.rules import HOST_CHECKS
+from common.ranks import TEST_LIBRARY, RankPool, RanksFailed, rank_pool
+
+pytestmark = pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
+
+
+@pytest.fixture
+def ranks(rule: str) -> RankPool:
+    """Ranks of the test build, not used by another test after a control has harmed them."""
+    return rank_pool(HOST_CHECKS[rule][1], library=TEST_LIBRARY)
+
+
+@pytest.mark.parametrize("rule", list(HOST_CHECKS))
+def test_holds_with(rule: str, ranks: RankPool) -> None:
+    ranks.run(HOST_CHECKS[rule][0], "")
+
+
+@pytest.mark.parametrize("rule", list(HOST_CHECKS))
+def test_fails_without(rule: str, ranks: RankPool) -> None:
+    check, _, says = HOST_CHECKS[rule]
+    try:
+        with pytest.raises(RanksFailed, match=says):
+            ranks.run(check, rule, timeout=10)
+    finally:
+        ranks.discard()
