@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--op", type=_list(str, OPS), default=["fused"], help="fused, plain (fused)")
     grid.add_argument("--tokens", type=_list(int), help="1 to 2048, powers of two")
     grid.add_argument("--hidden", type=_list(int), help=",".join(map(str, HIDDEN)))
-    grid.add_argument("--dtype", type=_list(str, list(DTYPES)), default=["bfloat16"], help="also float16, float32")
+    grid.add_argument("--dtype", type=_list(str, DTYPES), default=["bfloat16"], help="also float16, float32")
     grid.add_argument("--mode", type=_list(str, ("graph", "eager")), help="graph, eager (graph; eager on the host)")
     grid.add_argument("--l2", type=_list(str, ("warm", "cold")), default=["warm"], help="warm, cold (warm)")
     variants = p.add_argument_group("variants")

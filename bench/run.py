@@ -18,7 +18,7 @@ from bench import launch, options, safety
 def main() -> int:
     args = options.parser().parse_args()
     safety.forbid_multicast(allow=args.multicast)
-    gpus = _gpus()
+    gpus = 0 if args.device == "cpu" else _gpus()
     args.device = args.device or ("cuda" if gpus else "cpu")
     if "RANK" not in os.environ:
         if args.device == "cpu":

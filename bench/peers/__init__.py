@@ -4,9 +4,11 @@ run."""
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from bench.team import Team
-from bench.variant import Limits, Peer
+if TYPE_CHECKING:
+    from bench.team import Team
+    from bench.variant import Limits, Peer
 
 PEERS = {
     "nccl": "bench.peers.nccl:Nccl",
