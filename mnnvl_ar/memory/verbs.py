@@ -11,6 +11,7 @@ two.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,10 +86,10 @@ class Verbs(Protocol):
     def multicast_unbind(self, multicast: int, nbytes: int) -> None: ...
 
 
-def multicast_refusal() -> str:
+def multicast_refusal(environment: Mapping[str, str] = os.environ) -> str:
     """The switch of the environment that forbids multicast in this process, as `NAME=value`; empty if none does."""
     for name, value in _MULTICAST_SWITCHES.items():
-        if os.environ.get(name, "").strip() == value:
+        if environment.get(name, "").strip() == value:
             return f"{name}={value}"
     return ""
 

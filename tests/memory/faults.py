@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from memory import ranks
-from memory.simulated_driver import SimulatedDriver
+from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from mnnvl_ar.errors import BringUpError
 from mnnvl_ar.memory import DriverError, Fill, SymmetricMemory, allocate
 from mnnvl_ar.memory.steps import hooks
@@ -41,6 +41,7 @@ def make(group: dist.ProcessGroup, kind: str, timeout: float, driver: SimulatedD
     if kind == "host":
         return allocate(group, 65_536, fills, device=torch.device("cpu"), **place)
     driver = driver or SimulatedDriver(group.rank(), multicast=True)
+    allow_simulated_multicast()
     transport = "multicast" if kind == "multicast" else "unicast"
     return allocate(group, 65_536, fills, device=torch.device("cuda", 0), transport=transport, driver=driver, **place)
 

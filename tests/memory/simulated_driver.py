@@ -15,10 +15,20 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 
+from mnnvl_ar.memory import bringup, multicast, verbs
 from mnnvl_ar.memory.host import HostDriver
 from mnnvl_ar.memory.verbs import DriverError, Token, Traits
 
 GRAIN = 2 << 20
+
+
+def allow_simulated_multicast(environment: Mapping[str, str] | None = None) -> None:
+    """Lets bring-up in this process go by `environment` (nothing forbidden) instead of the real one, which stays.
+
+    The real driver looks at the real one for itself, so not even a mistaken test can make a real multicast object.
+    """
+    bringup.multicast_refusal = lambda: verbs.multicast_refusal(environment or {})  # type: ignore[attr-defined]
+    multicast.require_multicast_allowed = lambda: None  # type: ignore[attr-defined]
 
 
 class SimulatedDriver:

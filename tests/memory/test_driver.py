@@ -50,18 +50,13 @@ def opened(**answers: Any) -> tuple[driver.Driver, Scripted]:
 
 
 def test_a_driver_too_old_for_a_call_is_an_error_like_others() -> None:
+    def missing(*_: Any) -> None:
+        raise RuntimeError('Function "cuMemCreate" not found')
+
     real, fake = opened()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MNNVL_AR_DISABLE_MULTICAST", "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS"):
-            patch.delenv(name, raising=False)
-        patch.setenv("NCCL_NVLS_ENABLE", "1")
-
-        def missing(*_: Any) -> None:
-            raise RuntimeError('Function "cuMulticastCreate" not found')
-
-        fake.cuMulticastCreate = missing
-        with pytest.raises(DriverError, match="TOO_OLD"):
-            real.multicast_create(2, 4 << 20, "posix_fd")
+    fake.cuMemCreate = missing
+    with pytest.raises(DriverError, match="TOO_OLD"):
+        real.create(2 << 20, "posix_fd")
 
 
 def names(fake: Scripted) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from memory import faults, ranks
-from memory.simulated_driver import SimulatedDriver
+from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError, MnnvlArError
 from mnnvl_ar.memory import Fill, allocate
@@ -74,6 +74,7 @@ def test_close_needs_nobody() -> None:
 def restore_body(rank: int, size: int, store: dist.Store, kind: str) -> None:
     group = ranks.group(store, "first", rank, size)
     driver = SimulatedDriver(rank, multicast=True)
+    allow_simulated_multicast()
     if kind == "host":
         memory = make(group)
     else:
