@@ -5,9 +5,12 @@
 //   host_ring RANKS CALLS SEED [small]
 //
 // Each rank makes CALLS calls, both ops and strategies, all dtypes, sizes that grow and shrink, at its own speed.
-// Inputs are small integers, so that the sum is exact and known to all. `small` makes every slot one vector too small
-// for the largest call: the control for AddressSanitizer. Exit: 0 all sums right; 2 a wrong one or ranks that differ; 3
+// Inputs are small integers, so that the sum is exact and known to all. `small` makes every block one vector
+// shorter than its slots need: the control for AddressSanitizer.
+//
+// Exit: 0 all sums right; 2 a wrong one or ranks that differ; 3
 // a fault (a deadline of a minute).
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -32,6 +35,7 @@ using protocol::Vector;
 
 namespace {
 
+constexpr uint32_t kLargest = protocol::kSlots;       // calls of the largest size, which fill every slot once
 constexpr uint32_t kMaxTokens = 6, kMaxVectors = 70;  // more than two groups of 32 vectors
 
 uint32_t scramble(uint32_t h) {
@@ -46,10 +50,12 @@ struct Plan {
 
   uint32_t draw(uint32_t call, uint32_t what) const { return scramble(seed ^ scramble(call * 16 + what)); }
   Op op(uint32_t call) const { return draw(call, 0) % 2 != 0 ? Op::all_reduce : Op::all_reduce_rms_norm; }
-  Strategy strategy(uint32_t call) const { return draw(call, 1) % 2 != 0 ? Strategy::one_shot : Strategy::two_shot; }
+  Strategy strategy(uint32_t call) const {
+    return call < kLargest || draw(call, 1) % 2 != 0 ? Strategy::one_shot : Strategy::two_shot;
+  }
   Dtype dtype(uint32_t call) const { return Dtype{draw(call, 2) % 3}; }
-  uint32_t tokens(uint32_t call) const { return call == 0 ? kMaxTokens : 1 + draw(call, 3) % kMaxTokens; }
-  uint32_t vectors(uint32_t call) const { return call == 0 ? kMaxVectors : 1 + draw(call, 4) % kMaxVectors; }
+  uint32_t tokens(uint32_t call) const { return call < kLargest ? kMaxTokens : 1 + draw(call, 3) % kMaxTokens; }
+  uint32_t vectors(uint32_t call) const { return call < kLargest ? kMaxVectors : 1 + draw(call, 4) % kMaxVectors; }
   float value(uint32_t call, uint32_t rank, uint32_t i) const {
     return static_cast<float>(scramble(draw(call, 5 + rank) + i) % 9) - 4.0f;
   }
@@ -61,8 +67,8 @@ struct Free {
 };
 using Block = std::unique_ptr<uint8_t, Free>;
 
-Block make_block(uint64_t slot_bytes) {
-  const uint64_t size = protocol::block_bytes(slot_bytes);
+Block make_block(uint64_t slot_bytes, uint64_t missing) {
+  const uint64_t size = protocol::block_bytes(slot_bytes) - missing;
   Block block(static_cast<uint8_t*>(std::aligned_alloc(16, size)));
   std::memset(block.get(), 0, protocol::kControlBytes);
   std::memset(block.get() + protocol::kBoardOffset, 0xff, protocol::kBoardBytes);  // kNoEpoch
@@ -146,13 +152,13 @@ int main(int count, char** words) {
   if (count < 4) return std::fprintf(stderr, "usage: host_ring RANKS CALLS SEED [small]\n"), 1;
   const auto ranks = static_cast<uint32_t>(std::atoi(words[1])), calls = static_cast<uint32_t>(std::atoi(words[2]));
   const Plan plan{static_cast<uint32_t>(std::atoi(words[3])), ranks};
-  const bool small = count > 4 && std::string(words[4]) == "small";
+  const uint64_t missing = count > 4 && std::string(words[4]) == "small" ? protocol::kVectorBytes : 0;
   const protocol::Shape largest{ranks, kMaxTokens, kMaxVectors};
   const uint64_t needed = std::max(protocol::one_shot_vectors(largest), protocol::two_shot_vectors(largest));
-  const uint64_t slot_bytes = (needed - small) * protocol::kVectorBytes;
+  const uint64_t slot_bytes = needed * protocol::kVectorBytes;
 
   std::vector<Block> blocks;
-  for (uint32_t rank = 0; rank < ranks; ++rank) blocks.push_back(make_block(slot_bytes));
+  for (uint32_t rank = 0; rank < ranks; ++rank) blocks.push_back(make_block(slot_bytes, missing));
   std::vector<std::unique_ptr<Rank>> all;
   for (uint32_t rank = 0; rank < ranks; ++rank) {
     protocol::Params p{};
