@@ -30,7 +30,8 @@ class Workspace:
     pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
     timeout:    seconds that making the workspace may take
-    max_ctas:   an upper bound on the CTAs of a call; None: half of what the device holds at once
+    max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once, divided by the workspaces
+                open on it, so that they may run side by side on several streams
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
     Errors: `BringUpError` on every rank alike, naming rank, step and cause.

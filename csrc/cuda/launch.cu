@@ -100,7 +100,7 @@ cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, c
       uint32_t resident = 0;
       const cudaError_t error = resident_clusters(result->kernel, needed, result->threads, device, &resident);
       if (error != cudaSuccess) return error;
-      uint32_t room = std::max(1u, resident / 2);
+      uint32_t room = std::max(1u, resident / std::max(1u, tuning.sharers));
       if (tuning.max_ctas != 0) room = std::min(room, std::max(1u, tuning.max_ctas / needed));
       const uint32_t wanted = divide_up(shape.tokens, result->batch);
       result->clusters = std::min(wanted, room);

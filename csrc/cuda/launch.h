@@ -2,8 +2,8 @@
 //
 // Contract
 //   * plan() depends on the geometry and the device only, so that a call costs no query once its shape has been seen.
-//   * The grid is never larger than half of what the device holds at once: all CTAs of a call are co-resident (rule R5), also
-//     when a second workspace on another stream of this device runs beside it.
+//   * The grid is never larger than what the device holds at once, so all CTAs of a call are co-resident (rule R5); with several
+//     workspaces on the device, never larger than its share of that, so that they may run side by side on several streams.
 //   * load_kernels() must have run on the device before any launch under capture.
 #pragma once
 
@@ -28,6 +28,7 @@ struct Tuning {
   uint32_t max_ctas;
   uint32_t batch;
   uint32_t lag;
+  uint32_t sharers;  // workspaces that may run at once on the device, this one included
 };
 
 cudaError_t load_kernels(unsigned ranks);

@@ -51,7 +51,7 @@ void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy 
   const OnDevice guard(device);
   const Settings& s = workspace.settings;
   const cuda::Tuning tuning{static_cast<uint32_t>(s.cluster), static_cast<uint32_t>(s.max_ctas),
-                            static_cast<uint32_t>(s.batch), static_cast<uint32_t>(s.lag)};
+                            static_cast<uint32_t>(s.batch), static_cast<uint32_t>(s.lag), sharers(a.device)};
   cuda::Plan plan;
   cudaError_t error = cuda::plan(strategy, op, a.dtype, shape, tuning, device, &plan);
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <set>
 
 #if MNNVL_AR_CUDA
 #include <cuda_runtime_api.h>
@@ -21,6 +22,18 @@ namespace {
 std::mutex mutex;
 std::vector<std::unique_ptr<Workspace>> workspaces;  // by handle - 1; closed ones stay, to be named
 std::atomic<bool> is_forked_child = false;
+constexpr int64_t kMaxDevices = 64;
+std::atomic<uint32_t> open_blocks[kMaxDevices];  // by device
+
+// With the mutex held, after a workspace was added or closed.
+void count_open_blocks(int64_t device) {
+  if (device < 0 || device >= kMaxDevices) return;
+  std::set<const void*> blocks;
+  for (const auto& workspace : workspaces) {
+    if (!workspace->closed && workspace->settings.device == device) blocks.insert(workspace->params.block);
+  }
+  open_blocks[device] = static_cast<uint32_t>(blocks.size());
+}
 
 protocol::FaultRecord* new_record(int64_t device) {
   void* memory = nullptr;
@@ -72,6 +85,7 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
   if (p.record == nullptr) p.record = new_record(settings.device);
   const std::lock_guard<std::mutex> lock(mutex);
   workspaces.push_back(std::move(workspace));
+  count_open_blocks(settings.device);
   return static_cast<int64_t>(workspaces.size());
 }
 
@@ -95,7 +109,14 @@ Workspace& find(int64_t handle, int64_t device) {
   return workspace;
 }
 
-void close(int64_t handle) { find_any(handle).closed = true; }
+void close(int64_t handle) {
+  Workspace& workspace = find_any(handle);
+  const std::lock_guard<std::mutex> lock(mutex);
+  workspace.closed = true;
+  count_open_blocks(workspace.settings.device);
+}
+
+uint32_t sharers(int64_t device) { return device < kMaxDevices ? open_blocks[device].load() : 1; }
 
 namespace {
 

@@ -42,6 +42,8 @@ struct Workspace {
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
 int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast);
 void close(int64_t handle);
+// Open workspaces on a device, those on one block counted once.
+uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);
 Workspace& find_any(int64_t handle);
 
