@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ class FlashInferTrtllm:
             variants.append(Variant("flashinfer/two_shot", self._bind(False, fp32_acc=False)))
         return variants
 
+    def functional(self, cell: Cell, inputs: Inputs) -> Callable[[], object]:
+        """One fused one-shot call into fresh outputs, for bench/cpu_cost.py. As users call it, decorators and all."""
+        x, residual = inputs.xs[0], inputs.residuals[0]
+        fixed = self._fixed(cell, inputs, one_shot=True, fp32_acc=False)
+
+        def call() -> tuple[torch.Tensor, torch.Tensor]:
+            norm, residual_out = torch.empty_like(x), torch.empty_like(x)
+            self.comm.trtllm_allreduce_fusion(
+                allreduce_in=x,
+                allreduce_out=None,
+                residual_in=residual,
+                residual_out=residual_out,
+                norm_out=norm,
+                **fixed,
+            )
+            return norm, residual_out
+
+        return call
+
     def close(self) -> None:
         for handles, _ in self._made.values():
             self.comm.trtllm_destroy_ipc_workspace_for_all_reduce_fusion(handles, group=self.team.group)
@@ -67,30 +87,35 @@ class FlashInferTrtllm:
         self.team.barrier()
         return made[0], made[1]
 
-    def _bind(self, one_shot: bool, fp32_acc: bool):  # type: ignore[no-untyped-def]
-        run = _unwrapped(self.comm.trtllm_allreduce_fusion)
+    def _fixed(self, cell: Cell, inputs: Inputs, one_shot: bool, fp32_acc: bool) -> dict[str, Any]:
+        """The arguments that are the same for every call of a cell."""
+        fused = cell.op == "fused"
         patterns = self.comm.AllReduceFusionPattern
+        return {
+            "world_size": self.team.size,
+            "world_rank": self.team.rank,
+            "token_num": cell.tokens,
+            "hidden_dim": cell.hidden,
+            "workspace_ptrs": self._made[cell.dtype == "float32"][1],
+            "launch_with_pdl": True,
+            "trigger_completion_at_end": False,
+            "fp32_acc": fp32_acc,
+            "pattern_code": patterns.kARResidualRMSNorm if fused else patterns.kAllReduce,
+            "use_oneshot": one_shot,
+            "quant_out": None,
+            "scale_out": None,
+            "rms_gamma": inputs.weight if fused else None,
+            "rms_eps": EPS if fused else None,
+            "scale_factor": None,
+            "layout_code": None,
+        }
+
+    def _bind(self, one_shot: bool, fp32_acc: bool) -> Callable[[Cell, Inputs, Outputs], Call]:
+        run = _unwrapped(self.comm.trtllm_allreduce_fusion)
 
         def bind(cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
             fused = cell.op == "fused"
-            fixed: dict[str, Any] = {
-                "world_size": self.team.size,
-                "world_rank": self.team.rank,
-                "token_num": cell.tokens,
-                "hidden_dim": cell.hidden,
-                "workspace_ptrs": self._made[cell.dtype == "float32"][1],
-                "launch_with_pdl": True,
-                "trigger_completion_at_end": False,
-                "fp32_acc": fp32_acc,
-                "pattern_code": patterns.kARResidualRMSNorm if fused else patterns.kAllReduce,
-                "use_oneshot": one_shot,
-                "quant_out": None,
-                "scale_out": None,
-                "rms_gamma": inputs.weight if fused else None,
-                "rms_eps": EPS if fused else None,
-                "scale_factor": None,
-                "layout_code": None,
-            }
+            fixed = self._fixed(cell, inputs, one_shot, fp32_acc)
 
             def call(i: int) -> None:
                 residual = outputs.residuals[i % len(outputs.residuals)] if fused else None

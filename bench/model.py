@@ -1,0 +1,97 @@
+"""The cost model's predictions for machines that nobody here has run: bench/gb200/predictions.md.
+
+    python -m bench.model --write      makes the page
+
+Multicast stores one message once, and the switch delivers it to all: one GPU then sends little, but still receives
+from every other, so receiving is what bounds it.
+
+    one-shot = 1 hop  + max(send x,        receive (R - 1) x)     / link
+    two-shot = 2 hops + max(send (R-1)/R x, receive (R-1)/R x)    / link     columns to their owners
+                      + max(send 1/R x,     receive (R-1)/R x)    / link     sums from their owners
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from bench.floor import H200, Machine
+
+PAGE = Path(__file__).resolve().parent / "gb200" / "predictions.md"
+TPS = (8, 16, 24, 32, 48, 64, 72)
+TOKENS = (1, 4, 16, 64, 256, 1024)
+HIDDEN = (7168,)
+
+# NVLink 5 by its datasheet: 900 GB/s each way and GPU. All else is what H200 measured, as nothing better is known here.
+GB200 = replace(H200, link=900e3)
+
+
+def one_shot_us(nbytes: int, ranks: int, machine: Machine = GB200, *, multicast: bool = True) -> float:
+    sends = nbytes if multicast else (ranks - 1) * nbytes
+    return _fixed(machine) + machine.hop + max(sends, (ranks - 1) * nbytes) / machine.link
+
+
+def two_shot_us(nbytes: int, ranks: int, machine: Machine = GB200, *, multicast: bool = True) -> float:
+    share = (ranks - 1) / ranks * nbytes
+    back = max(nbytes / ranks if multicast else share, share)
+    return _fixed(machine) + 2 * machine.hop + (share + back) / machine.link
+
+
+def _fixed(machine: Machine) -> float:
+    return machine.launch + machine.read_l2 + machine.reduction + machine.write
+
+
+def crossover_bytes(ranks: int, machine: Machine = GB200) -> float:
+    """The message size from which two-shot is predicted to be quicker."""
+    return machine.hop * machine.link / ((ranks - 1) * (1 - 2 / ranks))
+
+
+def page() -> str:
+    lines = [
+        "# Predictions for GB200 over multicast",
+        "",
+        "**These are predictions of a cost model, not measurements.** Nothing on this page has been run on a GB200.",
+        "Made by `python -m bench.model --write`; the model is at the top of `bench/model.py`.",
+        "",
+        f"Assumed: {GB200.link / 1e3:.0f} GB/s each way and GPU (NVLink 5, datasheet), and H200's measured launch",
+        f"({GB200.launch} us) and hop ({GB200.hop} us). The model holds only what cannot be avoided, so a real machine",
+        "is slower; on H200 the same model is the `floor` beside each measured time. What else would make it wrong: a",
+        "longer hop through a rack's switches (add the difference once for one-shot, twice for two-shot), and multicast",
+        "that is delivered at less than the link's rate.",
+        "",
+        "Fused AllReduce + add + RMSNorm, bf16, us a call: the better of one-shot (1) and two-shot (2).",
+    ]
+    for hidden in HIDDEN:
+        lines += ["", f"## Hidden {hidden}", "", "| tokens | " + " | ".join(f"TP{tp}" for tp in TPS) + " |"]
+        lines.append("|---" * (len(TPS) + 1) + "|")
+        for tokens in TOKENS:
+            lines.append(f"| {tokens} | " + " | ".join(_entry(tokens * hidden * 2, tp) for tp in TPS) + " |")
+    lines += [
+        "",
+        "## Where two-shot takes over",
+        "",
+        "| | " + " | ".join(f"TP{tp}" for tp in TPS) + " |",
+        "|---" * (len(TPS) + 1) + "|",
+        "| message, KB a rank | " + " | ".join(f"{crossover_bytes(tp) / 1e3:.0f}" for tp in TPS) + " |",
+        "",
+        "Without multicast the model gives the same bounds: each GPU then sends R - 1 messages instead of one, and",
+        "receives as many as before. What multicast saves is the instructions that send them, which the model does not",
+        "know.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _entry(nbytes: int, ranks: int) -> str:
+    one, two = one_shot_us(nbytes, ranks), two_shot_us(nbytes, ranks)
+    return f"{one:.1f} (1)" if one <= two else f"{two:.1f} (2)"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="The cost model's predictions for GB200.")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} instead of printing it")
+    if parser.parse_args().write:
+        PAGE.write_text(page())
+    else:
+        print(page())

@@ -1,0 +1,111 @@
+"""Measures launch shapes and writes the quickest ones as a table: `make tune`, minutes.
+
+For each group size, row size and number of tokens, every shape of SHAPES is captured and timed as bench/run.py times
+(same clock, same check of the bits), all over one workspace's memory. The table, one file a class of machine,
+mnnvl_ar/strategy/<machine>.json:
+
+    {"machine": "NVIDIA H200", "source_digest": "...", "tp": {"8": [
+        {"row_bytes": 14336, "max_tokens": 4, "strategy": "one_shot", "cluster": 0, "max_ctas": 0, "batch": 0, "lag":
+        0, "us": 3.1}, ...]}}
+
+Entries of a row size come with rising max_tokens: a call takes the first with tokens <= max_tokens, the last beyond;
+of row sizes it takes the nearest. 0 leaves a figure to the library. `us` and the entry's rivals are for people. Group
+sizes not measured this time stay in the file as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import launch, safety
+from bench.cells import HIDDEN, TOKENS, TPS, Cell
+from bench.shapes import table
+
+FOLDER = Path(__file__).resolve().parent.parent / "mnnvl_ar" / "strategy"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ints = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
+    parser.add_argument("--tp", type=ints)
+    parser.add_argument("--tokens", type=ints, default=list(TOKENS))
+    parser.add_argument("--hidden", type=ints, default=list(HIDDEN))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished group sizes out")
+    parser.add_argument("--out", type=Path, help="(mnnvl_ar/strategy/<machine>.json)")
+    for ignored in ("--scratch", "--without"):
+        parser.add_argument(ignored, help=argparse.SUPPRESS)
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    safety.forbid_multicast()
+    if "RANK" not in os.environ:
+        processes = args.processes or _gpus()
+        if args.device == "cuda" and processes < 2:
+            print("tune: needs two GPUs at least")
+            return 1
+        command = [str(Path(__file__)), *sys.argv[1:]]
+        return launch.run(command, processes, deadline=time.monotonic() + args.seconds + 60)
+    return work(args)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def work(args: argparse.Namespace) -> int:
+    import torch
+    import torch.distributed as dist
+
+    from bench import progress
+    from bench.team import join_world, make_team
+    from bench.tune_group import tune_group
+
+    rank, size, device = join_world(args.device)
+    end = time.monotonic() + args.seconds
+    mode = "graph" if device.type == "cuda" else "eager"
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for tp in [tp for tp in args.tp or TPS if tp <= size]:
+        progress.report(f"tuning TP{tp}", limit=600.0)
+        team = make_team(tp, device)
+        cells = [Cell("fused", tp, t, h, "bfloat16", mode) for h in args.hidden for t in args.tokens]
+        if team is not None and (best := tune_group(team, cells, args.rounds, end)) is not None:
+            tables[str(tp)] = table(best)
+        dist.barrier()
+    if rank == 0:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host"
+        write(args.out, name, tables)
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]]) -> None:
+    from bench.results import machine_slug, source_digest
+
+    file = file or FOLDER / f"{machine_slug(name)}.json"
+    kept = json.loads(file.read_text())["tp"] if file.exists() else {}
+    tp = dict(sorted({**kept, **tables}.items(), key=lambda item: int(item[0])))
+    head = f'{{"machine": {json.dumps(name)}, "source_digest": "{source_digest()}", "tp": {{\n'
+    groups = (
+        f'"{size}": [\n' + ",\n".join("  " + json.dumps(entry) for entry in entries) + "\n]"
+        for size, entries in tp.items()
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(head + ",\n".join(groups) + "\n}}\n")
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

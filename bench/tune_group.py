@@ -1,0 +1,102 @@
+"""Times every launch shape of a group's cells over one block of symmetric memory."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from bench import progress
+from bench.buffers import make_inputs, make_outputs, reset
+from bench.cells import Cell
+from bench.check import Oracle, verdict
+from bench.ours import bind_call
+from bench.shapes import ONE_SHOT_BYTES, Shape, shapes
+from bench.team import Team
+from bench.timing import Clock, Replay, calls_of
+from mnnvl_ar import Strategy
+from mnnvl_ar._library import ops
+from mnnvl_ar.memory import allocate
+from mnnvl_ar.workspace import Layout, create
+
+MOST = 2**40  # bytes of one-shot: no crossover, as every call says its strategy
+
+
+def tune_group(team: Team, cells: list[Cell], rounds: int, end: float) -> dict[Cell, list[tuple[float, Shape]]] | None:
+    """Of each cell its right shapes by time. None if the time `end` (time.monotonic) came first. Collective."""
+    slot_bytes = max(_slot_bytes(team.size, cell) for cell in cells)
+    layout = Layout(slot_bytes)
+    memory = allocate(team.control, layout.nbytes, layout.fills, probe_offset=layout.probe_offset, device=team.device)
+    handles: dict[Shape, int] = {}
+    clock, oracle = Clock(team), Oracle(team.device)
+    best: dict[Cell, list[tuple[float, Shape]]] | None = {}
+    for cell in cells:
+        if team.gather(time.monotonic() > end)[0]:
+            best = None
+            break
+        progress.report(str(cell), limit=300.0)
+        tried = list(shapes(cell))
+        for shape in tried:
+            if shape not in handles:
+                tuning = {"cluster": shape.cluster, "max_ctas": shape.max_ctas, "batch": shape.batch, "lag": shape.lag}
+                strategy = int(Strategy[shape.strategy.upper()])
+                handles[shape] = create(
+                    memory.pointers,
+                    team.rank,
+                    team.device,
+                    slot_bytes,
+                    multicast_pointer=memory.multicast_pointer,
+                    strategy=strategy,
+                    deadline=30.0,
+                    one_shot_bytes=MOST,
+                    **tuning,
+                )
+        assert best is not None
+        best[cell] = _race(team, cell, tried, handles, clock, oracle, rounds)
+        if team.rank == 0:
+            (us, first), *others = best[cell]
+            second = f"; next {others[0][0]:.2f} {others[0][1]}" if others else ""
+            print(f"{cell}: {us:.2f} us {first}{second}", flush=True)
+    for handle in handles.values():
+        ops._workspace_close(handle)
+    team.barrier()
+    memory.close()
+    return best
+
+
+def _race(
+    team: Team, cell: Cell, tried: list[Shape], handles: dict[Shape, int], clock: Clock, oracle: Oracle, rounds: int
+) -> list[tuple[float, Shape]]:
+    calls = calls_of(cell)
+    inputs = make_inputs(cell, team.rank, calls, team.device)
+    want = oracle.expected(cell, inputs, oracle.sums(team, inputs), calls)
+    outputs = make_outputs(inputs)  # one set for all: only one shape runs at a time
+    replays = []
+    for shape in tried:
+        call = bind_call(cell, inputs, outputs, handles[shape], {"strategy": int(Strategy[shape.strategy.upper()])})
+        replays.append(Replay(call, calls, cell, team.device))
+    times = clock.measure(cell, replays, rounds)
+    found = []
+    for shape, replay, timed in sorted(zip(tried, replays, times, strict=True), key=lambda item: item[2].p50_us):
+        reset(inputs, outputs)
+        if team.device.type == "cuda":
+            torch.cuda.synchronize()
+        team.barrier()
+        replay.run()
+        if team.device.type == "cuda":
+            torch.cuda.synchronize()
+        wrong = team.vote(verdict(cell, outputs, want, exact=True))
+        if wrong is not None:
+            raise RuntimeError(f"{cell}, {shape}: {wrong}")
+        found.append((timed.p50_us, shape))
+    for replay in replays:
+        replay.release()
+    return found
+
+
+def _slot_bytes(ranks: int, cell: Cell) -> int:
+    row = cell.nbytes // cell.tokens
+    two_shot = ops._workspace_slot_bytes(ranks, cell.tokens, row, int(Strategy.TWO_SHOT), 0)
+    if cell.nbytes > ONE_SHOT_BYTES:
+        return int(two_shot)
+    return max(int(two_shot), int(ops._workspace_slot_bytes(ranks, cell.tokens, row, int(Strategy.ONE_SHOT), 0)))
