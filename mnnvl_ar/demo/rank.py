@@ -1,0 +1,246 @@
+"""One rank of the demo: makes every call of the traffic and compares every bit of every output with the reference."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+
+import mnnvl_ar
+from mnnvl_ar._library import ops as library
+from mnnvl_ar.demo.rows import hostile_rows
+from mnnvl_ar.demo.traffic import CALLS, LAYERS, MODELS, SETS, Pass, bucket_of, passes
+
+EPS = 1e-6
+DISTINCT = (
+    131  # rows of a set of inputs, then they come again: more would take the CPU longer than the GPU all its calls
+)
+
+
+@dataclass
+class Task:
+    """What the parent asks of every rank."""
+
+    meeting: str  # a directory of its own
+    world_size: int
+    device: str
+    seed: int
+    most_tokens: int
+    seconds: float
+    calls: int  # 0: until `seconds` have passed
+    deadline: float
+    broken_rules: int = 0  # test builds only
+
+
+@dataclass
+class Tally:
+    """Of one size: calls, outputs with a wrong bit, and microseconds of each."""
+
+    calls: int = 0
+    wrong: int = 0
+    first_wrong: str = ""
+    times: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Set:
+    """One set of inputs, [most_tokens, hidden], with all the answers; a call of fewer tokens takes the first rows."""
+
+    x: torch.Tensor
+    residual: torch.Tensor
+    weight: torch.Tensor
+    answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sum, norm, residual_out
+
+
+def serve(pipe: Connection, task: Task, rank: int) -> None:
+    """A rank's process: sends ("progress", share done, calls) and at last ("result", ...) or ("error", text)."""
+    try:
+        if task.device == "cuda":
+            torch.cuda.set_device(rank)
+        else:
+            torch.set_num_threads(1)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = FileStore(f"{task.meeting}/store", task.world_size)
+        limit = timedelta(seconds=60)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=task.world_size, timeout=limit)
+        device = torch.device("cuda", rank) if task.device == "cuda" else torch.device("cpu")
+        worker = Worker(task, rank, device, lambda *message: pipe.send(message))
+        worker.run()
+        pipe.send(("result", worker.tallies, repr(worker.workspace.transport), worker.workspace.transport_reason))
+        dist.barrier()
+        worker.workspace.close()
+        dist.destroy_process_group()
+    except BaseException:
+        pipe.send(("error", traceback.format_exc()))
+
+
+class Worker:
+    def __init__(self, task: Task, rank: int, device: torch.device, tell: Callable[..., None]) -> None:
+        self.task, self.rank, self.device, self.tell = task, rank, device, tell
+        self.tallies: dict[tuple[int, tuple[int, int]], Tally] = defaultdict(Tally)
+        assert dist.group.WORLD is not None
+        self.workspace = mnnvl_ar.Workspace(
+            dist.group.WORLD, task.most_tokens, max(MODELS), torch.bfloat16, device=device, deadline=task.deadline
+        )
+        if task.broken_rules:
+            library._sabotage(self.workspace.handle, task.broken_rules, 0, 0, 0)
+        self.sets = {hidden: [self._make_set(hidden, turn) for turn in range(SETS)] for hidden in MODELS}
+        self.turn = 0
+        self.graphs: dict[tuple[int, int], Piece] = {}
+
+    def _make_set(self, hidden: int, turn: int) -> Set:
+        tokens, world = min(self.task.most_tokens, DISTINCT), self.task.world_size
+        seed = 10_007 * self.task.seed + 101 * turn + hidden
+        shares = [hostile_rows(tokens, hidden, torch.bfloat16, seed=seed, rank=rank) for rank in range(world + 1)]
+        xs, residual = shares[:-1], shares[-1]
+        weight = (1 + 0.1 * torch.randn(hidden, generator=torch.Generator().manual_seed(seed))).bfloat16()
+        total = mnnvl_ar.reference.all_reduce(xs)
+        norm, residual_out = mnnvl_ar.reference.all_reduce_rms_norm(xs, residual, weight, EPS)
+        self.tell("progress", 0.0, 0)
+        answers = (self._repeat(total), self._repeat(norm), self._repeat(residual_out))
+        return Set(self._repeat(xs[self.rank]), self._repeat(residual), weight.to(self.device), answers)
+
+    def _repeat(self, rows: torch.Tensor) -> torch.Tensor:
+        tokens = self.task.most_tokens
+        return rows.to(self.device).repeat(-(-tokens // len(rows)), 1)[:tokens]
+
+    def run(self) -> None:
+        began, made = time.monotonic(), 0
+        for each in passes(self.task.seed, self.task.most_tokens):
+            self._pass(each)
+            made += CALLS
+            seconds = time.monotonic() - began
+            share = made / self.task.calls if self.task.calls else seconds / self.task.seconds
+            if self._agree(share >= 1):
+                break
+            self.tell("progress", share, made)
+
+    def _agree(self, enough: bool) -> bool:
+        """Rank 0 decides for all."""
+        flag = torch.tensor([int(enough)])
+        dist.broadcast(flag, 0)
+        return bool(flag.item())
+
+    def _pass(self, each: Pass) -> None:
+        tally = self.tallies[each.hidden, bucket_of(each.tokens)]
+        checks = Checks(tally, each, self.device)
+        self._embed(each, checks)
+        piece = None
+        if each.captured and self.device.type == "cuda":
+            key = (each.hidden, each.tokens)
+            if key not in self.graphs:
+                self.graphs[key] = Piece(self.sets[each.hidden][0], each.tokens, self.workspace.handle)
+            piece = self.graphs[key]
+        for _ in range(LAYERS):
+            pair = [self._next(each.hidden) for _ in range(2)]
+            if piece is not None:
+                piece.replay(pair, checks)
+                continue
+            for inputs in pair:
+                self._fused(each, inputs, checks)
+        checks.settle()
+
+    def _next(self, hidden: int) -> Set:
+        self.turn += 1
+        return self.sets[hidden][self.turn % SETS]
+
+    def _embed(self, each: Pass, checks: Checks) -> None:
+        inputs, handle = self._next(each.hidden), self.workspace.handle
+        x = inputs.x[: each.tokens]
+        with checks.timed(1):
+            out = mnnvl_ar.ops.all_reduce(x, handle)
+        checks.compare("all_reduce", out, inputs.answers[0])
+
+    def _fused(self, each: Pass, inputs: Set, checks: Checks) -> None:
+        x, residual, handle = inputs.x[: each.tokens], inputs.residual[: each.tokens], self.workspace.handle
+        if each.in_place:
+            norm, total = x.clone(), residual.clone()
+            with checks.timed(1):
+                mnnvl_ar.ops.all_reduce_rms_norm_out(norm, total, inputs.weight, EPS, norm, total, handle)
+        else:
+            with checks.timed(1):
+                norm, total = mnnvl_ar.ops.all_reduce_rms_norm(x, residual, inputs.weight, EPS, handle)
+        checks.compare("norm", norm, inputs.answers[1])
+        checks.compare("residual_out", total, inputs.answers[2])
+
+
+class Piece:
+    """The part of a layer between two attentions as a CUDA graph: two fused calls, on inputs that are copied in."""
+
+    def __init__(self, example: Set, tokens: int, handle: int) -> None:
+        self.tokens = tokens
+        like = (example.x[:tokens], example.residual[:tokens], example.weight)
+        self.inputs = [(like[0].clone(), like[1].clone(), like[2].clone()) for _ in range(2)]
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = [mnnvl_ar.ops.all_reduce_rms_norm(*inputs, EPS, handle) for inputs in self.inputs]
+
+    def replay(self, pair: list[Set], checks: Checks) -> None:
+        for (x, residual, weight), new in zip(self.inputs, pair, strict=True):
+            x.copy_(new.x[: self.tokens])
+            residual.copy_(new.residual[: self.tokens])
+            weight.copy_(new.weight)
+        with checks.timed(2):
+            self.graph.replay()
+        for (norm, total), new in zip(self.outputs, pair, strict=True):
+            checks.compare("norm", norm, new.answers[1])
+            checks.compare("residual_out", total, new.answers[2])
+
+
+class Checks:
+    """Compares and times the calls of one pass; on a GPU without waiting for it before `settle`."""
+
+    def __init__(self, tally: Tally, each: Pass, device: torch.device) -> None:
+        self.tally, self.each, self.device = tally, each, device
+        self._good: list[torch.Tensor] = []
+        self._names: list[str] = []
+        self._events: list[tuple[int, Any, Any]] = []
+        self._timed = 0
+
+    def timed(self, calls: int) -> Checks:
+        self._timed = calls
+        return self
+
+    def __enter__(self) -> None:
+        if self.device.type == "cuda":
+            self._before = torch.cuda.Event(enable_timing=True)
+            self._before.record()
+        else:
+            self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.tally.calls += self._timed
+        if self.device.type == "cuda":
+            after = torch.cuda.Event(enable_timing=True)
+            after.record()
+            self._events.append((self._timed, self._before, after))
+        else:
+            self.tally.times.append((time.perf_counter() - self._began) * 1e6)
+
+    def compare(self, name: str, got: torch.Tensor, answers: torch.Tensor) -> None:
+        want = answers[: got.shape[0]]
+        same = got.view(torch.int16) == want.view(torch.int16)
+        if self.device.type == "cuda" or not bool(same.all()):
+            self._good.append((same | (got.isnan() & want.isnan())).all())
+            self._names.append(name)
+
+    def settle(self) -> None:
+        """Waits for the pass and adds it to the tally."""
+        if self._good:
+            for name, good in zip(self._names, torch.stack(self._good).tolist(), strict=True):
+                if not good:
+                    self.tally.wrong += 1
+                    shape = f"[{self.each.tokens}, {self.each.hidden}]"
+                    self.tally.first_wrong = self.tally.first_wrong or f"{name} of {shape}"
+        for calls, before, after in self._events:
+            self.tally.times.append(before.elapsed_time(after) * 1000 / calls)
