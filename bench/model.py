@@ -57,8 +57,8 @@ def page() -> str:
         f"Assumed: {GB200.link / 1e3:.0f} GB/s each way and GPU (NVLink 5, datasheet), and H200's measured launch",
         f"({GB200.launch} us) and hop ({GB200.hop} us). The model holds only what cannot be avoided, so a real machine",
         "is slower; on H200 the same model is the `floor` beside each measured time. What else would make it wrong: a",
-        "longer hop through a rack's switches (add the difference once for one-shot, twice for two-shot), and multicast",
-        "that is delivered at less than the link's rate.",
+        "longer hop through a rack's switches (add the difference once for one-shot, twice for two-shot), and switches",
+        "that deliver multicast at less than the link's rate.",
         "",
         "Fused AllReduce + add + RMSNorm, bf16, us a call: the better of one-shot (1) and two-shot (2).",
     ]
