@@ -4,7 +4,8 @@
 // Contract
 //   * enter() is what a thread does first. All threads of a launch get the same epoch.
 //   * steward_duty() runs in one whole warp. It needs the other warps of the CTA, which hold rows, to pass barrier_arrive on
-//     kCleared after their last store to the stale slot and on kReceived after their last load from the current one.
+//     kEntered after enter(), on kCleared after their last store to the stale slot and on kReceived after their last load
+//     from the current one.
 //   * Dependents are triggered only after the state has been advanced.
 #pragma once
 
@@ -13,7 +14,7 @@
 
 namespace mnnvl_ar::cuda {
 
-inline constexpr uint32_t kCleared = 1, kReceived = 2;  // named barriers
+inline constexpr uint32_t kEntered = 1, kCleared = 2, kReceived = 3;  // named barriers
 
 struct Call {
   uint32_t epoch;
@@ -113,26 +114,29 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, c
   }
 }
 
+// Counts this CTA in; the last one advances the state.
+__device__ __forceinline__ void arrive(const Params& p, const Call& call, uint32_t dirty) {
+  stumble(p, 1);
+  auto* state = reinterpret_cast<protocol::State*>(p.block + protocol::kStateOffset);
+  const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, 1);
+  const bool is_last = protocol::is_off(p, protocol::Rule::advance_last) ? before == 0 : before + 1 == gridDim.x;
+  if (!is_last) return;
+  const uint32_t launched = call.launched + static_cast<uint32_t>(gridDim.x);
+  ptx::exchange_relaxed_gpu(state, protocol::Vector{{protocol::next_epoch(call.epoch), launched, dirty, 0}});
+}
+
 __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32;
-  bool ok = !call.broken;
+  bool ok = !__any_sync(0xffffffffu, call.broken);
+  if (ok && blockIdx.x == 0) {
+    const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
+    const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
+    for (uint32_t i = lane; i < p.ranks; i += 32) ptx::store_relaxed_sys(p.peers[i] + place, mine);
+  }
+  // A warp that loaded the state after it was advanced would take itself for the next call.
+  ptx::barrier_sync(kEntered, blockDim.x);
   if (ok) {
-    if (blockIdx.x == 0) {
-      const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
-      const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
-      for (uint32_t i = lane; i < p.ranks; i += 32) ptx::store_relaxed_sys(p.peers[i] + place, mine);
-    }
-    if (lane == 0) {
-      stumble(p, 1);
-      auto* state = reinterpret_cast<protocol::State*>(p.block + protocol::kStateOffset);
-      const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, 1);
-      const bool last = protocol::is_off(p, protocol::Rule::advance_last) ? before == 0 : before + 1 == gridDim.x;
-      if (last) {
-        const protocol::Vector next{
-            {protocol::next_epoch(call.epoch), call.launched + static_cast<uint32_t>(gridDim.x), dirty, 0}};
-        ptx::exchange_relaxed_gpu(state, next);
-      }
-    }
+    if (lane == 0) arrive(p, call, dirty);
     __syncwarp();
     if (p.trigger_early) ptx::trigger_dependents();
     if (steward_clears(call)) clear(p, call, blockIdx.x * 32 + lane, gridDim.x * 32);

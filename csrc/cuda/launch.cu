@@ -41,40 +41,46 @@ namespace {
 
 uint32_t divide_up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-struct Config {
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config;
-
-  Config(uint32_t clusters, uint32_t cluster, uint32_t threads, bool pdl, cudaStream_t stream) : attributes{}, config{} {
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim = {cluster, 1, 1};
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = dim3(clusters * cluster);
-    config.blockDim = dim3(threads);
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = pdl ? 2 : 1;
-  }
+// A kernel on one device in one shape.
+struct Fit {
+  CUfunction function;
+  uint32_t resident;  // clusters that the device holds at once
 };
 
-// Clusters of this shape that one device holds at once.
-cudaError_t resident_clusters(const void* kernel, uint32_t cluster, uint32_t threads, int device, uint32_t* clusters) {
+cudaError_t fit(const void* kernel, uint32_t cluster, uint32_t threads, int device, Fit* result) {
   static std::mutex mutex;
-  static std::unordered_map<uint64_t, uint32_t> known;
+  static std::unordered_map<uint64_t, Fit> known;
   const uint64_t key = reinterpret_cast<uint64_t>(kernel) << 20 ^ uint64_t(device) << 16 ^ cluster << 12 ^ threads;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find(key);
   if (found != known.end()) {
-    *clusters = found->second;
+    *result = found->second;
     return cudaSuccess;
   }
-  Config config(1, cluster, threads, false, nullptr);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(threads);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   int count = 0;
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, kernel, &config.config);
+  cudaError_t error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  cudaFunction_t function = nullptr;
+  if (error == cudaSuccess) error = cudaGetFuncBySymbol(&function, kernel);
   if (error != cudaSuccess) return error;
-  *clusters = known[key] = static_cast<uint32_t>(count);
+  *result = known[key] = Fit{function, static_cast<uint32_t>(count)};
   return cudaSuccess;
+}
+
+using Launch = CUresult (*)(const CUlaunchConfig*, CUfunction, void**, void**);
+
+Launch driver_launch() {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuLaunchKernelEx", &entry, 12000, cudaEnableDefault, &found);
+  return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Launch>(entry) : nullptr;
 }
 
 }  // namespace
@@ -96,28 +102,43 @@ cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, c
       result->cluster = needed;
       result->batch = tuning.batch != 0 && strategy == Strategy::two_shot ? tuning.batch : rows;
       const uint32_t at_once = result->batch >= 4 ? 4 : result->batch >= 2 ? 2 : 1;
-      result->kernel = kernel(strategy, op, dtype, shape.ranks, at_once);
-      uint32_t resident = 0;
-      const cudaError_t error = resident_clusters(result->kernel, needed, result->threads, device, &resident);
+      Fit shape_fit{};
+      const cudaError_t error =
+          fit(kernel(strategy, op, dtype, shape.ranks, at_once), needed, result->threads, device, &shape_fit);
       if (error != cudaSuccess) return error;
-      uint32_t room = std::max(1u, resident / std::max(1u, tuning.sharers));
+      result->function = shape_fit.function;
+      uint32_t room = std::max(1u, shape_fit.resident / std::max(1u, tuning.sharers));
       if (tuning.max_ctas != 0) room = std::min(room, std::max(1u, tuning.max_ctas / needed));
       const uint32_t wanted = divide_up(shape.tokens, result->batch);
       result->clusters = std::min(wanted, room);
       result->lag = std::max(1u, tuning.lag);
       const bool is_last = cluster == narrowest && (rows == most_rows || tuning.batch != 0);
-      if (is_last || (resident > 0 && (wanted <= room || tuning.cluster != 0))) return cudaSuccess;
+      if (is_last || (shape_fit.resident > 0 && (wanted <= room || tuning.cluster != 0))) return cudaSuccess;
     }
   }
 }
 
-cudaError_t launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, cudaStream_t stream) {
+CUresult launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, CUstream stream) {
+  static const Launch launch_kernel = driver_launch();
+  if (launch_kernel == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   params.batch = plan.batch;
   params.lag = plan.lag;
   params.trigger_early = pdl == protocol::Pdl::early;
-  Config config(plan.clusters, plan.cluster, plan.threads, pdl != protocol::Pdl::off, stream);
+  CUlaunchAttribute attributes[2]{};
+  attributes[0].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+  attributes[0].value.clusterDim = {plan.cluster, 1, 1};
+  attributes[1].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attributes[1].value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchConfig config{};
+  config.gridDimX = plan.clusters * plan.cluster;
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = plan.threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.hStream = stream;
+  config.attrs = attributes;
+  config.numAttrs = pdl == protocol::Pdl::off ? 1 : 2;
   void* arguments[] = {&params};
-  return cudaLaunchKernelExC(&config.config, plan.kernel, arguments);
+  return launch_kernel(&config, plan.function, arguments, nullptr);
 }
 
 }  // namespace mnnvl_ar::cuda

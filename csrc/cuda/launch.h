@@ -4,9 +4,11 @@
 //   * plan() depends on the geometry and the device only, so that a call costs no query once its shape has been seen.
 //   * The grid is never larger than what the device holds at once, so all CTAs of a call are co-resident (rule R5); with several
 //     workspaces on the device, never larger than its share of that, so that they may run side by side on several streams.
+//   * Launches go through the driver, which costs the CPU less than the runtime. It is found at run time, never linked.
 //   * load_kernels() must have run on the device before any launch under capture.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include "protocol/call_params.h"
@@ -14,7 +16,7 @@
 namespace mnnvl_ar::cuda {
 
 struct Plan {
-  const void* kernel;
+  CUfunction function;
   uint32_t cluster;   // CTAs that hold a row together
   uint32_t clusters;  // of the grid
   uint32_t threads;   // of a CTA, steward included
@@ -36,6 +38,6 @@ cudaError_t load_kernels(unsigned ranks);
 cudaError_t plan(protocol::Strategy strategy, protocol::Op op, protocol::Dtype dtype, protocol::Shape shape,
                  const Tuning& tuning, int device, Plan* result);
 
-cudaError_t launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, cudaStream_t stream);
+CUresult launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, CUstream stream);
 
 }  // namespace mnnvl_ar::cuda

@@ -36,7 +36,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   const auto* input = static_cast<const uint8_t*>(p.x);
   Vector x{};
   if (active) x = ptx::load(input + vector_offset(p, lane.cluster, lane.vector));
+  stumble(p, 4);
   const Call call = enter(p, verdict);
+  ptx::barrier_arrive(kEntered, blockDim.x);
   stumble(p, 3);
   if (active && !call.broken) {
     for (uint32_t row = lane.cluster;;) {

@@ -42,11 +42,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   ptx::wait_for_predecessor();
   Vector first_x{};
   if (!lane.is_steward && owner != nullptr) first_x = input(first_row(0));
+  if (!lane.is_steward) stumble(p, 4);
   const Call call = enter(p, verdict);
   if (lane.is_steward) {
     steward_duty(p, call, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
     return;
   }
+  ptx::barrier_arrive(kEntered, blockDim.x);
   Epilogue<D, kRows> epilogue{p, lane, verdict, shared};
   const bool active = owner != nullptr && !call.broken;
 

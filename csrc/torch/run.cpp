@@ -58,8 +58,8 @@ void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy 
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  error = cuda::launch(plan, static_cast<protocol::Pdl>(pdl), params, static_cast<cudaStream_t>(stream));
-  STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: launch failed: ", cudaGetErrorString(error));
+  const CUresult result = cuda::launch(plan, static_cast<protocol::Pdl>(pdl), params, static_cast<CUstream>(stream));
+  STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
 }
 #endif
 
