@@ -6,6 +6,7 @@
 // and with the library's own floating-point flags.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
