@@ -4,8 +4,8 @@
         {"op", "variant", "tp", "tokens", "hidden", "dtype", "p50_us", "p99_us", "floor_us", "ok", ...}]}
 
 `variant` is "mnnvl_ar", forced strategies as "mnnvl_ar/one_shot", or a peer's name. `ok`: the buffers that were timed
-held the right answer. More keys a row: mode, l2, calls, strategy, pdl, transport, and `error` where ok is false. More
-keys a file: "skipped", what could not run and why, and "not_run", cells that the time was too short for.
+held the right answer. More keys a row: mode, l2, calls, strategy, pdl, transport, and `error` where ok is false. What
+could not run and why, and the cells that the time was too short for, are in a text file beside it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Results:
             return
         before = json.loads(file.read_text())
         if (before["machine"], before["source_digest"]) == (self.machine, self.digest):
-            self.rows, self.skipped = before["rows"], before.get("skipped", {})
+            self.rows = before["rows"]
 
     def done(self) -> set[tuple[Any, ...]]:
         return {cell_key(row) for row in self.rows}
@@ -51,17 +51,21 @@ class Results:
     def save(self) -> None:
         if self.file is None:
             return
-        content = {
-            "machine": self.machine,
-            "source_digest": self.digest,
-            "skipped": self.skipped,
-            "not_run": self.not_run,
-        }
+        head = f'{{"machine": {json.dumps(self.machine)}, "source_digest": "{self.digest}", "rows": ['
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         rows = ",\n".join(json.dumps(row) for row in self.rows)
-        draft.write_text(json.dumps(content, indent=1)[:-2] + f',\n "rows": [\n{rows}\n]}}\n')
+        draft.write_text(f"{head}\n{rows}\n]}}\n")
         draft.replace(self.file)
+        notes = self.file.with_suffix(".skipped.txt")
+        notes.unlink(missing_ok=True)
+        if lines := self.notes():
+            notes.write_text("\n".join(lines) + "\n")
+
+    def notes(self) -> list[str]:
+        """What is not in the rows, and why."""
+        skipped = [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
+        return skipped + [f"not run for want of time: {cell}" for cell in self.not_run]
 
 
 def cell_key(row: Row | Cell) -> tuple[Any, ...]:

@@ -85,10 +85,8 @@ class Run:
             progress.report("waiting for ranks outside the group", limit=SETUP_LIMIT)
             dist.barrier()
         self.results.save()
-        for name, reason in self.results.skipped.items():
-            self.say(f"skipped {name}: {reason}")
-        if self.results.not_run:
-            self.say(f"not run for want of time: {len(self.results.not_run)} cells")
+        for line in self.results.notes():
+            self.say(line)
         if self.named is not None:
             self.say(f"wrote {self.named}")
 
@@ -129,6 +127,9 @@ class Session:
                 self.run_.results.not_run.append(str(cell))
                 continue
             self.measure(cell)
+            gc.collect()  # graphs and buffers of this cell
+            if self.team.device.type == "cuda":
+                torch.cuda.empty_cache()
             self.run_.results.save()
         progress.report("closing", limit=SETUP_LIMIT)
         self.team.barrier()
@@ -188,10 +189,6 @@ class Session:
         self.run_.say(table.line(str(cell), rows))
         if self.run_.args.verbose:
             self.run_.say(table.details(rows))
-        del ready, replay, outputs
-        gc.collect()
-        if self.team.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def variants(self, cell: Cell) -> list[tuple[str | None, Variant]]:
         found: list[tuple[str | None, Variant]] = [(None, variant) for variant in self.ours.variants(cell)]
