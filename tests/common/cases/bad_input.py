@@ -94,7 +94,7 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
             reduce(rows(4096, HIDDEN)),
             r"x: 4096 tokens of 128 bytes need a slot of .*the workspace has .*wanted",
         ),
-        "strategy too big": (reduce(rows(1024, HIDDEN), strategy=0), r"x: 1024 tokens of 128 bytes need a slot of"),
+        "strategy too big": (reduce(rows(4096, HIDDEN), strategy=0), r"x: 4096 tokens of 128 bytes need a slot of"),
         "strategy": (reduce(rows(), strategy=2), r"strategy: is 2, wanted"),
         "pdl": (reduce(rows(), pdl=3), r"pdl: is 3, wanted"),
         "unknown handle": (reduce(rows(), 1_000_000), r"workspace: handle 1000000 is unknown in this process.*wanted"),

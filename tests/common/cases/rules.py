@@ -31,12 +31,13 @@ RULES = (
     "deadline",
     "signature",
 )
-HOST_DEADLINE = 4.0  # seconds; long beside the skew of ranks on a busy machine, short beside a test's time limit
+# Seconds; long beside the skew of ranks on a busy machine, short beside a test's time limit.
+DEADLINES = {"cpu": 4.0, "cuda": 1.5}
 
 
 def sabotaged(rank: Any, off: str, *, frozen_dirty: int = 0, delay_ns: int = 0, **options: Any) -> Any:
     """A fresh workspace whose rules in `off`, separated by spaces, are broken."""
-    made = rank.new_workspace(**{"deadline": HOST_DEADLINE, **options})
+    made = rank.new_workspace(**{"deadline": DEADLINES[rank.device.type], **options})
     break_rule(made.handle, off, frozen_dirty=frozen_dirty, delay_ns=delay_ns)
     return made
 
@@ -84,7 +85,7 @@ def check_wiped_data(rank: Any, off: str) -> None:
                 0.01
             )  # its peers wait for it in the small call, at the end of which it has a large slot to clear
         prepared[1].launch(workspace.handle)
-        rank.synchronize()
+    rank.synchronize()
     wrong = [line for each in prepared for line in each.wrong()]
     assert not wrong, "\n".join(wrong)
     rank.barrier()
@@ -160,7 +161,7 @@ def check_other_call(rank: Any, off: str) -> None:
     assert not isinstance(found.value, mnnvl_ar.PeerTimeout)
     if isinstance(found.value, mnnvl_ar.CallMismatch):
         assert "rank 1 called all_reduce(" in str(found.value) or rank.rank == 1
-    assert took < HOST_DEADLINE
+    assert took < DEADLINES[rank.device.type]
     workspace.close()
 
 
@@ -189,7 +190,7 @@ def check_torn_store(rank: Any, off: str) -> None:
 
     hidden = 8
     for missing in range(4):
-        group = VirtualGroup(2, 1, hidden, torch.float32, str(rank.device), deadline=HOST_DEADLINE)
+        group = VirtualGroup(2, 1, hidden, torch.float32, str(rank.device), deadline=DEADLINES[rank.device.type])
         break_rule(group.handles[0], off)
         mine, theirs = (torch.arange(1.0, 9.0) * k for k in (1, 10))
         x, out = mine.view(1, hidden).to(rank.device), torch.zeros(1, hidden, device=rank.device)
@@ -218,6 +219,62 @@ def check_torn_store(rank: Any, off: str) -> None:
         assert torch.equal(out.cpu().view(-1), mine + theirs), f"word {missing}: {out.tolist()}"
 
 
+def check_replayed_call(rank: Any, off: str) -> None:
+    """A captured call takes its place in the ring each time it is replayed: rule device_epoch."""
+    workspace = sabotaged(rank, off, hidden=264)
+    call = Prepared(rank, Call(tokens=4, hidden=264))
+    graph = rank.capture(lambda: call.launch(workspace.handle))
+    for seed in range(8):
+        other = Prepared(rank, Call(tokens=4, hidden=264, seed=seed))
+        for name in ("x", "residual", "weight"):
+            getattr(call, name).copy_(getattr(other, name))
+        rank.barrier()
+        if rank.rank != 0:
+            time.sleep(0.02)
+        graph.replay()
+        rank.synchronize()
+        other.outputs = call.outputs
+        wrong = other.wrong()
+        assert not wrong, f"replay {seed}: " + "\n".join(wrong)
+    rank.barrier()
+    workspace.close()
+
+
+def check_overlapping_calls(rank: Any, off: str) -> None:
+    """A call that starts before its predecessor on this rank has ended finds out and waits: rule quiescence.
+
+    Two streams without an order between them stand for a kernel in between that never waits for its predecessor.
+    """
+    workspace = sabotaged(rank, off, hidden=264)
+    first, second = (Prepared(rank, Call(tokens=3, hidden=264, pdl=0, out="E", seed=seed)) for seed in (3, 4))
+    aside = torch.cuda.Stream(rank.device)
+    rank.barrier()
+    if rank.rank == 0:
+        first.launch(workspace.handle)
+        time.sleep(0.02)  # by now it waits for rank 1
+        with torch.cuda.stream(aside):
+            second.launch(workspace.handle)
+    else:
+        time.sleep(0.1)
+        first.launch(workspace.handle)
+        second.launch(workspace.handle)
+    rank.synchronize()
+    aside.synchronize()
+    wrong = first.wrong() + second.wrong()
+    assert not wrong, "\n".join(wrong)
+    rank.barrier()
+    workspace.close()
+
+
+def check_many_ctas(rank: Any, off: str) -> None:
+    """All CTAs of a call are in the same call, however late some of them start: rule advance_last."""
+    workspace = sabotaged(rank, off, delay_ns=20_000, hidden=4096)
+    calls = [Call(tokens=t, hidden=4096, strategy=n % 2, seed=n) for n, t in enumerate((24, 7, 32, 1, 16, 24))]
+    check_calls(rank, calls, handle=workspace.handle)
+    rank.barrier()
+    workspace.close()
+
+
 # rule -> (its check, ranks, what the control must say)
 HOST_CHECKS = {
     "device_dirty": (check_stale_data, 2, "differs in"),
@@ -228,4 +285,15 @@ HOST_CHECKS = {
     "every_word": (check_torn_store, 1, "word [123]"),
     "deadline": (check_absent_peer, 2, "still running"),
     "signature": (check_other_call, 2, "DID NOT RAISE"),
+}
+
+# The same where ranks are virtual ones of a GPU.
+GPU_CHECKS = {
+    **HOST_CHECKS,
+    "device_epoch": (check_replayed_call, 2, "differs in"),
+    "quiescence": (check_overlapping_calls, 2, "differs in"),
+    "advance_last": (check_many_ctas, 2, "differs in"),
+    "sanitize": (check_sentinels_in_data, 2, "differs in"),
+    "integer_compare": (check_subnormals_in_data, 2, "differs in"),
+    "three_slots": (check_wiped_data, 2, "differs in"),
 }

@@ -1,0 +1,65 @@
+"""Both ops on GPUs give the reference's bits: every property of a call mixed, then each on its own."""
+
+from typing import Any
+
+import pytest
+
+from common.cases.calls import ALIASING, Call, check_calls
+from common.cases.mixed import check_empty_calls, mixed_calls
+from common.cases.traffic import check_epochs, check_groups, check_traffic
+from common.ranks import rank_pool
+
+WORKSPACE = {"max_tokens": 64, "hidden": 8192, "deadline": 5.0}
+PDLS = (-1, 0, 1, 2)
+
+
+def test_mixed_calls(ranks: Any) -> None:
+    ranks.run(check_calls, mixed_calls(64, ranks.world_size, 1 << 15, PDLS), WORKSPACE)
+
+
+def test_long_rows_and_many_tokens(ranks: Any) -> None:
+    calls = [
+        Call(op, tokens, hidden, "bf16", strategy=strategy, seed=tokens)
+        for op in ("all_reduce", "all_reduce_rms_norm")
+        for tokens, hidden in ((64, 2880), (64, 7168), (3, 16384), (33, 24), (1, 8))
+        for strategy in (0, 1)
+    ]
+    ranks.run(check_calls, calls, {**WORKSPACE, "max_tokens": 64})
+
+
+@pytest.mark.parametrize("pdl", [0, 1, 2])
+def test_every_form(ranks: Any, pdl: int) -> None:
+    if ranks.world_size not in (2, 4, 8):
+        pytest.skip("forms do not depend on the world size")
+    calls = [Call("all_reduce", 5, 264, out=out, strategy=s, pdl=pdl) for out in ("", "A", "E") for s in (0, 1)]
+    calls += [Call(tokens=5, hidden=264, out=out, strategy=s, pdl=pdl) for out in ("", *ALIASING) for s in (0, 1)]
+    ranks.run(check_calls, calls, WORKSPACE)
+
+
+@pytest.mark.parametrize("max_ctas", [1, 8, 32])
+def test_grids(ranks: Any, max_ctas: int) -> None:
+    """The bits do not depend on the grid, nor on how many CTAs hold a row."""
+    if ranks.world_size not in (2, 8):
+        pytest.skip("two world sizes show it")
+    calls = [Call(tokens=t, hidden=h, strategy=s, seed=t) for t, h in ((1, 8192), (17, 2880)) for s in (0, 1)]
+    ranks.run(check_calls, calls, {**WORKSPACE, "max_ctas": min(max_ctas, 64 // ranks.world_size)})
+
+
+def test_traffic(ranks: Any) -> None:
+    sizes = {"hiddens": (64, 264, 2880, 7168), "most_tokens": 32, "pdls": PDLS}
+    workspaces = [WORKSPACE, {**WORKSPACE, "strategy": "two_shot"}]
+    ranks.run(check_traffic, 300, workspaces, ranks.world_size, **sizes)
+
+
+def test_no_tokens_is_no_call(ranks: Any) -> None:
+    ranks.run(check_empty_calls, WORKSPACE)
+
+
+@pytest.mark.parametrize("before", [3, 6, 9])
+def test_epoch_wraps(ranks: Any, before: int) -> None:
+    ranks.run(check_epochs, 2**32 - 1 - before, 16, {"max_tokens": 16, "hidden": 2880, "deadline": 5.0})
+
+
+@pytest.mark.gpu(4)
+def test_groups_of_some_gpus() -> None:
+    rank_pool(4, "cuda").run(check_groups, [Call(tokens=t, hidden=264, strategy=s) for t in (1, 5) for s in (0, 1)])
