@@ -13,8 +13,9 @@
 
 namespace mnnvl_ar::cuda {
 
-__device__ __forceinline__ uint64_t vector_offset(const Params& p, uint32_t row, uint32_t vector) {
-  return (uint64_t{row} * p.vectors + vector) * protocol::kVectorBytes;
+// In bytes, in a tensor of the call: 32 bits, since what fits a slot is smaller than 4 GiB (protocol::kMaxSlotBytes).
+__device__ __forceinline__ uint32_t vector_offset(const Params& p, uint32_t row, uint32_t vector) {
+  return (row * p.vectors + vector) * protocol::kVectorBytes;
 }
 
 template <class D>
@@ -88,9 +89,7 @@ struct RmsNorm {
 
   __device__ __forceinline__ void finish(Rows rows, uint32_t round, protocol::Vector (&s)[kRows]) {
     float square_sum[kRows] = {};
-    Weight weight{};
     if (active()) {
-      weight = load_weight();
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (i >= rows.count) continue;
@@ -103,7 +102,7 @@ struct RmsNorm {
     if (!active()) return;
     const float hidden = static_cast<float>(p.vectors * D::kPerVector);
     float factor[D::kPerVector];
-    factors(weight, factor);
+    factors(load_weight(), factor);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i >= rows.count) continue;
@@ -133,7 +132,7 @@ struct RmsNorm {
   }
 
   __device__ __forceinline__ void store(uint32_t row, const protocol::Vector& z, const protocol::Vector& norm) const {
-    const uint64_t offset = vector_offset(p, row, lane.vector);
+    const uint32_t offset = vector_offset(p, row, lane.vector);
     ptx::store(static_cast<uint8_t*>(p.residual_out) + offset, z);
     ptx::store(static_cast<uint8_t*>(p.out) + offset, norm);
   }

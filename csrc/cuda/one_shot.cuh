@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   stumble(p, 3);
   if (active && !call.broken) {
     for (uint32_t row = lane.cluster;;) {
-      const uint64_t position = protocol::one_shot_position(shape, p.rank, row, lane.vector);
+      const uint32_t position = static_cast<uint32_t>(protocol::one_shot_position(shape, p.rank, row, lane.vector));
       send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
       row += lane.clusters;
       if (row >= p.tokens) break;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   epilogue.prepare();
   clear_or_leave_it(p, call, lane.warps);
 
-  const uint64_t stride = uint64_t{p.tokens} * p.vectors * protocol::kVectorBytes;
+  const uint32_t stride = p.tokens * p.vectors * protocol::kVectorBytes;
   uint32_t round = 0;
   for (uint32_t row = lane.cluster; row < p.tokens; row += lane.clusters, ++round) {
     if (round != 0) epilogue.prefetch({row, 1});

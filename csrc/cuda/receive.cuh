@@ -37,7 +37,7 @@ __device__ __forceinline__ bool has_arrived(const Params& p, const Vector& v) {
 
 // The first `count` of kMost vectors, `stride` bytes apart.
 template <int kMost>
-__device__ __forceinline__ bool receive(const Params& p, Verdict& verdict, const uint8_t* first, uint64_t stride,
+__device__ __forceinline__ bool receive(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride,
                                         uint32_t count, Vector (&v)[kMost]) {
   uint64_t began_ns = 0;
 #pragma unroll 1
@@ -60,7 +60,7 @@ inline constexpr int kChunk = 4;  // peers awaited at once where the number of r
 
 // kRanks 0: p.ranks of them, in chunks.
 template <class D, int kRanks>
-__device__ __forceinline__ Vector receive_sum(const Params& p, Verdict& verdict, const uint8_t* first, uint64_t stride) {
+__device__ __forceinline__ Vector receive_sum(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride) {
   float sum[D::kPerVector] = {};
   bool ok = true;
   if constexpr (kRanks > 0) {

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   const bool active = owner != nullptr && !call.broken;
 
   const auto scatter_one = [&](uint32_t row, const Vector& x) {
-    const uint64_t position = protocol::scatter_position(shape, p.rank, row, column);
+    const uint32_t position = static_cast<uint32_t>(protocol::scatter_position(shape, p.rank, row, column));
     ptx::store_relaxed_sys(owner + call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
   };
   const auto scatter = [&](uint32_t batch) {
@@ -74,21 +74,22 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     }
   };
 
-  const uint64_t stride = uint64_t{p.tokens} * width * protocol::kVectorBytes;
+  const uint32_t stride = p.tokens * width * protocol::kVectorBytes;
   const auto reduce = [&](uint32_t batch) {
     if (call.broken) return;
     const uint32_t first = first_row(batch), items = (end_row(batch) - first) * own_columns;
     for (uint32_t item = lane.vector; item < items; item += lane.groups * 32) {
       const uint32_t row = first + item / own_columns, own = item % own_columns;
-      const uint8_t* place = p.block + call.slot + protocol::scatter_position(shape, 0, row, own) * protocol::kVectorBytes;
+      const uint32_t source = static_cast<uint32_t>(protocol::scatter_position(shape, 0, row, own));
+      const uint8_t* place = p.block + call.slot + source * protocol::kVectorBytes;
       const Vector s = receive_sum<D, kRanks>(p, verdict, place, stride);
-      const uint64_t position = protocol::gather_position(shape, row, p.rank * width + own);
+      const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, p.rank * width + own));
       send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, s));
     }
   };
 
   uint32_t round = 0;
-  const uint64_t row_bytes = uint64_t{p.vectors} * protocol::kVectorBytes;
+  const uint32_t row_bytes = p.vectors * protocol::kVectorBytes;
   const auto gather = [&](uint32_t batch) {
     for (uint32_t row = first_row(batch), end = end_row(batch); row < end; row += kRows, ++round) {
       const Rows rows{row, min(end - row, static_cast<uint32_t>(kRows))};
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       Vector s[kRows];
       bool ok = active;
       if (active) {
-        const uint64_t position = protocol::gather_position(shape, row, lane.vector);
+        const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, lane.vector));
         ok = receive<kRows>(p, verdict, p.block + call.slot + position * protocol::kVectorBytes, row_bytes, rows.count, s);
       }
       if (!ok) {

@@ -43,6 +43,9 @@ inline constexpr uint64_t kControlBytes = 16384;
 static_assert(kBoardOffset + kBoardBytes <= kProbeOffset);
 static_assert(kProbeOffset + kMaxRanks * kVectorBytes <= kControlBytes);
 
+// So that kernels can do with 32-bit offsets inside a slot.
+inline constexpr uint64_t kMaxSlotBytes = uint64_t{1} << 32;
+
 MNNVL_AR_HD constexpr uint64_t slot_offset(uint32_t slot, uint64_t slot_bytes) {
   return kControlBytes + slot * slot_bytes;
 }

@@ -57,6 +57,8 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
   const auto ranks = static_cast<int64_t>(blocks.size());
   STD_TORCH_CHECK(ranks >= 1 && ranks <= protocol::kMaxRanks, "workspace: world size ", ranks, ", wanted 1 to ",
                   protocol::kMaxRanks);
+  STD_TORCH_CHECK(static_cast<uint64_t>(settings.slot_bytes) < protocol::kMaxSlotBytes, "workspace: slots of ",
+                  settings.slot_bytes, " bytes, wanted fewer than 4 GiB; take a smaller max_tokens");
   STD_TORCH_CHECK(settings.rank >= 0 && settings.rank < ranks, "workspace: rank ", settings.rank, " of ", ranks);
   auto workspace = std::make_unique<Workspace>();
   workspace->settings = settings;
