@@ -205,6 +205,7 @@ class Running:
     def results(self, timeout: float = 60.0) -> list[Any]:
         outcomes = self.outcomes(timeout)
         if problems := {rank: text for rank, (ok, text) in enumerate(outcomes) if not ok}:
+            self.pool.discard()  # the others may hold workspaces that are broken now
             raise RanksFailed(f"{self.name} failed", problems)
         return [value for _, value in outcomes]
 

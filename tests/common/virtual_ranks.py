@@ -32,6 +32,7 @@ class VirtualRanks:
         self.lock = threading.Lock()
         self.groups: dict[str, VirtualGroup] = {}
         self.passing: list[VirtualGroup] = []
+        self.broken: list[VirtualGroup] = []  # their memory may still be written to
         cuda = self.device.type == "cuda"
         self.streams = [torch.cuda.Stream(self.device) if cuda else None for _ in range(world_size)]
 
@@ -59,6 +60,9 @@ class VirtualRanks:
             if thread.is_alive():
                 problems[rank] = f"still running after {timeout:.0f} s"
         if problems:
+            self.broken += [*self.groups.values(), *self.passing]
+            self.groups.clear()
+            self.passing.clear()
             raise RanksFailed(f"{function.__name__} failed", problems)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,22 @@ class Call:
         return (*(self.lead or (self.tokens,)), self.hidden)
 
 
-@functools.lru_cache(64)
+_one_at_a_time = threading.RLock()  # virtual ranks share what is cached
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Caches results, and computes each only once among threads."""
+    cached = functools.lru_cache(64)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with _one_at_a_time:
+            return cached(*arguments)
+
+    return call
+
+
+@once
 def inputs(call: Call, world_size: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """(each rank's x, residual, weight) on the CPU. Not to be written."""
     dtype = DTYPES[call.dtype]
@@ -54,7 +71,7 @@ def inputs(call: Call, world_size: int) -> tuple[list[torch.Tensor], torch.Tenso
     return xs, residual, weights(call.hidden, torch.float32 if call.fp32_weight else dtype, seed=call.seed)
 
 
-@functools.lru_cache(64)
+@once
 def wanted(call: Call, world_size: int) -> tuple[torch.Tensor, ...]:
     """What the reference answers."""
     from mnnvl_ar import reference
