@@ -9,6 +9,7 @@ barriers, by one rank at a time.
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -55,8 +56,9 @@ class VirtualRanks:
         threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(self.world_size)]
         for thread in threads:
             thread.start()
+        until = time.monotonic() + timeout
         for rank, thread in enumerate(threads):
-            thread.join(timeout)
+            thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
                 problems[rank] = f"still running after {timeout:.0f} s"
         if problems:
