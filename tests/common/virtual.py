@@ -5,8 +5,8 @@ What differs from real ranks: stores stay on the device. What does not: kernels,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable
 
 import torch
 
@@ -36,7 +36,9 @@ class VirtualGroup:
         crossover = one_shot_bytes(ranks, self.device) if crossover is None else crossover
         slot_bytes = ops._workspace_slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy, crossover)
         self.layout = Layout(slot_bytes)
-        self.blocks = [torch.empty(self.layout.nbytes // 4, dtype=torch.int32, device=self.device) for _ in range(ranks)]
+        self.blocks = [
+            torch.empty(self.layout.nbytes // 4, dtype=torch.int32, device=self.device) for _ in range(ranks)
+        ]
         self.fill()
         pointers = tuple(block.data_ptr() for block in self.blocks)
         if self.device.type == "cuda":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from common.gpu_ranks import REAL, VIRTUAL, close_virtual, ranks_of
-from common.ranks import close_pools
+# Virtual ranks wait for each other: with the default of 8 hardware queues two of their streams may share one. Read when CUDA starts.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
+from common.gpu_ranks import REAL, VIRTUAL, close_virtual, ranks_of  # noqa: E402
+from common.ranks import close_pools  # noqa: E402
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
