@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-# Virtual ranks wait for each other: with the default of 8 hardware queues two of their streams may share one. Read when CUDA starts.
+# Virtual ranks wait for each other; with the default of 8 hardware queues two of their streams may share one. CUDA reads it as it
+# starts.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
-from common.gpu_ranks import REAL, VIRTUAL, close_virtual, ranks_of  # noqa: E402
-from common.ranks import close_pools  # noqa: E402
+from common.gpu_ranks import REAL, VIRTUAL, close_virtual, ranks_of
+from common.ranks import close_pools
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
