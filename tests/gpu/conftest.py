@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-# Virtual ranks wait for each other; with the default of 8 hardware queues two of their streams may share one. CUDA reads it as it
-# starts.
+# Virtual ranks wait for each other; with the default of 8 hardware queues two of their streams may share one.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 from common.gpu_ranks import REAL, VIRTUAL, close_virtual, ranks_of
