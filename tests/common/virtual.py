@@ -43,8 +43,8 @@ class VirtualGroup:
         pointers = tuple(block.data_ptr() for block in self.blocks)
         if self.device.type == "cuda":
             self.streams = [torch.cuda.Stream(self.device) for _ in range(ranks)]
-            # All ranks' grids must be resident at once, beside those of their next calls, which PDL launches early; and clusters
-            # do not fill every SM.
+            # All ranks' grids must be resident at once, beside those of their next calls, which PDL launches early;
+            # and clusters do not fill every SM.
             processors = torch.cuda.get_device_properties(self.device).multi_processor_count
             tuning.setdefault("max_ctas", max(1, processors * 5 // 16 // ranks))
         self.handles = [
