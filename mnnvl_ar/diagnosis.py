@@ -1,75 +1,56 @@
-"""What a broken workspace says: the fault record that a call left behind, as an error that names the rank."""
+"""What a broken workspace says: the fault that a call left behind, as an error that names the rank."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from mnnvl_ar._library import ops
 from mnnvl_ar.errors import CallMismatch, PeerTimeout, WorkspaceBroken
 
-_OPS = {0: "all_reduce", 1: "all_reduce_rms_norm"}
-_DTYPES = {0: ("bfloat16", 2), 1: ("float16", 2), 2: ("float32", 4)}
-_STRATEGIES = {0: "one_shot", 1: "two_shot"}
-_NO_EPOCH = 0xFFFFFFFF
-
-PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP = 1, 2, 3, 4
+PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a workspace broke, as seen from this rank."""
+    """Why a workspace broke, as seen from this rank; attributes as in `WorkspaceBroken`."""
 
     code: int
+    told: bool  # a peer found it and told this rank
     rank: int
-    epoch: int  # number of the call, on this rank, that failed
-    call: str  # what this rank called
-    peer: int  # who is waited for, or who differs; -1 when nobody in particular
-    peer_call: str  # CALL_MISMATCH: what the peer called
-    waited: float  # seconds
-    last_epochs: tuple[int | None, ...]  # of the newest call that each rank was seen to begin
+    peer: int
+    epoch: int
+    call: str
+    peer_call: str
+    waited: float
+    when: float  # Unix time of the fault, or of its discovery here
+    offset: int  # DAMAGED: of the first control word that was overwritten
+    text: str
 
     def message(self) -> str:
-        seen = ", ".join(f"rank {r}: {'none' if e is None else e}" for r, e in enumerate(self.last_epochs))
-        if self.code == CALL_MISMATCH:
-            what = f"rank {self.peer} called {self.peer_call} where rank {self.rank} called {self.call}"
-        elif self.code == PEER_TIMEOUT:
-            who = f"rank {self.peer}" if self.peer >= 0 else "a peer that began the call"
-            what = f"rank {self.rank} waited {self.waited:.1f} s for {who} in {self.call}"
-        elif self.code == OVERLAP:
-            what = f"rank {self.rank}: the previous call did not end within {self.waited:.1f} s of {self.call}"
-        else:
-            what = f"rank {self.rank} was told of a fault on a peer during {self.call}; the peer's own error names the cause"
-        return f"{what} (call number {self.epoch}). Newest call seen from each rank: {seen}."
+        """One paragraph: what happened, who is at fault, when, and what to do."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.when))
+        advice = "Workspace.recover() brings the same ranks back; survivors of a lost rank close it and make a new one."
+        return f"{self.text} Noted {when} on rank {self.rank}. {advice}"
 
-
-def _describe(tokens: int, description: int) -> str:
-    dtype, size = _DTYPES.get(description >> 4 & 15, ("unknown dtype", 2))
-    hidden = (description >> 12) * 16 // size
-    op = _OPS.get(description & 15, "unknown op")
-    return f"{op}([{tokens}, {hidden}], {dtype}, {_STRATEGIES.get(description >> 8 & 15, 'unknown strategy')})"
+    def error(self) -> WorkspaceBroken:
+        kind = {PEER_TIMEOUT: PeerTimeout, CALL_MISMATCH: CallMismatch}.get(self.code, WorkspaceBroken)
+        return kind(self.message(), self.rank, self.peer, self.epoch, self.call, self.peer_call, self.waited)
 
 
 def read_fault(handle: int) -> Fault | None:
-    """The fault of the workspace, or None."""
-    code, rank, epoch, tokens, description, peer, peer_tokens, peer_description, began, ended, *last = ops._workspace_fault(handle)
-    if code == 0:
+    """The fault of the workspace, or None. Reads this rank's block, 16 KiB; once it is broken, the peers' too."""
+    if ops._workspace_fault(handle)[0] == 0:
         return None
+    text, call, peer_call = ops._workspace_fault_text(handle).split("\n")
+    code, told, rank, peer, epoch, waited, when, offset = ops._workspace_fault(handle)
     return Fault(
-        code=code,
-        rank=rank,
-        epoch=epoch,
-        call=_describe(tokens, description),
-        peer=peer if peer < len(last) else -1,
-        peer_call=_describe(peer_tokens, peer_description),
-        waited=(ended - began) / 1e9,
-        last_epochs=tuple(None if e == _NO_EPOCH else e for e in last),
-    )
+        code, bool(told), rank, peer, epoch, call, peer_call, waited / 1e9, when / 1e9, offset, text
+    )  # fmt: skip
 
 
 def raise_fault(handle: int) -> None:
     """Raises what `read_fault` finds: `PeerTimeout`, `CallMismatch` or `WorkspaceBroken`."""
     fault = read_fault(handle)
-    if fault is None:
-        return
-    kind = {PEER_TIMEOUT: PeerTimeout, CALL_MISMATCH: CallMismatch}.get(fault.code, WorkspaceBroken)
-    raise kind(fault.message())
+    if fault is not None:
+        raise fault.error()

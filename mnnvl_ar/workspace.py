@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import math
+import os
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
 
+from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import raise_fault
-from mnnvl_ar.memory import Fill, SymmetricMemory, allocate
+from mnnvl_ar.errors import MnnvlArError
+from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
+from mnnvl_ar.memory import SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.strategy import one_shot_bytes
 
-DEFAULT_DEADLINE = 600.0  # seconds; ranks of a server may honestly be minutes apart while they compile or capture
+__all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+_kept: list[SymmetricMemory] = []  # of closed workspaces that captured graphs may still use, until the process ends
 
 
 class Workspace:
     """What the ops need to exchange data within `group`. Making one is collective over `group`; nothing else is.
 
     group:      the `ProcessGroup` of the ranks, gloo or NCCL, any subgroup; there is no default
-    max_tokens, hidden, dtype: the largest call, [max_tokens, hidden]; smaller ones and other dtypes may share the workspace,
-                `fits` tells
+    max_tokens, hidden, dtype: the largest call, [max_tokens, hidden]; smaller ones and other dtypes may share the
+                workspace, `fits` tells
     device:     a CUDA device, by default the current one; "cpu" for the host transport
     transport:  "auto", "unicast", "multicast" or, implied by device "cpu", "host"
     strategy:   "auto", "one_shot" or "two_shot", for calls that do not say
@@ -32,6 +38,7 @@ class Workspace:
     timeout:    seconds that making the workspace may take
     max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once, divided by the workspaces
                 open on it, so that they may run side by side on several streams
+    monitor:    whether a thread, one for all workspaces of the process, logs a fault within half a second
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
     Errors: `BringUpError` on every rank alike, naming rank, step and cause.
@@ -51,9 +58,10 @@ class Workspace:
         deadline: float | None = DEFAULT_DEADLINE,
         timeout: float = 60.0,
         max_ctas: int | None = None,
+        monitor: bool = True,
     ) -> None:
         self._memory: SymmetricMemory | None = None
-        self.handle = 0
+        self.handle, self._monitor, self._pid = 0, monitor, os.getpid()
         if dtype not in DTYPES:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
         if max_tokens < 1:
@@ -87,28 +95,79 @@ class Workspace:
             one_shot_bytes=crossover,
             max_ctas=max_ctas or 0,
         )
+        self._watch()
 
     def fits(self, tokens: int, hidden: int, dtype: torch.dtype) -> bool:
-        """Whether a call of [tokens, hidden] of `dtype` can run: what every call is held against. The same on all ranks."""
+        """Whether a call of [tokens, hidden] of `dtype` can run: what every call is held against, on all ranks alike."""
         return dtype in DTYPES and bool(ops._workspace_fits(self.handle, tokens, hidden * dtype.itemsize))
 
     def check(self) -> None:
-        """Raises `PeerTimeout`, `CallMismatch` or `WorkspaceBroken` if a call on this workspace failed. Cheap: reads host memory."""
+        """Raises `PeerTimeout`, `CallMismatch` or `WorkspaceBroken` if a call on this workspace failed, here or, as far
+        as this rank has been told, on a peer. Waits for nothing; on a GPU it costs a copy of 16 KiB."""
         raise_fault(self.handle)
 
-    def close(self) -> None:
-        """Gives the memory back. Not collective; may be called twice, after the group is gone, or at exit."""
-        memory, self._memory = self._memory, None
-        if memory is None:
+    def close(self, force: bool = False) -> None:
+        """Gives the memory back, once the calls of this rank have ended. Not collective; may be called twice, after the
+        group is gone, or at exit. Peers that go on calling time out.
+
+        If calls were captured, graphs that hold them may still run: ops raise from now on, but the memory stays mapped
+        until the process ends. `force` gives it back all the same, and ends calls that still wait for a peer; a graph
+        that is replayed afterwards touches memory that is not there.
+        """
+        if self._memory is None or os.getpid() != self._pid:
             return
-        if self.handle:
-            ops._workspace_close(self.handle)
-        memory.close()
+        may_unmap = ops._workspace_close(self.handle, force) if self.handle else True
+        memory, self._memory = self._memory, None
+        watchers.forget(self.handle)
+        if may_unmap:
+            memory.close()
+        else:
+            _kept.append(memory)
+
+    def sleep(self) -> None:
+        """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank
+        have ended. Not collective. Until `wake`, ops raise, and graphs must not be replayed."""
+        memory = self._mapped("sleep")
+        ops._workspace_sleep(self.handle, False)
+        watchers.forget(self.handle)
+        memory.drop()
+
+    def wake(self, group: dist.ProcessGroup, timeout: float = 60.0) -> None:
+        """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
+        of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
+        memory = self._mapped("wake")
+        ops._workspace_sleep(self.handle, True)  # for `recover`; does nothing to one that sleeps
+        memory.restore(group, timeout)
+        self.transport, self.transport_reason = memory.transport, memory.reason
+        ops._workspace_reset(self.handle)
+        self._watch()
+
+    def recover(self, group: dist.ProcessGroup, timeout: float = 60.0) -> None:
+        """After a fault: brings the full group back, the same processes, without a restart. As `wake`; captured graphs
+        work again. Calls that still wait on this rank end, with NaN. If a rank is lost, close, and make another
+        workspace over the survivors."""
+        self.wake(group, timeout)
+
+    checkpoint_prepare = sleep
+    checkpoint_restore = wake
+
+    def _mapped(self, verb: str) -> SymmetricMemory:
+        if os.getpid() != self._pid:
+            raise MnnvlArError(f"{verb}: this workspace belongs to the parent of this forked process")
+        if self._memory is None:
+            raise MnnvlArError(f"{verb}: this workspace is closed")
+        return self._memory
+
+    def _watch(self) -> None:
+        if self._monitor:
+            watchers.watch(self.handle, self)
 
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -116,43 +175,6 @@ class Workspace:
             f"Workspace(handle={self.handle}, rank={self.rank}/{self.world_size}, device={self.device}, "
             f"transport={self.transport}, nbytes={self.nbytes}{'' if self._memory else ', closed'})"
         )
-
-
-class Layout:
-    """The block of a workspace whose slots have `slot_bytes`: its size, and what it holds before the first call."""
-
-    def __init__(self, slot_bytes: int) -> None:
-        nbytes, control, board, board_bytes, probe, sentinel, no_epoch, _ = ops._block_layout(slot_bytes)
-        self.nbytes: int = nbytes
-        self.probe_offset: int = probe
-        self.fills = (
-            Fill(0, control, 0),
-            Fill(board, board_bytes, no_epoch),
-            Fill(control, nbytes - control, sentinel),
-        )
-
-
-def create(
-    pointers: tuple[int, ...],
-    rank: int,
-    device: torch.device,
-    slot_bytes: int,
-    *,
-    multicast_pointer: int = 0,
-    strategy: int = Strategy.AUTO,
-    pdl: int = Pdl.EARLY,
-    deadline: float | None = DEFAULT_DEADLINE,
-    one_shot_bytes: int = 0,
-    cluster: int = 0,
-    max_ctas: int = 0,
-    batch: int = 0,
-    lag: int = 0,
-) -> int:
-    """Makes a handle for blocks that are mapped and filled (`Layout`); `Workspace` without the memory. Order as in C++."""
-    deadline_ns = 0 if deadline is None or math.isinf(deadline) else max(1, round(deadline * 1e9))
-    index = -1 if device.type == "cpu" else device.index
-    settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl, one_shot_bytes, cluster, max_ctas, batch, lag]
-    return int(ops._workspace_create(settings, list(pointers), multicast_pointer))
 
 
 def _device(device: torch.device | str | int | None) -> torch.device:

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "torch/notes.h"
 #include "torch/run.h"
 
 namespace mnnvl_ar {
@@ -15,8 +16,8 @@ Tensor empty_like(const Tensor& x) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &device_index));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                  device_type, device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, device_type, device_index, &handle));
   return Tensor(handle);
 }
 
@@ -40,8 +41,9 @@ void all_reduce_out(Tensor x, Tensor out, int64_t workspace, int64_t strategy, i
   all_reduce_into(a, out, workspace, {strategy, pdl});
 }
 
-void all_reduce_rms_norm_into(const Agreement& a, const Tensor& residual, const Tensor& weight, double eps, Tensor& norm_out,
-                              Tensor& residual_out, int64_t workspace, double weight_bias, const Choice& choice) {
+void all_reduce_rms_norm_into(const Agreement& a, const Tensor& residual, const Tensor& weight, double eps,
+                              Tensor& norm_out, Tensor& residual_out, int64_t workspace, double weight_bias,
+                              const Choice& choice) {
   protocol::Params params{};
   params.weight_is_fp32 = check_weight(a, weight);
   params.x = a.x.data_ptr();
@@ -81,10 +83,13 @@ int64_t workspace_create(std::vector<int64_t> s, std::vector<int64_t> blocks, in
   return create({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10]}, blocks, multicast);
 }
 
-void workspace_close(int64_t handle) { close(handle); }
+bool workspace_close(int64_t handle, bool force) { return close(handle, force); }
+
+void workspace_sleep(int64_t handle, bool end) { put_to_sleep(handle, end); }
 
 protocol::Shape shape_of(int64_t ranks, int64_t tokens, int64_t row_bytes) {
-  return {static_cast<uint32_t>(ranks), static_cast<uint32_t>(tokens), static_cast<uint32_t>(row_bytes / protocol::kVectorBytes)};
+  return {static_cast<uint32_t>(ranks), static_cast<uint32_t>(tokens),
+          static_cast<uint32_t>(row_bytes / protocol::kVectorBytes)};
 }
 
 bool workspace_fits(int64_t handle, int64_t tokens, int64_t row_bytes) {
@@ -94,11 +99,13 @@ bool workspace_fits(int64_t handle, int64_t tokens, int64_t row_bytes) {
               static_cast<uint64_t>(w.settings.one_shot_bytes), w.slot_vectors);
 }
 
-int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy, int64_t one_shot_bytes) {
+int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy,
+                             int64_t one_shot_bytes) {
   STD_TORCH_CHECK(is_row(row_bytes), "hidden: rows of ", row_bytes, " bytes, wanted a multiple of 16 bytes up to ",
                   protocol::kMaxRowVectors * protocol::kVectorBytes);
-  return static_cast<int64_t>(needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), static_cast<uint64_t>(one_shot_bytes)) *
-                              protocol::kVectorBytes);
+  return static_cast<int64_t>(
+      needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), static_cast<uint64_t>(one_shot_bytes)) *
+      protocol::kVectorBytes);
 }
 
 // Offsets and words that the block must be filled with: see mnnvl_ar/workspace.py.
@@ -113,25 +120,36 @@ std::vector<int64_t> block_layout(int64_t slot_bytes) {
           protocol::kMaxRanks};
 }
 
-// The fault record: code, rank, epoch, tokens, description, peer, its tokens, its description, began, ended, last epochs.
-std::vector<int64_t> workspace_fault(int64_t handle) {
-  const Workspace& w = find_any(handle);
-  const volatile protocol::FaultRecord& r = *w.params.record;
-  std::vector<int64_t> words{r.code,        r.rank,
-                             r.epoch,       r.tokens,
-                             r.description, r.peer,
-                             r.peer_tokens, r.peer_description,
-                             static_cast<int64_t>(r.began_ns), static_cast<int64_t>(r.ended_ns)};
-  for (uint32_t i = 0; i < w.params.ranks; ++i) words.push_back(r.last_epoch[i]);
-  return words;
+// Areas that nobody writes: the canary, then offset and size of each.
+std::vector<int64_t> block_canaries() {
+  std::vector<int64_t> found{protocol::kCanary};
+  for (const Area& area : kCanaries) {
+    found.push_back(static_cast<int64_t>(area.offset));
+    found.push_back(static_cast<int64_t>(area.bytes));
+  }
+  return found;
 }
 
-// After the block has been filled anew: forgets the fault.
-void workspace_reset(int64_t handle) {
-  Workspace& w = find_any(handle);
-  *w.params.record = protocol::FaultRecord{};
-  w.host_calls = 0;
+// What is wrong with the workspace: code, told, rank, peer (-1: not known), epoch, waited_ns, when_ns, offset.
+std::vector<int64_t> workspace_fault(int64_t handle) {
+  const Finding f = poll(find_any(handle));
+  return {f.code,
+          f.told,
+          f.rank,
+          f.peer < protocol::kMaxRanks ? int64_t{f.peer} : -1,
+          f.call.epoch == protocol::kNoEpoch ? -1 : int64_t{f.call.epoch},
+          static_cast<int64_t>(f.waited_ns),
+          f.when_ns,
+          static_cast<int64_t>(f.offset)};
 }
+
+// Its message, the call that waited and the peer's, a line each.
+std::string workspace_fault_text(int64_t handle) {
+  const Finding f = explain(find_any(handle));
+  return text_of(f) + "\n" + name_of_call(f.call) + "\n" + name_of_call(f.peer_call);
+}
+
+void workspace_reset(int64_t handle) { reset(handle); }
 
 #ifdef MNNVL_AR_TEST_BUILD
 void sabotage(int64_t handle, int64_t broken, int64_t frozen_dirty, int64_t delay_seed, int64_t delay_ns) {
@@ -149,18 +167,22 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("all_reduce(Tensor x, int workspace" MNNVL_AR_CHOICE ") -> Tensor");
   m.def("all_reduce_out(Tensor x, Tensor(a!) out, int workspace" MNNVL_AR_CHOICE ") -> ()");
   m.def(
-      "all_reduce_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int workspace, *, float weight_bias=0.0, "
+      "all_reduce_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int workspace, *, float "
+      "weight_bias=0.0, "
       "int strategy=-1, int pdl=-1) -> (Tensor, Tensor)");
   m.def(
       "all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, float eps, Tensor(a!) norm_out, "
       "Tensor(b!) residual_out, int workspace, *, float weight_bias=0.0, int strategy=-1, int pdl=-1) -> ()");
   m.def("_workspace_create(int[] settings, int[] blocks, int multicast) -> int");
-  m.def("_workspace_close(int workspace) -> ()");
+  m.def("_workspace_close(int workspace, bool force=False) -> bool");
+  m.def("_workspace_sleep(int workspace, bool end) -> ()");
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes) -> bool");
   m.def("_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, int one_shot_bytes) -> int");
   m.def("_workspace_fault(int workspace) -> int[]");
+  m.def("_workspace_fault_text(int workspace) -> str");
   m.def("_workspace_reset(int workspace) -> ()");
   m.def("_block_layout(int slot_bytes) -> int[]");
+  m.def("_block_canaries() -> int[]");
 #ifdef MNNVL_AR_TEST_BUILD
   m.def("_sabotage(int workspace, int broken, int frozen_dirty, int delay_seed, int delay_ns) -> ()");
 #endif
@@ -168,15 +190,14 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
 
 #undef MNNVL_AR_CHOICE
 
-#define MNNVL_AR_REGISTER(m)                                              \
-  m.impl("all_reduce", TORCH_BOX(&mnnvl_ar::all_reduce));                 \
-  m.impl("all_reduce_out", TORCH_BOX(&mnnvl_ar::all_reduce_out));         \
+#define MNNVL_AR_REGISTER(m)                                                \
+  m.impl("all_reduce", TORCH_BOX(&mnnvl_ar::all_reduce));                   \
+  m.impl("all_reduce_out", TORCH_BOX(&mnnvl_ar::all_reduce_out));           \
   m.impl("all_reduce_rms_norm", TORCH_BOX(&mnnvl_ar::all_reduce_rms_norm)); \
   m.impl("all_reduce_rms_norm_out", TORCH_BOX(&mnnvl_ar::all_reduce_rms_norm_out));
 
-STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CPU, m) { MNNVL_AR_REGISTER(m) }
-STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CUDA, m) { MNNVL_AR_REGISTER(m) }
-
+STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CPU, m){MNNVL_AR_REGISTER(m)} STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CUDA,
+                                                                                            m){MNNVL_AR_REGISTER(m)}
 #undef MNNVL_AR_REGISTER
 
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
@@ -184,9 +205,12 @@ STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_close", TORCH_BOX(&mnnvl_ar::workspace_close));
   m.impl("_workspace_fits", TORCH_BOX(&mnnvl_ar::workspace_fits));
   m.impl("_workspace_slot_bytes", TORCH_BOX(&mnnvl_ar::workspace_slot_bytes));
+  m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_fault", TORCH_BOX(&mnnvl_ar::workspace_fault));
+  m.impl("_workspace_fault_text", TORCH_BOX(&mnnvl_ar::workspace_fault_text));
   m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));
   m.impl("_block_layout", TORCH_BOX(&mnnvl_ar::block_layout));
+  m.impl("_block_canaries", TORCH_BOX(&mnnvl_ar::block_canaries));
 #ifdef MNNVL_AR_TEST_BUILD
   m.impl("_sabotage", TORCH_BOX(&mnnvl_ar::sabotage));
 #endif

@@ -45,8 +45,18 @@ class OnDevice {
   bool changed_ = false;
 };
 
-void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy strategy, int64_t pdl, protocol::Shape shape,
-            protocol::Params& params) {
+// Graphs keep addresses, so close() must know of them. Asked until the first capture, and never on the legacy stream, which
+// cannot capture.
+void note_capture(Workspace& workspace, cudaStream_t stream) {
+  if (stream == nullptr || workspace.captured.load(std::memory_order_relaxed)) return;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess && status == cudaStreamCaptureStatusActive) {
+    workspace.captured = true;
+  }
+}
+
+void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy strategy, int64_t pdl,
+            protocol::Shape shape, protocol::Params& params) {
   const auto device = static_cast<int>(a.device);
   const OnDevice guard(device);
   const Settings& s = workspace.settings;
@@ -58,10 +68,18 @@ void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy 
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  note_capture(workspace, static_cast<cudaStream_t>(stream));
   const CUresult result = cuda::launch(plan, static_cast<protocol::Pdl>(pdl), params, static_cast<CUstream>(stream));
   STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
 }
 #endif
+
+[[noreturn]] void refuse(Workspace& workspace, int64_t handle, const char* what) {
+  const Finding finding = explain(workspace);
+  STD_TORCH_CHECK(false, "workspace: handle ", handle, " ", what, " (fault code ", finding.code,
+                  "): ", text_of(finding), " Workspace.check() raises this; Workspace.recover(), or make a new one.");
+  __builtin_unreachable();
+}
 
 }  // namespace
 
@@ -76,8 +94,9 @@ void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choi
                                    static_cast<uint64_t>(s.one_shot_bytes), workspace.slot_vectors);
   if (shape.tokens == 0) return;
   const uint32_t code = static_cast<volatile protocol::FaultRecord*>(params.record)->code;
-  STD_TORCH_CHECK(code == 0, "workspace: handle ", handle, " is broken (fault code ", code,
-                  "): Workspace.check() says why; recover() or make a new one");
+  if (code != 0 || workspace.found.load(std::memory_order_relaxed)) [[unlikely]]
+    refuse(workspace, handle, "is broken");
+  const OneAtATime only(workspace.busy);
 
   params.x = call.x;
   params.residual = call.residual;
@@ -94,9 +113,7 @@ void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choi
   params.sabotage.frozen_epoch = workspace.host_calls++;
 #endif
   if (a.device < 0) {
-    const OneAtATime only(workspace.busy);
-    STD_TORCH_CHECK(host::run(params, op, a.dtype, strategy), "workspace: handle ", handle, " broke in this call (fault code ",
-                    params.record->code, "): Workspace.check() says why");
+    if (!host::run(params, op, a.dtype, strategy)) refuse(workspace, handle, "broke in this call");
     return;
   }
 #if MNNVL_AR_CUDA

@@ -14,6 +14,7 @@ struct Choice {
 
 // Fills in the call's part of the workspace's parameters and runs it (host) or launches it on the current stream (CUDA).
 // `params` holds the tensors' addresses and the epilogue's numbers. Zero tokens: nothing happens.
-void run(int64_t handle, protocol::Op op, const Agreement& agreement, const Choice& choice, const protocol::Params& params);
+void run(int64_t handle, protocol::Op op, const Agreement& agreement, const Choice& choice,
+         const protocol::Params& params);
 
 }  // namespace mnnvl_ar

@@ -13,6 +13,8 @@
 #include "cuda/launch.h"
 #endif
 
+#include "torch/block_reader.h"
+
 namespace mnnvl_ar {
 
 using protocol::Strategy;
@@ -39,7 +41,8 @@ protocol::FaultRecord* new_record(int64_t device) {
   void* memory = nullptr;
 #if MNNVL_AR_CUDA
   if (device >= 0) {
-    const cudaError_t error = cudaHostAlloc(&memory, sizeof(protocol::FaultRecord), cudaHostAllocMapped | cudaHostAllocPortable);
+    const cudaError_t error =
+        cudaHostAlloc(&memory, sizeof(protocol::FaultRecord), cudaHostAllocMapped | cudaHostAllocPortable);
     STD_TORCH_CHECK(error == cudaSuccess, "workspace: no mapped host memory: ", cudaGetErrorString(error));
   }
 #else
@@ -52,7 +55,12 @@ protocol::FaultRecord* new_record(int64_t device) {
 }  // namespace
 
 int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast) {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
+  // A thread may look at a workspace while another one forks: the child must not inherit a mutex that nobody gives back.
+  static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
+                                               [] {
+                                                 mutex.unlock();
+                                                 is_forked_child = true;
+                                               });
   STD_TORCH_CHECK(registered == 0, "workspace: pthread_atfork failed");
   const auto ranks = static_cast<int64_t>(blocks.size());
   STD_TORCH_CHECK(ranks >= 1 && ranks <= protocol::kMaxRanks, "workspace: world size ", ranks, ", wanted 1 to ",
@@ -79,6 +87,7 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
     if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(settings.device));
     if (error == cudaSuccess) error = cuda::load_kernels(p.ranks);
     if (error == cudaSuccess) p.record = new_record(settings.device);
+    if (error == cudaSuccess) copy_stream(settings.device);
     cudaSetDevice(before);
     STD_TORCH_CHECK(error == cudaSuccess, "workspace: cannot load the kernels on cuda:", settings.device, ": ",
                     cudaGetErrorString(error));
@@ -103,6 +112,7 @@ Workspace& find(int64_t handle, int64_t device) {
   STD_TORCH_CHECK(!is_forked_child, "workspace: handle ", handle,
                   " belongs to the parent of this forked process; make a new workspace here");
   STD_TORCH_CHECK(!workspace.closed, "workspace: handle ", handle, " is closed");
+  STD_TORCH_CHECK(!workspace.asleep, "workspace: handle ", handle, " is asleep; Workspace.wake() first");
   if (workspace.settings.device != device) {
     const auto name = [](int64_t index) { return index < 0 ? std::string("cpu") : "cuda:" + std::to_string(index); };
     STD_TORCH_CHECK(false, "x: is on ", name(device), ", wanted ", name(workspace.settings.device),
@@ -111,11 +121,53 @@ Workspace& find(int64_t handle, int64_t device) {
   return workspace;
 }
 
-void close(int64_t handle) {
+bool in_forked_child() { return is_forked_child; }
+
+namespace {
+
+void check_idle(const Workspace& workspace, int64_t handle) {
+  STD_TORCH_CHECK(!workspace.busy, "workspace: handle ", handle, " is in a call of another thread");
+}
+
+}  // namespace
+
+bool close(int64_t handle, bool force) {
   Workspace& workspace = find_any(handle);
-  const std::lock_guard<std::mutex> lock(mutex);
-  workspace.closed = true;
-  count_open_blocks(workspace.settings.device);
+  if (is_forked_child) return false;
+  check_idle(workspace, handle);
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    workspace.closed = true;
+    count_open_blocks(workspace.settings.device);
+  }
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  if (workspace.asleep) return true;
+  if (workspace.captured && !force) return false;
+  if (force) end_calls(workspace);
+  return quiesce(workspace) || force;
+}
+
+void put_to_sleep(int64_t handle, bool end) {
+  Workspace& workspace = find_any(handle);
+  STD_TORCH_CHECK(!workspace.closed && !is_forked_child, "workspace: handle ", handle, " is closed");
+  check_idle(workspace, handle);
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  if (workspace.asleep.exchange(true)) return;
+  if (end) end_calls(workspace);
+  if (quiesce(workspace)) return;
+  workspace.asleep = false;
+  STD_TORCH_CHECK(false, "workspace: handle ", handle,
+                  " cannot sleep: a CUDA graph is being captured, or the GPU has failed");
+}
+
+void reset(int64_t handle) {
+  Workspace& workspace = find_any(handle);
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  *workspace.params.record = protocol::FaultRecord{};
+  workspace.host_calls = 0;
+  workspace.finding = Finding{};
+  workspace.found = false;
+  workspace.asleep = false;
 }
 
 uint32_t sharers(int64_t device) { return device < kMaxDevices ? open_blocks[device].load() : 1; }
@@ -126,14 +178,17 @@ uint64_t vectors_of(Strategy strategy, protocol::Shape shape) {
   return strategy == Strategy::one_shot ? protocol::one_shot_vectors(shape) : protocol::two_shot_vectors(shape);
 }
 
-uint64_t message_bytes(protocol::Shape shape) { return uint64_t{shape.tokens} * shape.vectors * protocol::kVectorBytes; }
+uint64_t message_bytes(protocol::Shape shape) {
+  return uint64_t{shape.tokens} * shape.vectors * protocol::kVectorBytes;
+}
 
 // auto's wish, before it is held against the slot.
 Strategy preferred(protocol::Shape shape, uint64_t one_shot_bytes) {
   return message_bytes(shape) <= one_shot_bytes ? Strategy::one_shot : Strategy::two_shot;
 }
 
-bool select(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors, Strategy* selected) {
+bool select(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors,
+            Strategy* selected) {
   *selected = strategy == kAuto ? preferred(shape, one_shot_bytes) : static_cast<Strategy>(strategy);
   if (vectors_of(*selected, shape) <= slot_vectors) return true;
   if (strategy != kAuto) return false;

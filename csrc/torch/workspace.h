@@ -3,16 +3,18 @@
 // Contract
 //   * Handles are 1, 2, ... in order of creation in this process, alike on all ranks of a group, so that compiled code that holds
 //     one is the same on every rank. A handle is never used again.
-//   * find() throws for a handle that is unknown, closed, of a forked parent, or of another device.
+//   * find() throws for a handle that is unknown, closed, asleep, of a forked parent, or of another device.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "protocol/call_params.h"
+#include "torch/diagnosis.h"
 
 namespace mnnvl_ar {
 
@@ -20,13 +22,13 @@ namespace mnnvl_ar {
 inline constexpr int64_t kAuto = -1;
 
 struct Settings {
-  int64_t device;          // CUDA device index, or -1: host
+  int64_t device;  // CUDA device index, or -1: host
   int64_t rank;
   int64_t slot_bytes;
-  int64_t deadline_ns;     // 0: none
-  int64_t strategy;        // protocol::Strategy or kAuto
-  int64_t pdl;             // protocol::Pdl
-  int64_t one_shot_bytes;  // auto: one-shot for messages up to here
+  int64_t deadline_ns;                    // 0: none
+  int64_t strategy;                       // protocol::Strategy or kAuto
+  int64_t pdl;                            // protocol::Pdl
+  int64_t one_shot_bytes;                 // auto: one-shot for messages up to here
   int64_t cluster, max_ctas, batch, lag;  // cuda::Tuning, 0: chosen
 };
 
@@ -34,14 +36,25 @@ struct Workspace {
   Settings settings;
   protocol::Params params;  // what does not change from call to call
   uint64_t slot_vectors;
-  bool closed = false;
-  std::atomic<bool> busy = false;  // host transport: a call is under way
-  uint32_t host_calls = 0;         // test builds: what a host counter would say
+  std::atomic<bool> closed = false;
+  std::atomic<bool> asleep = false;    // addresses without memory
+  std::atomic<bool> captured = false;  // a graph may hold our addresses
+  std::atomic<bool> busy = false;      // a thread is in a call
+  std::atomic<bool> found = false;     // `finding` says what is wrong
+  std::mutex reading;                  // held by whoever reads or writes blocks outside of calls
+  Finding finding;
+  uint32_t host_calls = 0;  // test builds: what a host counter would say
 };
 
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
 int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast);
-void close(int64_t handle);
+// Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`.
+bool close(int64_t handle, bool force);
+// Ops raise from here on; no call of this rank runs any more. With `end`, calls that wait end now, without their result.
+void put_to_sleep(int64_t handle, bool end);
+// The blocks have been filled anew: the fault is forgotten, and ops run.
+void reset(int64_t handle);
+bool in_forked_child();
 // Open workspaces on a device, those on one block counted once.
 uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);

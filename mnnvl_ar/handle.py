@@ -1,0 +1,52 @@
+"""Workspaces as C++ knows them: what their blocks hold at first, and the handle of blocks that are mapped."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mnnvl_ar._library import ops
+from mnnvl_ar.memory import Fill
+from mnnvl_ar.ops import Pdl, Strategy
+
+DEFAULT_DEADLINE = 600.0  # seconds; ranks of a server may honestly be minutes apart while they compile or capture
+
+
+class Layout:
+    """The block of a workspace whose slots have `slot_bytes`: its size, and what it holds before the first call."""
+
+    def __init__(self, slot_bytes: int) -> None:
+        nbytes, control, board, board_bytes, probe, sentinel, no_epoch, _ = ops._block_layout(slot_bytes)
+        self.nbytes: int = nbytes
+        self.probe_offset: int = probe
+        canary, *areas = ops._block_canaries()
+        self.fills = (
+            Fill(0, control, 0),
+            Fill(board, board_bytes, no_epoch),
+            *(Fill(offset, nbytes, canary) for offset, nbytes in zip(areas[::2], areas[1::2], strict=True)),
+            Fill(control, nbytes - control, sentinel),
+        )
+
+
+def create(
+    pointers: tuple[int, ...],
+    rank: int,
+    device: torch.device,
+    slot_bytes: int,
+    *,
+    multicast_pointer: int = 0,
+    strategy: int = Strategy.AUTO,
+    pdl: int = Pdl.EARLY,
+    deadline: float | None = DEFAULT_DEADLINE,
+    one_shot_bytes: int = 0,
+    cluster: int = 0,
+    max_ctas: int = 0,
+    batch: int = 0,
+    lag: int = 0,
+) -> int:
+    """Makes a handle for blocks that are mapped and filled (`Layout`); `Workspace` without the memory."""
+    deadline_ns = 0 if deadline is None or math.isinf(deadline) else max(1, round(deadline * 1e9))
+    index = -1 if device.type == "cpu" else device.index
+    settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl, one_shot_bytes, cluster, max_ctas, batch, lag]
+    return int(ops._workspace_create(settings, list(pointers), multicast_pointer))

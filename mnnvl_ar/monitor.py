@@ -1,0 +1,99 @@
+"""One thread a process that looks at every open workspace twice a second and logs each fault once.
+
+It is for those who do not look themselves: a server whose other ranks hang, or a rank that makes no calls any more. A
+look is one copy of 16 KiB at most, and takes no lock that a call takes. Logger "mnnvl_ar", level ERROR.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+
+from mnnvl_ar.diagnosis import read_fault
+
+PERIOD = 0.5  # seconds between two looks
+
+_log = logging.getLogger("mnnvl_ar")
+
+
+class Monitor:
+    """Watches handles until they are forgotten. The thread runs while there is something to watch."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[int, weakref.ref[object]] = {}
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def watch(self, handle: int, owner: object) -> None:
+        """Until `forget`, or until nobody holds `owner` any more."""
+        with self._lock:
+            self._watched[handle] = weakref.ref(owner)
+            if self._thread is None:
+                self._stop = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stop,), name="mnnvl_ar monitor", daemon=True
+                )
+                self._thread.start()
+
+    def forget(self, handle: int) -> None:
+        """Ends with the last handle. Does not wait for a look that is under way; closing does."""
+        with self._lock:
+            self._watched.pop(handle, None)
+            if not self._watched:
+                self._stop.set()
+                self._thread = None
+
+    def end(self) -> None:
+        """At exit: no look is under way afterwards, unless the driver holds one up."""
+        with self._lock:
+            self._watched.clear()
+            self._stop.set()
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(1.0)
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.wait(PERIOD):
+            with self._lock:
+                watched = list(self._watched.items())
+            for handle, owner in watched:
+                if owner() is None or self._look(handle):
+                    with self._lock:
+                        if self._watched.get(handle) is owner:
+                            del self._watched[handle]
+
+    def _look(self, handle: int) -> bool:
+        """Whether all has been said about this workspace."""
+        try:
+            fault = read_fault(handle)
+        except Exception:
+            _log.exception("the monitor cannot look at workspace %d any more", handle)
+            return True
+        if fault is None:
+            return False
+        _log.error("workspace %d is broken: %s", handle, fault.message())
+        return True
+
+
+_monitor = Monitor()
+
+
+def watch(handle: int, owner: object) -> None:
+    _monitor.watch(handle, owner)
+
+
+def forget(handle: int) -> None:
+    _monitor.forget(handle)
+
+
+def _after_fork() -> None:
+    global _monitor
+    _monitor = Monitor()  # the thread and the workspaces are the parent's
+
+
+atexit.register(lambda: _monitor.end())
+os.register_at_fork(after_in_child=_after_fork)
