@@ -1,4 +1,4 @@
-"""Fixed all-reduce kernels for tensor-parallel inference: AllReduce, and AllReduce fused with residual add and RMSNorm."""
+"""All-reduce kernels for tensor-parallel inference: AllReduce, and AllReduce fused with residual add and RMSNorm."""
 
 from mnnvl_ar import ops, reference
 from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerTimeout, WorkspaceBroken

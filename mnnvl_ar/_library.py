@@ -14,7 +14,8 @@ import torch
 PATH = Path(os.environ.get("MNNVL_AR_LIBRARY") or Path(__file__).with_name("_C.so"))
 
 if not PATH.exists():
-    raise ImportError(f"mnnvl_ar: {PATH} has not been built: run `make build`, or `pip install -e . --no-build-isolation`")
+    advice = "run `make build`, or `pip install -e . --no-build-isolation`"
+    raise ImportError(f"mnnvl_ar: {PATH} has not been built: {advice}")
 try:
     torch.ops.load_library(str(PATH))
 except OSError as error:

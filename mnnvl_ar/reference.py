@@ -1,7 +1,7 @@
 """What the right answer is, bit for bit: docs/numerics.md in plain PyTorch on the CPU.
 
-Every step is an elementwise fp32 operation that IEEE 754 defines, so these few lines give the bits that every transport, strategy,
-world size and grid must give. Slow, and meant to be read.
+Every step is an elementwise fp32 operation that IEEE 754 defines, so these few lines give the bits that every transport,
+strategy, world size and grid must give. Slow, and meant to be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ GROUP = 32  # neighbouring vectors that are summed by a butterfly
 
 
 def all_reduce(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum over ranks: `inputs[r]` is rank r's [..., hidden] tensor of bf16, fp16 or fp32; the sum has its shape and dtype."""
+    """Sum over ranks: `inputs[r]` is rank r's [..., hidden] tensor of bf16, fp16 or fp32; so is the sum."""
     total = torch.zeros_like(inputs[0], dtype=torch.float32)
     for x in inputs:
         total = total + x.float()
@@ -29,7 +29,7 @@ def all_reduce_rms_norm(
     eps: float,
     weight_bias: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(norm, residual_out)`, shape and dtype of `residual`: residual_out = sum + residual, norm = RMSNorm(residual_out).
+    """`(norm, residual_out)`, both like `residual`: residual_out = sum + residual, norm = RMSNorm(residual_out).
 
     weight: [hidden], in the rows' dtype or fp32; the factor is `weight_bias + weight`.
     """
@@ -38,8 +38,8 @@ def all_reduce_rms_norm(
     q = square_sum(z)
     hidden = torch.tensor(z.shape[-1], dtype=torch.float32)
     mean = q / hidden + torch.tensor(eps, dtype=torch.float32)
-    # PyTorch's fp32 square root may come from MKL, which is not always correctly rounded. Of an fp32 value the fp64 root, rounded
-    # to fp32, is.
+    # PyTorch's fp32 square root may come from MKL, which is not always correctly rounded. Of an fp32 value the fp64
+    # root, rounded to fp32, is.
     root = torch.sqrt(mean.double()).float()
     rstd = torch.ones_like(root) / root
     factor = torch.tensor(weight_bias, dtype=torch.float32) + weight.float()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 # Bytes of one rank's [tokens, hidden] up to which one-shot was the quicker one on H200 over NV18 (docs/performance.md).
-_NVLINK_UNICAST = {1: 1 << 30, 2: 1_500_000, 4: 120_000, 8: 60_000}
+_NVLINK_UNICAST = {1: 1 << 30, 2: 1_500_000, 4: 230_000, 8: 90_000}
 
 
 def one_shot_bytes(world_size: int, device: torch.device) -> int:

@@ -48,7 +48,8 @@ __device__ __forceinline__ bool is_quiescent(const protocol::Vector& state, cons
   return static_cast<int32_t>(progress.word[0] - state.word[1]) >= 0;
 }
 
-__device__ __forceinline__ bool await_quiescence(const Params& p, Verdict& verdict, const uint8_t* state, const uint8_t* progress) {
+__device__ __forceinline__ bool await_quiescence(const Params& p, Verdict& verdict, const uint8_t* state,
+                                                 const uint8_t* progress) {
   uint64_t began_ns = 0;
   for (;;) {
     const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
@@ -94,7 +95,8 @@ __device__ __forceinline__ void clear(const Params& p, const Call& call, uint32_
 
 // The part of the threads with rows, `warps` a CTA.
 __device__ __forceinline__ void clear_or_leave_it(const Params& p, const Call& call, uint32_t warps) {
-  if (!call.broken && !steward_clears(call)) clear(p, call, blockIdx.x * warps * 32 + threadIdx.x, gridDim.x * warps * 32);
+  if (!call.broken && !steward_clears(call))
+    clear(p, call, blockIdx.x * warps * 32 + threadIdx.x, gridDim.x * warps * 32);
   ptx::barrier_arrive(kCleared, blockDim.x);
 }
 

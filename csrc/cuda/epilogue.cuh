@@ -82,7 +82,8 @@ struct RmsNorm {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i < rows.count) {
-        residual[i] = ptx::load(static_cast<const uint8_t*>(p.residual) + vector_offset(p, rows.first + i, lane.vector));
+        residual[i] =
+            ptx::load(static_cast<const uint8_t*>(p.residual) + vector_offset(p, rows.first + i, lane.vector));
       }
     }
   }

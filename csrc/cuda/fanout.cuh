@@ -2,8 +2,8 @@
 // own included, so that what is awaited is awaited alike from every rank.
 #pragma once
 
-#include "protocol/call_params.h"
 #include "cuda/ptx.cuh"
+#include "protocol/call_params.h"
 
 namespace mnnvl_ar::cuda {
 

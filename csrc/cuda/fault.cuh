@@ -6,8 +6,8 @@
 //   * A broken workspace computes nothing: later calls store NaN and return; calls that wait give up.
 #pragma once
 
-#include "protocol/call_params.h"
 #include "cuda/ptx.cuh"
+#include "protocol/call_params.h"
 
 namespace mnnvl_ar::cuda {
 
@@ -22,7 +22,7 @@ __device__ __forceinline__ uint32_t* broken_word(uint8_t* block) {
 }
 
 static __device__ __noinline__ void report_fault(const Params& p, FaultCode code, uint32_t epoch, uint64_t began_ns,
-                                          uint32_t peer, uint32_t peer_tokens, uint32_t peer_description) {
+                                                 uint32_t peer, uint32_t peer_tokens, uint32_t peer_description) {
   if (ptx::atomic_cas_relaxed_sys(broken_word(p.block), 0, static_cast<uint32_t>(code)) != 0 &&
       code != FaultCode::peer_fault) {
     return;  // somebody was first
@@ -33,8 +33,7 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
     uint32_t newest = protocol::kNoEpoch;
     for (uint32_t slot = 0; slot < protocol::kSlots; ++slot) {
       const uint32_t sent = ptx::load_relaxed_sys_u32(p.block + protocol::board_offset(slot, source));
-      if (sent != protocol::kNoEpoch &&
-          (newest == protocol::kNoEpoch || protocol::epoch_distance(newest, sent) > 0)) {
+      if (sent != protocol::kNoEpoch && (newest == protocol::kNoEpoch || protocol::epoch_distance(newest, sent) > 0)) {
         newest = sent;
       }
     }

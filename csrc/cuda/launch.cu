@@ -79,7 +79,8 @@ using Launch = CUresult (*)(const CUlaunchConfig*, CUfunction, void**, void**);
 Launch driver_launch() {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuLaunchKernelEx", &entry, 12000, cudaEnableDefault, &found);
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion("cuLaunchKernelEx", &entry, 12000, cudaEnableDefault, &found);
   return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Launch>(entry) : nullptr;
 }
 

@@ -183,8 +183,8 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t mbarrier, uint32
 __device__ __forceinline__ void mbarrier_wait(uint32_t mbarrier, uint32_t parity) {
   asm volatile(
       "{\n\t.reg .pred done;\n\t"
-      "again:\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t@!done bra again;\n\t}" ::"r"(
-          mbarrier),
+      "again:\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t@!done bra again;\n\t}" ::
+          "r"(mbarrier),
       "r"(parity)
       : "memory");
 }

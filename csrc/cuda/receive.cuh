@@ -60,7 +60,8 @@ inline constexpr int kChunk = 4;  // peers awaited at once where the number of r
 
 // kRanks 0: p.ranks of them, in chunks.
 template <class D, int kRanks>
-__device__ __forceinline__ Vector receive_sum(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride) {
+__device__ __forceinline__ Vector receive_sum(const Params& p, Verdict& verdict, const uint8_t* first,
+                                              uint32_t stride) {
   float sum[D::kPerVector] = {};
   bool ok = true;
   if constexpr (kRanks > 0) {

@@ -12,17 +12,17 @@
 
 namespace mnnvl_ar::cuda {
 
-inline constexpr uint32_t kMaxThreads = 480;   // a CTA, steward included; leaves each 136 registers
+inline constexpr uint32_t kMaxThreads = 480;  // a CTA, steward included; leaves each 136 registers
 inline constexpr uint32_t kMaxCluster = 8;
-inline constexpr uint32_t kMaxGroups = 96;     // warps with rows in a cluster
+inline constexpr uint32_t kMaxGroups = 96;  // warps with rows in a cluster
 static_assert(kMaxCluster * (kMaxThreads / 32 - 1) >= protocol::kMaxRowVectors / 32);
 
 struct Lane {
-  uint32_t warps;     // with rows, in a CTA
+  uint32_t warps;  // with rows, in a CTA
   uint32_t warp;
-  uint32_t groups;    // in the cluster
-  uint32_t group;     // of this warp, in the row
-  uint32_t vector;    // of this thread, in the row; may lie behind its end
+  uint32_t groups;  // in the cluster
+  uint32_t group;   // of this warp, in the row
+  uint32_t vector;  // of this thread, in the row; may lie behind its end
   uint32_t cluster;
   uint32_t clusters;
   bool is_steward;

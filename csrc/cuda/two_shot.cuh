@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       bool ok = active;
       if (active) {
         const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, lane.vector));
-        ok = receive<kRows>(p, verdict, p.block + call.slot + position * protocol::kVectorBytes, row_bytes, rows.count, s);
+        ok = receive<kRows>(p, verdict, p.block + call.slot + position * protocol::kVectorBytes, row_bytes, rows.count,
+                            s);
       }
       if (!ok) {
 #pragma unroll

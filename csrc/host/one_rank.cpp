@@ -63,8 +63,9 @@ class Call {
       send_signature();
       strategy_ == Strategy::one_shot ? send_rows() : scatter();
       clear(p_.block + slot_offset(stale, p_.slot_bytes), dirty);
-      *state_ = State{next_epoch(epoch_), state_->launched + 1,
-                      uint32_t(strategy_ == Strategy::one_shot ? one_shot_vectors(shape_) : two_shot_vectors(shape_)), 0};
+      *state_ =
+          State{next_epoch(epoch_), state_->launched + 1,
+                uint32_t(strategy_ == Strategy::one_shot ? one_shot_vectors(shape_) : two_shot_vectors(shape_)), 0};
       check_signatures();
       if (strategy_ == Strategy::two_shot) reduce();
     }
@@ -100,7 +101,8 @@ class Call {
     for (uint32_t row = 0; row < p_.tokens; ++row) {
       for (uint32_t v = 0; v < p_.vectors; ++v) {
         const Vector x = load_plain(p_.x, uint64_t{row} * p_.vectors + v);
-        store_vector(block_of(v / width) + place(scatter_position(shape_, p_.rank, row, v % width)), for_the_wire(p_, x));
+        store_vector(block_of(v / width) + place(scatter_position(shape_, p_.rank, row, v % width)),
+                     for_the_wire(p_, x));
       }
     }
   }

@@ -52,14 +52,14 @@ struct Params {
   uint32_t rank;
   uint32_t ranks;
   uint32_t description;
-  uint32_t batch;        // two-shot: rows a cluster takes at once
-  uint32_t lag;          // two-shot: batches in flight between two stages, at least 1
+  uint32_t batch;  // two-shot: rows a cluster takes at once
+  uint32_t lag;    // two-shot: batches in flight between two stages, at least 1
   uint32_t trigger_early;
   uint64_t slot_bytes;
   uint64_t deadline_ns;  // 0: none
   uint8_t* block;        // own block
   FaultRecord* record;
-  uint8_t* multicast;    // the group's blocks as one address, or null
+  uint8_t* multicast;         // the group's blocks as one address, or null
   uint8_t* peers[kMaxRanks];  // blocks in rotated order: rank + 1, rank + 2, ..., rank
 
 #ifdef MNNVL_AR_TEST_BUILD

@@ -15,8 +15,8 @@
 
 namespace mnnvl_ar::protocol {
 
-inline constexpr uint32_t kMaxRanks = 72;              // one NVL72 domain
-inline constexpr uint32_t kMaxRowVectors = 32768 / 16; // rows of up to 32 KiB
+inline constexpr uint32_t kMaxRanks = 72;               // one NVL72 domain
+inline constexpr uint32_t kMaxRowVectors = 32768 / 16;  // rows of up to 32 KiB
 
 // Replaced as a whole, once a call, by the last CTA of the call to have read it.
 struct alignas(16) State {
@@ -36,9 +36,9 @@ inline constexpr uint32_t kCanary = 0x4d4e4152u;
 
 inline constexpr uint64_t kStateOffset = 0;
 inline constexpr uint64_t kProgressOffset = kStateOffset + sizeof(State);
-inline constexpr uint64_t kBoardOffset = 1024;                                              // [slot][source rank]
+inline constexpr uint64_t kBoardOffset = 1024;  // [slot][source rank]
 inline constexpr uint64_t kBoardBytes = uint64_t{kSlots} * kMaxRanks * kVectorBytes;
-inline constexpr uint64_t kProbeOffset = 8192;                                              // bring-up's handshake
+inline constexpr uint64_t kProbeOffset = 8192;  // bring-up's handshake
 inline constexpr uint64_t kControlBytes = 16384;
 static_assert(kBoardOffset + kBoardBytes <= kProbeOffset);
 static_assert(kProbeOffset + kMaxRanks * kVectorBytes <= kControlBytes);
@@ -90,8 +90,6 @@ MNNVL_AR_HD constexpr uint64_t gather_position(Shape s, uint32_t token, uint32_t
   return scatter_vectors(s) + uint64_t{token} * s.vectors + vector;
 }
 
-MNNVL_AR_HD constexpr uint64_t two_shot_vectors(Shape s) {
-  return scatter_vectors(s) + uint64_t{s.tokens} * s.vectors;
-}
+MNNVL_AR_HD constexpr uint64_t two_shot_vectors(Shape s) { return scatter_vectors(s) + uint64_t{s.tokens} * s.vectors; }
 
 }  // namespace mnnvl_ar::protocol
