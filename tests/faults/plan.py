@@ -1,0 +1,103 @@
+"""What goes wrong, where and when: faults drawn from a seed, and the traffic that they happen to."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+from common.cases.calls import Call
+
+# Kind -> the error that every other rank must raise, naming the rank at fault.
+KINDS = {
+    "kill": "PeerTimeout",  # SIGKILL, at any moment
+    "stop": "PeerTimeout",  # SIGSTOP at any moment, SIGCONT when the others have given up
+    "slow": "PeerTimeout",  # a call begins later than the deadline allows
+    "exception": "PeerTimeout",  # Python raises between two calls, and no more calls are made
+    "exit before first call": "PeerTimeout",
+    "exit in a call": "PeerTimeout",  # or between two, at any moment
+    "skipped call": "CallMismatch",
+    "extra call": "CallMismatch",
+    "wrong shape": "CallMismatch",
+    "wrong op": "CallMismatch",
+    "wrong order": "CallMismatch",
+    "honest": "",  # late, but within the deadline: nobody may complain
+}
+LETHAL = ("kill", "exit before first call", "exit in a call")
+SUDDEN = ("kill", "stop", "exit in a call")  # by a thread beside the calls
+FAULTS = tuple(kind for kind in KINDS if kind != "honest")
+
+CALLS = 36  # of a round
+LATEST = 24  # number of the last call that a fault may happen to
+
+
+def _sizes(device: str) -> list[Call]:
+    sets = [("bf16", 64), ("fp32", 264), ("fp16", 128), ("bf16", 264)]
+    tokens = (1, 3, 8) if device == "cpu" else (1, 8, 32)
+    found = []
+    for number, (dtype, hidden) in enumerate(sets):
+        for place, count in enumerate(tokens):
+            op = "all_reduce" if (number + place) % 2 else "all_reduce_rms_norm"
+            found.append(Call(op, count, hidden, dtype, strategy=(number + 2 * place) % 3 % 2, seed=number))
+    return found
+
+
+SIZES = {device: _sizes(device) for device in ("cpu", "cuda")}
+WORKSPACE = {"max_tokens": 32, "hidden": 264}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One round: what happens to rank `victim` at call `at`."""
+
+    kind: str
+    world_size: int
+    victim: int
+    at: int
+    seed: int
+    deadline: float
+    device: str = "cpu"
+    recover: bool = False  # begin with `recover` of the last round's workspace, if it is there
+    off: str = ""  # rules switched off
+    graphs: bool = False  # calls are replayed CUDA graphs
+    more: dict[str, float] = field(default_factory=dict)
+
+    def calls(self, rank: int) -> list[Call]:
+        """The calls that `rank` makes. Neighbours differ, since only what differs can be seen to be missing."""
+        random_ = random.Random(self.seed)
+        sizes = SIZES[self.device]
+        calls = [random_.choice(sizes)]
+        while len(calls) < CALLS:
+            calls.append(random_.choice([call for call in sizes if call not in calls[-1:]]))
+        if rank != self.victim:
+            return calls
+        at = self.at
+        if self.kind == "skipped call":
+            del calls[at]
+        elif self.kind == "extra call":
+            calls.insert(at, random_.choice([call for call in sizes if call != calls[at]]))
+        elif self.kind == "wrong order":
+            calls[at], calls[at + 1] = calls[at + 1], calls[at]
+        elif self.kind == "wrong shape":
+            calls[at] = replace(calls[at], tokens=calls[at].tokens + 1)
+        elif self.kind == "wrong op":
+            other = {"all_reduce": "all_reduce_rms_norm", "all_reduce_rms_norm": "all_reduce"}
+            calls[at] = replace(calls[at], op=other[calls[at].op])
+        return calls
+
+
+def draw(number: int, world_size: int, deadline: float, seed: int, kinds: tuple[str, ...], device: str) -> Plan:
+    """Fault `number` of a run."""
+    random_ = random.Random(seed * 1_000_003 + number)
+    kind = kinds[number % len(kinds)]
+    return Plan(
+        kind=kind,
+        world_size=world_size,
+        victim=random_.randrange(world_size),
+        at=0 if kind == "exit before first call" else random_.randrange(LATEST),
+        seed=random_.randrange(1 << 30),
+        deadline=deadline,
+        device=device,
+        recover=random_.random() < 0.5,
+        graphs=device == "cuda" and random_.random() < 0.5,
+        more={"delay": random_.random() * 0.003, "late": 0.3 + random_.random() * 0.5},
+    )

@@ -1,0 +1,129 @@
+"""What each rank does in a round: calls, every output bit checked, until the plan's fault breaks the workspace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.cases.calls import Prepared, wanted
+from common.cases.rules import break_rule
+from faults.plan import SIZES, SUDDEN, WORKSPACE, Plan
+
+
+@dataclass
+class Outcome:
+    """How a round ended for one rank."""
+
+    made: int = 0  # calls that returned
+    wrong: list[str] = field(default_factory=list)  # of those
+    error: str = ""  # class that check() raised, or "" if all calls returned
+    peer: int = -1  # that it names
+    took: float = 0.0  # seconds from the beginning of the call to the error
+    text: str = ""
+    op_text: str = ""  # what the op said
+
+
+class Sudden:
+    """Does `deed` to this process a little later, from a thread, whatever the process is at."""
+
+    def __init__(self, deed: str, delay: float) -> None:
+        self._deed, self._delay = deed, delay
+        self._done = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def wait(self) -> None:
+        self._done.wait(60)
+
+    def _run(self) -> None:
+        time.sleep(self._delay)
+        if self._deed == "exit in a call":
+            os._exit(3)
+        os.kill(os.getpid(), signal.SIGKILL if self._deed == "kill" else signal.SIGSTOP)
+        self._done.set()
+
+
+def round_of(rank: Any, plan: Plan) -> Outcome:
+    """Collective."""
+    workspace = _workspace(rank, plan)
+    for call in SIZES[plan.device]:  # the answers, so that ranks do not wait for the reference
+        wanted(call, rank.world_size)
+    outcome, sudden = Outcome(), None
+    is_victim = rank.rank == plan.victim
+    graphs = _Graphs(rank, workspace) if plan.graphs else None
+    rank.barrier()
+    for number, call in enumerate(plan.calls(rank.rank)):
+        prepared = graphs.of(call) if graphs else Prepared(rank, call)
+        if is_victim and number == plan.at:
+            if plan.kind == "exit before first call":
+                os._exit(3)
+            if plan.kind == "exception":
+                break
+            if plan.kind in ("slow", "honest"):
+                time.sleep(plan.deadline * (0.4 if plan.kind == "honest" else 1.0) + plan.more["late"] * (plan.kind == "slow"))
+            if plan.kind in SUDDEN:
+                sudden = Sudden(plan.kind, plan.more["delay"])
+        if sudden and number == plan.at + 4:
+            sudden.wait()
+        began = time.monotonic()
+        try:
+            if graphs:
+                graphs.replay(call)
+            else:
+                prepared.launch(workspace.handle)
+            rank.synchronize()
+            if rank.device.type == "cuda":
+                workspace.check()
+        except RuntimeError as error:
+            _explain(workspace, error, outcome, time.monotonic() - began)
+            break
+        outcome.made += 1
+        outcome.wrong += prepared.wrong()
+    return outcome
+
+
+def _explain(workspace: Any, error: RuntimeError, outcome: Outcome, took: float) -> None:
+    import mnnvl_ar
+
+    outcome.took, outcome.op_text = took, str(error)
+    try:
+        workspace.check()
+        outcome.error, outcome.text = "nothing", "check() raised nothing"
+    except mnnvl_ar.WorkspaceBroken as broken:
+        outcome.error, outcome.peer, outcome.text = type(broken).__name__, broken.peer, str(broken)
+
+
+def _workspace(rank: Any, plan: Plan) -> Any:
+    """The last round's, recovered, or a new one. All ranks decide alike, as the plan and their processes are alike."""
+    kept = rank._workspaces.get("faults")
+    if kept is not None and plan.recover:
+        kept.recover(rank.group, timeout=30.0)
+    else:
+        if kept is not None:
+            kept.close(force=True)
+        kept = rank.new_workspace(**WORKSPACE, deadline=plan.deadline, monitor=False)
+        rank._workspaces["faults"] = kept
+    if plan.off:
+        break_rule(kept.handle, plan.off)
+    return kept
+
+
+class _Graphs:
+    """Each call as a captured graph, kept for the round."""
+
+    def __init__(self, rank: Any, workspace: Any) -> None:
+        self._rank, self._handle = rank, workspace.handle
+        self._made: dict[Any, tuple[Prepared, Any]] = {}
+
+    def of(self, call: Any) -> Prepared:
+        if call not in self._made:
+            prepared = Prepared(self._rank, call)
+            self._made[call] = prepared, self._rank.capture(lambda: prepared.launch(self._handle))
+        self._made[call][0].refill()
+        return self._made[call][0]
+
+    def replay(self, call: Any) -> None:
+        self._made[call][1].replay()
