@@ -44,9 +44,11 @@ def create(
     max_ctas: int = 0,
     batch: int = 0,
     lag: int = 0,
+    concurrent: bool = True,
 ) -> int:
     """Makes a handle for blocks that are mapped and filled (`Layout`); `Workspace` without the memory."""
     deadline_ns = 0 if deadline is None or math.isinf(deadline) else max(1, round(deadline * 1e9))
     index = -1 if device.type == "cpu" else device.index
-    settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl, one_shot_bytes, cluster, max_ctas, batch, lag]
+    settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl, one_shot_bytes]
+    settings += [cluster, max_ctas, batch, lag, int(concurrent)]
     return int(ops._workspace_create(settings, list(pointers), multicast_pointer))

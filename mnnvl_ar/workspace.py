@@ -36,8 +36,10 @@ class Workspace:
     pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
     timeout:    seconds that making the workspace may take
-    max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once, divided by the workspaces
-                open on it, so that they may run side by side on several streams
+    max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once
+    concurrent: whether calls on other workspaces of this device may run at the same time, on other streams. Then, from
+                the second workspace on, each has its share of the device, and "early" counts as "late". False is quicker
+                where calls on all workspaces follow each other
     monitor:    whether a thread, one for all workspaces of the process, logs a fault within half a second
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
@@ -58,6 +60,7 @@ class Workspace:
         deadline: float | None = DEFAULT_DEADLINE,
         timeout: float = 60.0,
         max_ctas: int | None = None,
+        concurrent: bool = True,
         monitor: bool = True,
     ) -> None:
         self._memory: SymmetricMemory | None = None
@@ -94,6 +97,7 @@ class Workspace:
             deadline=deadline,
             one_shot_bytes=crossover,
             max_ctas=max_ctas or 0,
+            concurrent=concurrent,
         )
         self._watch()
 

@@ -79,8 +79,8 @@ void all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, double ep
 // ---- for mnnvl_ar.Workspace ------------------------------------------------------------------------------------------
 
 int64_t workspace_create(std::vector<int64_t> s, std::vector<int64_t> blocks, int64_t multicast) {
-  STD_TORCH_CHECK(s.size() == 11, "workspace: ", s.size(), " settings, wanted 11");
-  return create({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10]}, blocks, multicast);
+  STD_TORCH_CHECK(s.size() == 12, "workspace: ", s.size(), " settings, wanted 12");
+  return create({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11]}, blocks, multicast);
 }
 
 bool workspace_close(int64_t handle, bool force) { return close(handle, force); }

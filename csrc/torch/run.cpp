@@ -1,5 +1,7 @@
 #include "torch/run.h"
 
+#include <algorithm>
+
 #include "host/one_rank.h"
 
 #if MNNVL_AR_CUDA
@@ -61,7 +63,11 @@ void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy 
   const OnDevice guard(device);
   const Settings& s = workspace.settings;
   const cuda::Tuning tuning{static_cast<uint32_t>(s.cluster), static_cast<uint32_t>(s.max_ctas),
-                            static_cast<uint32_t>(s.batch), static_cast<uint32_t>(s.lag), sharers(a.device)};
+                            static_cast<uint32_t>(s.batch), static_cast<uint32_t>(s.lag),
+                            s.concurrent ? sharers(a.device) : 1};
+  // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
+  // need them before ours can end on some peer, that could wait for ever.
+  if (tuning.sharers > 1) pdl = std::min<int64_t>(pdl, static_cast<int64_t>(protocol::Pdl::late));
   cuda::Plan plan;
   cudaError_t error = cuda::plan(strategy, op, a.dtype, shape, tuning, device, &plan);
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));

@@ -30,6 +30,7 @@ struct Settings {
   int64_t pdl;                            // protocol::Pdl
   int64_t one_shot_bytes;                 // auto: one-shot for messages up to here
   int64_t cluster, max_ctas, batch, lag;  // cuda::Tuning, 0: chosen
+  int64_t concurrent;                     // calls on other workspaces of the device may run at the same time
 };
 
 struct Workspace {

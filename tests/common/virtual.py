@@ -57,6 +57,7 @@ class VirtualGroup:
                 pdl=pdl,
                 deadline=deadline,
                 one_shot_bytes=crossover,
+                concurrent=False,
                 **tuning,
             )
             for rank in range(ranks)
