@@ -1,6 +1,6 @@
 """What the right answer is, bit for bit: docs/numerics.md in plain PyTorch on the CPU.
 
-Every step is an elementwise fp32 operation that IEEE 754 defines, so these few lines give the bits that every transport,
+Every step is an elementwise fp32 operation that IEEE 754 defines, so these lines give the bits that every transport,
 strategy, world size and grid must give. Slow, and meant to be read.
 """
 

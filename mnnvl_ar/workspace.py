@@ -38,8 +38,8 @@ class Workspace:
     timeout:    seconds that making the workspace may take
     max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once
     concurrent: whether calls on other workspaces of this device may run at the same time, on other streams. Then, from
-                the second workspace on, each has its share of the device, and "early" counts as "late". False is quicker
-                where calls on all workspaces follow each other
+                the second workspace on, each has its share of the device, and "early" counts as "late". False is
+                quicker where calls on all workspaces follow each other
     monitor:    whether a thread, one for all workspaces of the process, logs a fault within half a second
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
@@ -102,7 +102,7 @@ class Workspace:
         self._watch()
 
     def fits(self, tokens: int, hidden: int, dtype: torch.dtype) -> bool:
-        """Whether a call of [tokens, hidden] of `dtype` can run: what every call is held against, on all ranks alike."""
+        """Whether a call of [tokens, hidden] of `dtype` can run: what calls are held against, alike on all ranks."""
         return dtype in DTYPES and bool(ops._workspace_fits(self.handle, tokens, hidden * dtype.itemsize))
 
     def check(self) -> None:
