@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mnnvl_ar import demo
+from mnnvl_ar import demo, doctor
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     demo.add_arguments(chosen)
     chosen.set_defaults(run=demo.run)
+    chosen = commands.add_parser("doctor", help="what a group on this machine would get", description=doctor.__doc__)
+    doctor.add_arguments(chosen)
+    chosen.set_defaults(run=doctor.run)
     args = parser.parse_args(arguments)
     return int(args.run(args))
 

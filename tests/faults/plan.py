@@ -99,5 +99,5 @@ def draw(number: int, world_size: int, deadline: float, seed: int, kinds: tuple[
         device=device,
         recover=random_.random() < 0.5,
         graphs=device == "cuda" and random_.random() < 0.5,
-        more={"delay": random_.random() * 0.003, "late": 0.3 + random_.random() * 0.5},
+        more={"delay": random_.random() * 0.003, "late": 1.0 + random_.random()},
     )

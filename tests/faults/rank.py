@@ -63,7 +63,9 @@ def round_of(rank: Any, plan: Plan) -> Outcome:
             if plan.kind == "exception":
                 break
             if plan.kind in ("slow", "honest"):
-                time.sleep(plan.deadline * (0.4 if plan.kind == "honest" else 1.0) + plan.more["late"] * (plan.kind == "slow"))
+                time.sleep(
+                    plan.deadline * (0.4 if plan.kind == "honest" else 1.0) + plan.more["late"] * (plan.kind == "slow")
+                )
             if plan.kind in SUDDEN:
                 sudden = Sudden(plan.kind, plan.more["delay"])
         if sudden and number == plan.at + 4:

@@ -84,7 +84,7 @@ def judge(plan: Plan, rank: int, outcome: Outcome) -> list[str]:
     elif wanted and f"rank {plan.victim}" not in outcome.op_text:
         found.append(f"the op does not name rank {plan.victim}: {outcome.op_text}")
     if outcome.took > plan.deadline + MARGIN:
-        found.append(f"took {outcome.took:.2f} s")
+        found.append(f"took {outcome.took:.2f} s: {outcome.op_text}")
     return found
 
 
@@ -99,7 +99,7 @@ def serve(world_size: int, plans: queue.Queue[Plan], args: argparse.Namespace, t
                 return
             running = pool.start(round_of, plan)
             if plan.kind == "stop":
-                watcher = threading.Thread(target=go_on_later, args=(pool.pids[plan.victim], plan.deadline + 0.5))
+                watcher = threading.Thread(target=go_on_later, args=(pool.pids[plan.victim], plan.deadline + 1.5))
                 watcher.start()
             outcomes = running.outcomes(plan.deadline + args.patience)
             if plan.kind == "stop":

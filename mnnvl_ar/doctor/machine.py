@@ -1,0 +1,148 @@
+"""What one host has, as a dictionary of plain values. Reads only; what cannot be read is left out or says why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnnvl_ar import _library
+from mnnvl_ar.doctor.binary import architectures
+from mnnvl_ar.memory import multicast_refusal
+
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "MNNVL_AR_LIBRARY",
+    "MNNVL_AR_DISABLE_MULTICAST",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST",
+    "NCCL_NVLS_ENABLE",
+    "NVSHMEM_DISABLE_NVLS",
+    "NCCL_MNNVL_ENABLE",
+    "NCCL_CUMEM_ENABLE",
+)
+
+
+def examine() -> dict[str, Any]:
+    """This host, as this process sees it."""
+    found: dict[str, Any] = {
+        "host": platform.node(),
+        "library": {"path": str(_library.PATH), "architectures": architectures(_library.PATH)},
+        "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()},
+        "multicast_refusal": multicast_refusal(),
+        "container": _container(),
+        "imex": _imex(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "gpus": [],
+        "p2p": [],
+        "driver": _driver_module(),
+        "driver_error": "",
+    }
+    try:
+        found.update(_gpus())
+    except Exception as error:  # no driver, no bindings, or a driver too old: that is the finding
+        found["driver_error"] = f"{type(error).__name__}: {error}"
+    for gpu, more in zip(found["gpus"], _nvml(len(found["gpus"])), strict=False):
+        gpu.update(more)
+    return found
+
+
+def _gpus() -> dict[str, Any]:
+    from cuda.bindings import driver as cuda
+
+    def call(name: str, *arguments: Any) -> Any:
+        status, *results = getattr(cuda, name)(*arguments)
+        if status != cuda.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{name}: {status.name}")
+        return results[0] if results else None
+
+    call("cuInit", 0)
+    devices = [call("cuDeviceGet", index) for index in range(call("cuDeviceGetCount"))]
+    names = cuda.CUdevice_attribute
+
+    def attribute(device: Any, name: str) -> int:
+        return int(call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+
+    gpus = []
+    for index, device in enumerate(devices):
+        major, minor = (attribute(device, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+        gpus.append(
+            {
+                "index": index,
+                "name": call("cuDeviceGetName", 128, device).split(b"\0")[0].decode(),
+                "uuid": bytes(call("cuDeviceGetUuid", device).bytes).hex(),
+                "capability": f"{major}.{minor}",
+                "memory": int(call("cuDeviceTotalMem", device)),
+                "multicast": bool(attribute(device, "MULTICAST_SUPPORTED")),
+                "fabric_handles": bool(attribute(device, "HANDLE_TYPE_FABRIC_SUPPORTED")),
+                "fd_handles": bool(attribute(device, "HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED")),
+            }
+        )
+    access = cuda.CUdevice_P2PAttribute.CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED
+    p2p = [
+        [a == b or bool(call("cuDeviceGetP2PAttribute", access, devices[a], devices[b])) for b in range(len(devices))]
+        for a in range(len(devices))
+    ]
+    return {"gpus": gpus, "p2p": p2p, "driver_api": int(call("cuDriverGetVersion"))}
+
+
+def _nvml(count: int) -> list[dict[str, Any]]:
+    """NVLinks, fabric state and confidential computing of each visible GPU, if nvidia-ml-py is there."""
+    if count == 0:
+        return []
+    try:
+        pynvml: Any = importlib.import_module("pynvml")
+        pynvml.nvmlInit()
+        handles = [
+            pynvml.nvmlDeviceGetHandleByUUID("GPU-" + str(torch.cuda.get_device_properties(i).uuid))
+            for i in range(count)
+        ]
+    except Exception:
+        return [{"nvlinks": None} for _ in range(count)]
+    found = []
+    for handle in handles:
+
+        def links(h: Any = handle) -> int:
+            return sum(_try(functools.partial(pynvml.nvmlDeviceGetNvLinkState, h, n), 0) for n in range(18))
+
+        def fabric(h: Any = handle) -> dict[str, Any]:
+            info = pynvml.c_nvmlGpuFabricInfo_t()
+            pynvml.nvmlDeviceGetGpuFabricInfo(h, pynvml.byref(info))
+            return {"state": int(info.state), "status": int(info.status), "clique": int(info.cliqueId)}
+
+        found.append({"nvlinks": _try(links), "fabric": _try(fabric)})
+    return found
+
+
+def _try(look: Callable[[], Any], otherwise: Any = None) -> Any:
+    try:
+        return look()
+    except Exception:
+        return otherwise
+
+
+def _driver_module() -> str:
+    text = _try(lambda: Path("/proc/driver/nvidia/version").read_text(), "")
+    words = text.split("\n")[0].split()
+    return next((word for word in words if word.count(".") >= 1 and word[0].isdigit()), "")
+
+
+def _imex() -> dict[str, Any]:
+    channels = Path("/dev/nvidia-caps-imex-channels")
+    return {"channels": sorted(_try(lambda: os.listdir(channels), [])), "config": Path("/etc/nvidia-imex").is_dir()}
+
+
+def _container() -> dict[str, Any]:
+    marks = [mark for mark in ("/.dockerenv", "/run/.containerenv") if Path(mark).exists()]
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        marks.append("kubernetes")
+    shm = _try(lambda: shutil.disk_usage("/dev/shm").total, 0)
+    return {"marks": marks, "shm_bytes": shm, "cpus": len(os.sched_getaffinity(0))}
