@@ -90,12 +90,13 @@ def serve(rank: Any, script: Script, off: str = "") -> dict[str, Any]:
 
 
 def total(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of all ranks: what each of them counted, which must be the same but for what was wrong."""
-    first = {name: value for name, value in figures[0].items() if not name.startswith("wrong")}
-    for each in figures:
-        assert first == {name: value for name, value in each.items() if not name.startswith("wrong")}
+    """Of all ranks: what each of them counted, which must be the same on all, and all that was wrong."""
+    apart = ("wrong_rows", "wrong_by_form", "seconds")
+    first = {name: value for name, value in figures[0].items() if name not in apart}
     by_form: dict[str, int] = {}
     for each in figures:
+        assert first == {name: value for name, value in each.items() if name not in apart}
         for form, rows in each["wrong_by_form"].items():
             by_form[form] = by_form.get(form, 0) + rows
-    return {**first, "wrong_rows": sum(by_form.values()), "wrong_by_form": by_form}
+    seconds = {"seconds": max(each["seconds"] for each in figures)} if "seconds" in figures[0] else {}
+    return {**first, **seconds, "wrong_rows": sum(by_form.values()), "wrong_by_form": by_form}

@@ -140,6 +140,15 @@ class Script:
     steps: list[Step] = field(default_factory=list)
 
     @property
+    def captures(self) -> Script:
+        """What comes before the traffic."""
+        return Script(self.profile, [step for step in self.steps if isinstance(step, Warm | Capture)])
+
+    @property
+    def traffic(self) -> Script:
+        return Script(self.profile, [step for step in self.steps if not isinstance(step, Warm | Capture)])
+
+    @property
     def reals(self) -> list[int]:
         """Every number of real rows in it."""
         reals = {step.real for step in self.steps if isinstance(step, Forward)}

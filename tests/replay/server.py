@@ -197,12 +197,16 @@ class Server:
         self.machine.join()
 
     def flush(self, group: list[_Operands]) -> None:
-        """Makes the calls of `group` with nothing between them, then compares all their outputs."""
+        """Makes the calls of `group` with nothing between them, then compares all their outputs.
+
+        The last call's first: a kernel is ordered behind the one before it, but behind an impatient kernel, which waits
+        for nothing, not behind the call before that. The library sees to its own data only.
+        """
         for made in group:
             if made.call.after == "impatient":
                 self.machine.impatient()
             self.make(made)
-        for made in group:
+        for made in reversed(group):
             self.compare(made)
         group.clear()
 

@@ -99,4 +99,4 @@ def plan(real: int, most_tokens: int, padding: int) -> torch.Tensor:
     token = torch.arange(most_tokens)
     sets = (torch.arange(SETS).view(-1, 1) + torch.arange(SETS)) % SETS
     rows = sets.unsqueeze(-1) * DISTINCT + token % DISTINCT
-    return torch.where(token < real, rows, padding + token % DISTINCT)
+    return torch.where(token < real, rows, padding + token % DISTINCT).int()

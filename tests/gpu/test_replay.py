@@ -1,0 +1,90 @@
+"""A server's script of calls with real CUDA graphs: every real row of every replay is compared, bit for bit, on the
+device. More than 10,000 replays at each world size, under a fixed seed and under a fresh one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.gpu_ranks import ranks_of
+from common.ranks import TEST_LIBRARY
+from gpu import record
+from replay.controls import symptom
+from replay.gpu import serve
+from replay.host import total
+from replay.script import Profile, sglang, vllm
+
+FRESH = int.from_bytes(os.urandom(4), "little")
+SEEDS = pytest.mark.parametrize("seed", [20_260_101, FRESH], ids=["fixed", "fresh"])
+ENOUGH = 10_000  # replays
+
+# Both engines' lists in full; SGLang's prefill up to where it fuses.
+SERVERS = (
+    (vllm, {"max_tokens": 512, "forwards": 800, "impatient": True}),
+    (sglang, {"max_tokens": 2048, "forwards": 650}),
+)
+
+
+def served(ranks: Any, seed: int, servers: Any, **sizes: Any) -> list[dict[str, Any]]:
+    """Runs the servers' scripts, one after another; the figures of each."""
+    results = []
+    for engine, lists in servers:
+        profile = Profile(ranks.world_size, seed, **{**lists, **sizes})
+        figures = total(ranks.run(serve, engine(profile), timeout=200))
+        print(f"{engine.__name__} of {ranks.world_size} ranks, seed {seed}: {figures}", flush=True)
+        results.append({"engine": engine.__name__, "seed": seed, "layers": profile.layers, **figures})
+    return results
+
+
+@SEEDS
+@pytest.mark.parametrize("world_size", [pytest.param(n, marks=pytest.mark.gpu(n)) for n in (2, 4, 8)])
+def test_serves(world_size: int, seed: int, pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> None:
+    results = served(ranks_of("real", world_size), seed, SERVERS, hidden=4096, layers=32)
+    if file := pytestconfig.getoption("--gpu-record"):
+        kind = request.node.callspec.id.rpartition("-")[2]
+        record.merge(f"replay, {world_size} ranks, {kind} seed", {"scripts": results}, Path(file))
+    for figures in results:
+        assert figures["wrong_rows"] == 0, figures
+        assert figures["reopened"] > 0
+        assert figures["discarded"] > 0
+    assert sum(figures["replays"] for figures in results) >= ENOUGH
+    assert sum(figures["updates"] for figures in results) > 0, "cudaGraphExecUpdate was always refused"
+
+
+@pytest.mark.gpu(2)
+def test_serves_80_layers() -> None:
+    (figures,) = served(ranks_of("real", 2), 7, [(vllm, {"max_tokens": 64, "forwards": 60})], hidden=8192, layers=80)
+    assert figures["wrong_rows"] == 0, figures
+
+
+def test_serves_virtual_ranks() -> None:
+    """The same where there is only one GPU."""
+    small = [(engine, {**lists, "max_tokens": 32, "forwards": 120}) for engine, lists in SERVERS]
+    for figures in served(ranks_of("virtual", 2), FRESH, small, hidden=2048, layers=3, late=0.01):
+        assert figures["wrong_rows"] == 0, figures
+
+
+# Rule -> what is switched off. Signatures make ranks meet before they read, so they are off where data is stale.
+CONTROLS = {
+    "": "",
+    "device_epoch": "device_epoch signature",
+    "device_dirty": "device_dirty signature",
+    "clear": "clear signature",
+    "sanitize": "sanitize",
+    "integer_compare": "integer_compare",
+}
+
+
+@pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="alike on every machine; runs where there is one GPU")
+@pytest.mark.parametrize("rule", list(CONTROLS), ids=lambda rule: rule or "none")
+def test_fails_without(rule: str) -> None:
+    """Each rule switched off is caught by the script; with all of them it passes."""
+    said = symptom(CONTROLS[rule])
+    assert bool(said) == bool(rule), said
+    assert not rule or any(word in said for word in ("wrong rows", "fault code", "is broken")), said

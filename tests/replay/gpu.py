@@ -1,0 +1,188 @@
+"""Replays on CUDA: real graphs, captured on a side stream into one pool of memory, replayed on the current stream.
+
+Ranks are real ones (`common.ranks.Rank`, a process and a GPU each) or virtual ones (`common.virtual_ranks.VirtualRank`,
+threads that share a GPU). The latter capture one at a time, while no rank has a call under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from replay.kernels import ask, kernels
+from replay.script import Script
+from replay.server import Server, Work
+
+
+class CudaGraph:
+    """A captured graph. Those of kind "update" are launched through an executable of ours, whose parameters can be
+    replaced; PyTorch keeps its own to itself."""
+
+    def __init__(self, updatable: bool) -> None:
+        self.graph = torch.cuda.CUDAGraph(keep_graph=True) if updatable else torch.cuda.CUDAGraph()
+        self.executable: Any = None
+
+    def instantiate(self) -> None:
+        from cuda.bindings import runtime
+
+        self.executable = ask(runtime.cudaGraphInstantiate(self.raw, 0))
+
+    @property
+    def raw(self) -> Any:
+        from cuda.bindings import runtime
+
+        return runtime.cudaGraph_t(init_value=self.graph.raw_cuda_graph())
+
+    def replay(self) -> None:
+        if self.executable is None:
+            self.graph.replay()
+            return
+        from cuda.bindings import runtime
+
+        stream = runtime.cudaStream_t(init_value=torch.cuda.current_stream().cuda_stream)
+        ask(runtime.cudaGraphLaunch(self.executable, stream))
+
+
+class CudaMachine:
+    def __init__(self, rank: Any, deadline: float, impatient: bool, **options: Any) -> None:
+        self.rank, self.deadline, self.options = rank, deadline, options
+        self.virtual = getattr(rank, "_ranks", None)
+        self.stream, self.side = torch.cuda.Stream(rank.device), torch.cuda.Stream(rank.device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.forked = False
+        self.refused = 0  # updates that CUDA did not take, so that the graph was instantiated anew
+        if self.virtual is not None:
+            # Two calls of every rank, on its stream and aside, and what is launched early behind one of them.
+            processors = torch.cuda.get_device_properties(rank.device).multi_processor_count
+            options.setdefault("max_ctas", max(1, processors * 5 // 8 // rank.world_size // 3))
+        with self.alone():
+            self.kernels = kernels(rank.device) if impatient else None
+
+    def workspace(self, **options: Any) -> Any:
+        return self.rank.new_workspace(deadline=self.deadline, **self.options, **options)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.rank.device)
+
+    def eager(self, work: Work) -> None:
+        work(self.take)
+
+    def capture(self, work: Work, kind: str, keep: bool) -> CudaGraph:
+        """ "full" and "piecewise" as vLLM does it, by `torch.cuda.graph`; the others by capture_begin and capture_end.
+        What is thrown away has had a pool of its own."""
+        made = CudaGraph(kind == "update")
+        pool = self.pool if keep else torch.cuda.graph_pool_handle()
+        with self.alone():
+            if kind in ("full", "piecewise") and self.virtual is None:
+                with torch.cuda.graph(made.graph, pool=pool, stream=self.stream):
+                    work(self.take)
+            else:
+                mode = "global" if self.virtual is None else "thread_local"
+                current = torch.cuda.current_stream(self.rank.device)
+                self.stream.wait_stream(current)
+                with torch.cuda.stream(self.stream):
+                    made.graph.capture_begin(pool=pool, capture_error_mode=mode)
+                    try:
+                        work(self.take)
+                    finally:
+                        made.graph.capture_end()
+                current.wait_stream(self.stream)
+            if kind == "update":
+                made.instantiate()
+        return made
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One virtual rank at a time."""
+        if self.virtual is None:
+            yield
+            return
+        self.rank.barrier()
+        with self.virtual.lock:
+            yield
+        self.rank.barrier()
+
+    def update(self, into: CudaGraph, source: CudaGraph) -> None:
+        from cuda.bindings import runtime
+
+        code, _ = runtime.cudaGraphExecUpdate(into.executable, source.raw)
+        if int(code) == 0:
+            return
+        self.refused += 1
+        runtime.cudaGetLastError()
+        with self.alone():
+            into.executable = ask(runtime.cudaGraphInstantiate(source.raw, 0))
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """On the stream aside, behind what has been launched so far. Tensors made in here stay on that stream."""
+        self.side.wait_stream(torch.cuda.current_stream(self.rank.device))
+        self.forked = True
+        with torch.cuda.stream(self.side):
+            yield
+
+    def join(self) -> None:
+        if self.forked:
+            torch.cuda.current_stream(self.rank.device).wait_stream(self.side)
+        self.forked = False
+
+    def impatient(self) -> None:
+        if self.kernels is not None:
+            self.kernels.impatient()
+
+
+def serve(
+    rank: Any, script: Script, off: str = "", *, delay_ns: int = 0, hog: bool = False, deadline: float = 30.0
+) -> dict[str, Any]:
+    """Runs by every rank; the figures. off, delay_ns: in a test build, rules to switch off, and the longest random
+    delay inside kernels. hog: another stream keeps taking SMs away.
+    """
+    from common.cases.rules import break_rule
+
+    def sabotage(handle: int) -> None:
+        if off or delay_ns:
+            break_rule(handle, off, frozen_dirty=1, delay_ns=delay_ns)
+
+    machine = CudaMachine(rank, deadline, script.profile.impatient)
+    server = Server(rank, machine, script, sabotage)
+    rank.barrier()
+    began = time.monotonic()
+    server.run(script.captures)
+    with hogging(rank.device) if hog else contextlib.nullcontext():
+        figures = server.run(script.traffic)
+    figures["refused_updates"] = machine.refused
+    figures["updates"] -= machine.refused
+    figures["seconds"] = round(time.monotonic() - began, 1)
+    server.close()
+    return figures
+
+
+@contextlib.contextmanager
+def hogging(device: torch.device) -> Iterator[None]:
+    """Up to all SMs of the device are taken away for up to a millisecond, again and again. Not while graphs are
+    captured: other threads may then do little.
+    """
+    import random
+
+    made, stream, enough = kernels(device), torch.cuda.Stream(device), threading.Event()
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+
+    def work() -> None:
+        draw = random.Random(7)
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            while not enough.is_set():
+                made.hog(draw.randint(1, 2 * processors), draw.randint(1_000, 1_000_000))
+                stream.synchronize()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
