@@ -13,9 +13,9 @@ using torch::stable::Tensor;
 
 // What all tensors of a call agree on: x says it, the others are held against it.
 struct Agreement {
-  int32_t dtype_code;     // PyTorch's
+  int32_t dtype_code;  // PyTorch's
   protocol::Dtype dtype;
-  int64_t device;         // CUDA index, -1: host
+  int64_t device;  // CUDA index, -1: host
   int64_t hidden;
   protocol::Shape shape;  // ranks is left 0
   const Tensor& x;
