@@ -17,7 +17,7 @@ from replay.gpu import serve
 from replay.host import total
 from replay.script import Profile, vllm
 
-SIZES = {"hidden": 4096, "layers": 8, "max_tokens": 128, "forwards": 150, "late": 0.005, "impatient": True}
+SIZES: dict[str, Any] = {"hidden": 4096, "layers": 8, "max_tokens": 128, "forwards": 150, "late": 0.005, "impatient": True}
 REAL = pytest.mark.parametrize("world_size", [pytest.param(n, marks=pytest.mark.gpu(n)) for n in (2, 4, 8)])
 needs_test_build = pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
 one_gpu = pytest.mark.skipif(torch.cuda.device_count() > 1, reason="alike everywhere; runs where there is one GPU")
@@ -81,7 +81,7 @@ def check_side_by_side(rank: Any, rounds: int) -> None:
 
 
 # Rules that only GPUs' timing can break -> how to bring that about.
-CONTROLS = {"quiescence": {"delay_ns": 50_000}, "advance_last": {"delay_ns": 20_000}}
+CONTROLS: dict[str, dict[str, int]] = {"quiescence": {"delay_ns": 50_000}, "advance_last": {"delay_ns": 20_000}}
 
 
 @needs_test_build

@@ -14,7 +14,14 @@ def in_virtual_ranks(rank: Any, seed: int, off: str, named: dict[str, Any]) -> l
     """Runs by a single process, whose virtual ranks may be left hanging."""
     from common.virtual_ranks import VirtualRanks
 
-    sizes = {"hidden": 2048, "layers": 2, "max_tokens": 32, "forwards": 60, "late": 0.001, "impatient": True}
+    sizes: dict[str, Any] = {
+        "hidden": 2048,
+        "layers": 2,
+        "max_tokens": 32,
+        "forwards": 60,
+        "late": 0.001,
+        "impatient": True,
+    }
     script = vllm(Profile(2, seed, **sizes))
     return VirtualRanks(2).run(serve, script, off, timeout=40, **{"deadline": 1.0, **named})
 

@@ -150,6 +150,8 @@ def serve(
 
     machine = CudaMachine(rank, deadline, script.profile.impatient)
     server = Server(rank, machine, script, sabotage)
+    with machine.alone():
+        server.rehearse(script)
     rank.barrier()
     began = time.monotonic()
     server.run(script.captures)

@@ -94,6 +94,6 @@ def _compiled(capability: tuple[int, int]) -> bytes:
         log = b" " * ask(nvrtc.nvrtcGetProgramLogSize(program))
         ask(nvrtc.nvrtcGetProgramLog(program, log))
         raise RuntimeError(f"NVRTC: {log.decode()}")
-    binary = b" " * ask(nvrtc.nvrtcGetCUBINSize(program))
+    binary: bytes = b" " * ask(nvrtc.nvrtcGetCUBINSize(program))
     ask(nvrtc.nvrtcGetCUBIN(program, binary))
     return binary

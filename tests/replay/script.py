@@ -136,17 +136,18 @@ class Profile:
 
 @dataclass
 class Script:
+    engine: str
     profile: Profile
     steps: list[Step] = field(default_factory=list)
 
     @property
     def captures(self) -> Script:
         """What comes before the traffic."""
-        return Script(self.profile, [step for step in self.steps if isinstance(step, Warm | Capture)])
+        return Script(self.engine, self.profile, [step for step in self.steps if isinstance(step, Warm | Capture)])
 
     @property
     def traffic(self) -> Script:
-        return Script(self.profile, [step for step in self.steps if not isinstance(step, Warm | Capture)])
+        return Script(self.engine, self.profile, [step for step in self.steps if not isinstance(step, Warm | Capture)])
 
     @property
     def reals(self) -> list[int]:
@@ -160,7 +161,7 @@ def vllm(profile: Profile) -> Script:
     """FULL_AND_PIECEWISE: profiling graphs that are thrown away; piecewise sizes, then full ones, largest first, one
     eager warm-up each, ranks skewed and without a barrier; MTP's sizes of one and two tokens a request; then traffic.
     """
-    writer = _Writer(profile)
+    writer = _Writer("vllm", profile)
     sizes = [size for size in VLLM if size <= profile.max_tokens]
     writer.capture("full", sizes[-1], skewed=True, keep=False)
     for size in reversed(sizes):
@@ -177,7 +178,7 @@ def vllm(profile: Profile) -> Script:
 
 def sglang(profile: Profile) -> Script:
     """Decode as full graphs, prefill as breakable ones, largest first, two warm-ups and a barrier before each."""
-    writer = _Writer(profile)
+    writer = _Writer("sglang", profile)
     for size in reversed([size for size in SGLANG_DECODE if size <= profile.max_tokens]):
         writer.capture("full", size, skewed=False)
     for size in reversed([size for size in SGLANG_PREFILL if size <= min(profile.max_tokens, FUSED_LIMIT)]):
@@ -190,8 +191,8 @@ def sglang(profile: Profile) -> Script:
 class _Writer:
     """Writes a script down, step by step."""
 
-    def __init__(self, profile: Profile) -> None:
-        self.profile, self.draw, self.script = profile, random.Random(profile.seed), Script(profile)
+    def __init__(self, engine: str, profile: Profile) -> None:
+        self.profile, self.draw, self.script = profile, random.Random(profile.seed), Script(engine, profile)
         self.captured: dict[tuple[str, int], tuple[Body, ...]] = {}
         self.turn = 0
 

@@ -63,7 +63,7 @@ def soak(rank: Any, calls: int, hidden: int, seed: int) -> dict[str, Any]:
         last = [table.index_select(0, rows).view(dtype) for table in (tables.x, tables.residual)]
         for at, (tokens, strategy, which) in enumerate(picks[:-1]):
             call(xs[0][which][:tokens], xs[1][which][:tokens], outputs[at % 2], tokens, strategy)
-        call(*last, outputs[1], checked, picks[-1][1])
+        call(last[0], last[1], outputs[1], checked, picks[-1][1])
         for got, table in zip(outputs[1], tables.answers["fused"], strict=True):
             wrong.add_(torch.ne(got[:checked].view(torch.int32), table.index_select(0, rows)).any(-1).sum())
         turn.add_(1)

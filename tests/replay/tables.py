@@ -57,8 +57,8 @@ def make_tables(
             share[nan] = row
         found = _answers(rows, weight)
         assert not any(out.isnan().any() for outs in found.values() for out in outs)
-        for share, row in zip(shares, rows, strict=True):
-            share.append(_spread(row))
+        for kept, row in zip(shares, rows, strict=True):
+            kept.append(_spread(row))
         for name, outs in found.items():
             answers[name].append(tuple(_spread(out) for out in outs))
     garbage = hostile_rows(DISTINCT, hidden, kind, seed=seed, rank=100 + rank, share=0.5)

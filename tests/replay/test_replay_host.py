@@ -5,7 +5,8 @@ bit for bit. Each rule that the host knows is switched off once, and must be cau
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -33,11 +34,17 @@ def _ranks_end() -> Iterator[None]:
 
 @pytest.mark.parametrize("seed", [20_260_101, FRESH], ids=["fixed", "fresh"])
 @pytest.mark.parametrize(("engine", "ranks", "sizes"), SCRIPTS, ids=lambda v: getattr(v, "__name__", None))
-def test_serves(engine: type, ranks: int, sizes: dict[str, int], seed: int, capsys: pytest.CaptureFixture[str]) -> None:
-    script: Script = engine(Profile(ranks, seed, late=0.002, **sizes))
+def test_serves(
+    engine: Callable[[Profile], Script],
+    ranks: int,
+    sizes: dict[str, Any],
+    seed: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = engine(Profile(ranks, seed, late=0.002, **sizes))
     figures = total(rank_pool(ranks).run(serve, script, timeout=120))
     with capsys.disabled():
-        print(f"\n{engine.__name__}, {ranks} ranks, seed {seed}: {figures}")
+        print(f"\n{script.engine}, {ranks} ranks, seed {seed}: {figures}")
     assert figures["wrong_rows"] == 0
     assert figures["updates"] > 0
     assert figures["reopened"] > 0
@@ -57,7 +64,7 @@ CONTROLS = {
 def symptom(rule: str, seed: int) -> str:
     """What goes wrong without `rule`, or "" if nothing does."""
     # Three slots matter to a rank that still clears a large slot while its peer is in the next, small call.
-    sizes = (
+    sizes: dict[str, Any] = (
         {"layers": 1, "hidden": 4096, "max_tokens": 64} if rule == "three_slots" else {"layers": 2, "max_tokens": 32}
     )
     script = vllm(Profile(2, seed, late=0.002, forwards=150, **sizes))
