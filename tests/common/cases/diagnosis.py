@@ -1,0 +1,113 @@
+"""What ranks say of a fault: all of them, the same, at once, with names."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import pickle
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from common.cases.lifecycle import SMALL, broken, make_fail, one_call
+
+
+def check_absent(rank: Any, absent: int) -> None:
+    """One rank stays away: each of the others, and it, say so within the deadline and a second."""
+    workspace = rank.new_workspace(**SMALL, deadline=0.5, monitor=False)
+    one_call(rank, workspace)
+    rank.barrier()
+    said = make_fail(rank, workspace) if rank.rank != absent else ""
+    error = broken(workspace, 1.5)
+    assert type(error).__name__ == "PeerTimeout", error
+    assert (error.rank, error.peer, error.epoch) == (rank.rank, absent, 1), vars(error)
+    assert error.call == error.peer_call.replace("[1,", "[2,") == "all_reduce([2, 64], float32, one_shot)"
+    assert error.waited >= 0.5 or rank.rank == absent
+    assert not said or f"for rank {absent} in {error.call}, call number 1" in said
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+    with pytest.raises(RuntimeError, match=f"rank {absent}"):
+        one_call(rank, workspace)
+    rank.barrier()
+    workspace.close()
+
+
+def check_different(rank: Any, odd: int) -> None:
+    """One rank calls something else: all say who and what, long before the deadline."""
+    from mnnvl_ar import ops
+
+    workspace = rank.new_workspace(**SMALL, deadline=30.0, monitor=False)
+    rank.barrier()
+    began = time.monotonic()
+    x = torch.ones(3 if rank.rank == odd else 2, 64, device=rank.device)
+    said = "[2, 64] [3, 64]"
+    try:
+        ops.all_reduce(x, workspace.handle)
+        rank.synchronize()
+    except RuntimeError as raised:
+        said = str(raised)
+    assert "[3, 64]" in said
+    assert "[2, 64]" in said
+    error = broken(workspace, 1.0)
+    assert time.monotonic() - began < 2.0
+    assert type(error).__name__ == "CallMismatch", error
+    if rank.rank != odd and rank.world_size > 2:
+        assert error.peer == odd, error
+    assert "[3, 64]" in error.call + error.peer_call
+    assert "[2, 64]" in error.call + error.peer_call
+    rank.barrier()
+    workspace.close()
+
+
+def check_overwritten(rank: Any, offset: int) -> None:
+    """A foreign word among the control words of rank 0 is found, and told to all."""
+    workspace = rank.new_workspace(**SMALL, monitor=False)
+    one_call(rank, workspace)
+    workspace.check()
+    rank.barrier()
+    if rank.rank == 0:
+        if rank.device.type == "cpu":
+            ctypes.memset(workspace._memory.pointers[0] + offset, 7, 4)
+        else:
+            workspace._memory._block.driver.fill(workspace._memory.pointers[0] + offset, 4, 7)
+        assert f"control words overwritten at offset 0x{offset:x}" in str(broken(workspace, 1.0))
+    rank.barrier()
+    error = broken(workspace, 1.0)
+    assert type(error).__name__ == "WorkspaceBroken"
+    assert error.peer == 0
+    with pytest.raises(RuntimeError, match="overwritten"):
+        one_call(rank, workspace)
+    rank.barrier()
+    workspace.close()
+
+
+def check_monitor(rank: Any, watched: bool) -> None:
+    """The thread logs a fault once, on a rank that does nothing too, and ends with its last workspace."""
+    from mnnvl_ar import monitor
+
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("mnnvl_ar").addHandler(handler)
+    workspace = rank.new_workspace(**SMALL, deadline=0.3, monitor=watched)
+    rank.barrier()
+    if rank.rank == 0:
+        make_fail(rank, workspace)
+    time.sleep(2.0)
+    texts = [record.getMessage() for record in records]
+    assert len(texts) == int(watched), texts
+    assert all("rank 0 waited" in text and "for rank 1" in text for text in texts), texts
+    rank.barrier()
+    if watched:
+        workspace.recover(rank.group)
+        rank.barrier()
+        if rank.rank == 1:
+            make_fail(rank, workspace)
+        time.sleep(2.0)
+        assert len(records) == 2
+    rank.barrier()
+    workspace.close()
+    logging.getLogger("mnnvl_ar").removeHandler(handler)
+    assert monitor._monitor._thread is None

@@ -1,0 +1,51 @@
+"""Sleep, recover, close, on the host transport."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from common.cases.lifecycle import check_closed_with_graphs, check_recover, check_rounds, check_sleep
+from common.ranks import rank_pool
+
+
+def test_sleep() -> None:
+    rank_pool(3).run(check_sleep)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_recover(ranks: int) -> None:
+    rank_pool(ranks).run(check_recover)
+
+
+def test_close() -> None:
+    rank_pool(2).run(check_closed_with_graphs)
+
+
+def test_rounds_leave_nothing() -> None:
+    rank_pool(2).run(check_rounds)
+
+
+AT_EXIT = """
+    import atexit, sys
+    import torch, torch.distributed as dist
+    import mnnvl_ar
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    ws = mnnvl_ar.Workspace(dist.group.WORLD, 4, 64, torch.float32, device="cpu")
+    x = torch.ones(2, 64)
+    assert torch.equal(mnnvl_ar.ops.all_reduce(x, ws.handle), x)
+    dist.destroy_process_group()
+    if "closing" in sys.argv:
+        atexit.register(ws.close)
+"""
+
+
+@pytest.mark.parametrize("how", ["closing", "leaving"])
+def test_exit_after_the_group(how: str) -> None:
+    """Closed at exit, or not at all: the process ends quietly."""
+    command = [sys.executable, "-c", textwrap.dedent(AT_EXIT), how]
+    got = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert (got.returncode, got.stderr) == (0, "")
