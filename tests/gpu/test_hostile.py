@@ -4,6 +4,7 @@ wait, two workspaces side by side. Right bits, and no hang; and without the rule
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +13,19 @@ import torch
 from common.cases.calls import Call, Prepared, check_calls
 from common.gpu_ranks import ranks_of
 from common.ranks import TEST_LIBRARY, rank_pool
-from replay.controls import symptom
+from replay.controls import Controls
 from replay.gpu import serve
 from replay.host import total
 from replay.script import Profile, vllm
 
-SIZES: dict[str, Any] = {"hidden": 4096, "layers": 8, "max_tokens": 128, "forwards": 150, "late": 0.005, "impatient": True}
+SIZES: dict[str, Any] = {
+    "hidden": 4096,
+    "layers": 8,
+    "max_tokens": 128,
+    "forwards": 150,
+    "late": 0.005,
+    "impatient": True,
+}
 REAL = pytest.mark.parametrize("world_size", [pytest.param(n, marks=pytest.mark.gpu(n)) for n in (2, 4, 8)])
 needs_test_build = pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
 one_gpu = pytest.mark.skipif(torch.cuda.device_count() > 1, reason="alike everywhere; runs where there is one GPU")
@@ -84,12 +92,19 @@ def check_side_by_side(rank: Any, rounds: int) -> None:
 CONTROLS: dict[str, dict[str, int]] = {"quiescence": {"delay_ns": 50_000}, "advance_last": {"delay_ns": 20_000}}
 
 
+@pytest.fixture(scope="module")
+def controls() -> Iterator[Controls]:
+    made = Controls(f"{rule} {off}" for rule in CONTROLS for off in (False, True))
+    yield made
+    made.close()
+
+
 @needs_test_build
 @one_gpu
 @pytest.mark.parametrize("off", [False, True], ids=["holds", "fails-without"])
 @pytest.mark.parametrize("rule", list(CONTROLS))
-def test_control(rule: str, off: bool) -> None:
+def test_control(rule: str, off: bool, controls: Controls) -> None:
     """Delays and impatient predecessors do no harm; without the rule they do."""
-    said = symptom(rule if off else "", **CONTROLS[rule])
+    said = controls.symptom(f"{rule} {off}", rule if off else "", **CONTROLS[rule])
     assert bool(said) == off, said
     assert not off or any(word in said for word in ("wrong rows", "fault code", "is broken")), said

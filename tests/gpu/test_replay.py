@@ -5,6 +5,7 @@ device. More than 10,000 replays at each world size, under a fixed seed and unde
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from common.gpu_ranks import ranks_of
 from common.ranks import TEST_LIBRARY
 from gpu import record
-from replay.controls import symptom
+from replay.controls import Controls
 from replay.gpu import serve
 from replay.host import total
 from replay.script import Profile, sglang, vllm
@@ -90,11 +91,18 @@ CONTROLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def controls() -> Iterator[Controls]:
+    made = Controls(CONTROLS)
+    yield made
+    made.close()
+
+
 @pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="alike on every machine; runs where there is one GPU")
 @pytest.mark.parametrize("rule", list(CONTROLS), ids=lambda rule: rule or "none")
-def test_fails_without(rule: str) -> None:
+def test_fails_without(rule: str, controls: Controls) -> None:
     """Each rule switched off is caught by the script; with all of them it passes."""
-    said = symptom(CONTROLS[rule])
+    said = controls.symptom(rule, CONTROLS[rule])
     assert bool(said) == bool(rule), said
     assert not rule or any(word in said for word in ("wrong rows", "fault code", "is broken")), said

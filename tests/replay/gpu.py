@@ -177,6 +177,7 @@ def hogging(device: torch.device) -> Iterator[None]:
     def work() -> None:
         draw = random.Random(7)
         with torch.cuda.device(device), torch.cuda.stream(stream):
+            torch.zeros(1, device=device)  # makes the context this thread's
             while not enough.is_set():
                 made.hog(draw.randint(1, 2 * processors), draw.randint(1_000, 1_000_000))
                 stream.synchronize()
