@@ -12,39 +12,66 @@
 #include "torch/workspace.h"
 
 #if MNNVL_AR_CUDA
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #endif
 
 namespace mnnvl_ar {
 
 #if MNNVL_AR_CUDA
-// While it lives, this thread may use the device although another one captures.
-class BesideCaptures {
- public:
-  explicit BesideCaptures(int64_t device) {
-    cudaThreadExchangeStreamCaptureMode(&mode_);
-    cudaGetDevice(&before_);
-    if (before_ != device) cudaSetDevice(static_cast<int>(device));
-  }
-  ~BesideCaptures() {
-    cudaSetDevice(before_);
-    cudaThreadExchangeStreamCaptureMode(&mode_);
-  }
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-  int before_ = 0;
+// A device's context, and a stream in it for copies, which waits for nothing. Never destroyed: the driver may be gone before us
+// at exit.
+struct Copier {
+  CUcontext context = nullptr;
+  cudaStream_t stream = nullptr;
 };
 
-// A device's stream for copies, which waits for nothing. Never destroyed: the driver may be gone before us at exit.
-inline cudaStream_t copy_stream(int64_t device) {
-  static std::mutex mutex;
-  static std::map<int64_t, cudaStream_t> streams;
-  const std::lock_guard<std::mutex> lock(mutex);
-  cudaStream_t& stream = streams[device];
-  if (stream == nullptr && cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) stream = nullptr;
-  return stream;
+template <class Function>
+Function driver_function(const char* name, unsigned version) {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &entry, version, cudaEnableDefault, &found);
+  return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Function>(entry) : nullptr;
 }
+
+// Of the current device the first time, as create() calls it; then of any thread.
+inline Copier copier(int64_t device) {
+  static std::mutex mutex;
+  static std::map<int64_t, Copier> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Copier& made = known[device];
+  if (made.stream == nullptr) {
+    const auto current = driver_function<CUresult (*)(CUcontext*)>("cuCtxGetCurrent", 4000);
+    if (cudaStreamCreateWithFlags(&made.stream, cudaStreamNonBlocking) != cudaSuccess) made.stream = nullptr;
+    if (current == nullptr || current(&made.context) != CUDA_SUCCESS) made.stream = nullptr;
+  }
+  return made;
+}
+
+// While it lives, this thread is on the device, and may use it although another thread captures. Contexts are pushed and popped:
+// setting the device back on a thread that was on none would make a context on device 0.
+class BesideCaptures {
+ public:
+  explicit BesideCaptures(int64_t device) : copier_(copier(device)) {
+    static const auto push = driver_function<CUresult (*)(CUcontext)>("cuCtxPushCurrent", 4000);
+    pushed_ = copier_.stream != nullptr && push != nullptr && push(copier_.context) == CUDA_SUCCESS;
+    if (pushed_) cudaThreadExchangeStreamCaptureMode(&mode_);
+  }
+  ~BesideCaptures() {
+    static const auto pop = driver_function<CUresult (*)(CUcontext*)>("cuCtxPopCurrent", 4000);
+    if (!pushed_) return;
+    cudaThreadExchangeStreamCaptureMode(&mode_);
+    CUcontext popped = nullptr;
+    if (pop != nullptr) pop(&popped);
+  }
+  // Null: the device cannot be used.
+  cudaStream_t stream() const { return pushed_ ? copier_.stream : nullptr; }
+
+ private:
+  const Copier copier_;
+  bool pushed_ = false;
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
 #endif
 
 class BlockReader {
@@ -71,7 +98,7 @@ class BlockReader {
     }
 #if MNNVL_AR_CUDA
     const BesideCaptures guard(w_.settings.device);
-    const cudaStream_t stream = copy_stream(w_.settings.device);
+    const cudaStream_t stream = guard.stream();
     if (stream == nullptr) return false;
     const auto kind = is_read ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
     if (cudaMemcpyAsync(to, from, bytes, kind, stream) != cudaSuccess) return false;

@@ -218,7 +218,7 @@ bool quiesce([[maybe_unused]] const Workspace& w) {
 #if MNNVL_AR_CUDA
   if (w.settings.device >= 0) {
     const BesideCaptures guard(w.settings.device);
-    return cudaDeviceSynchronize() == cudaSuccess;
+    return guard.stream() != nullptr && cudaDeviceSynchronize() == cudaSuccess;
   }
 #endif
   return true;

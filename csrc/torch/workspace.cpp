@@ -87,7 +87,7 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
     if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(settings.device));
     if (error == cudaSuccess) error = cuda::load_kernels(p.ranks);
     if (error == cudaSuccess) p.record = new_record(settings.device);
-    if (error == cudaSuccess) copy_stream(settings.device);
+    if (error == cudaSuccess) copier(settings.device);
     cudaSetDevice(before);
     STD_TORCH_CHECK(error == cudaSuccess, "workspace: cannot load the kernels on cuda:", settings.device, ": ",
                     cudaGetErrorString(error));

@@ -24,7 +24,7 @@ def check_absent(rank: Any, absent: int) -> None:
     assert type(error).__name__ == "PeerTimeout", error
     assert (error.rank, error.peer, error.epoch) == (rank.rank, absent, 1), vars(error)
     assert error.call == error.peer_call.replace("[1,", "[2,") == "all_reduce([2, 64], float32, one_shot)"
-    assert error.waited >= 0.5 or rank.rank == absent
+    assert error.waited > 0.3 or rank.rank == absent  # one that was told may have waited less
     assert not said or f"for rank {absent} in {error.call}, call number 1" in said
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
