@@ -130,6 +130,9 @@ __device__ __forceinline__ void arrive(const Params& p, const Call& call, uint32
 __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32;
   bool ok = !__any_sync(0xffffffffu, call.broken);
+  if (!ok && lane == 0 && verdict.gave_up == 0) {  // it was broken before we came; the host is to know
+    report_fault(p, FaultCode::peer_fault, call.epoch, ptx::global_timer_ns(), protocol::kMaxRanks, 0, 0);
+  }
   if (ok && blockIdx.x == 0) {
     const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
     const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
