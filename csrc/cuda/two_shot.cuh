@@ -4,7 +4,7 @@
 // Launched like one-shot, but clusters take batches of `batch` neighbouring rows, so that the owners' share of a batch fills
 // their threads. Three stages a batch: scatter, reduce, gather. Each stage runs `lag` batches behind the one before it, so
 // that the link is busy while data is awaited. A stage waits only for what peers send in earlier batches' or earlier
-// stages' steps (rule R5), so any grids on any ranks go together. kRows rows are loaded, awaited and normed at once.
+// stages' steps (rule R5), so any grids on any ranks go together. Up to kMostRows rows are loaded, awaited and normed at once.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -13,8 +13,13 @@
 
 namespace mnnvl_ar::cuda {
 
-template <class D, int kRanks, int kRows, template <class, int> class Epilogue>
+template <class D, int kRanks, int kMostRows, template <class, int> class Epilogue>
 __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  constexpr int kRows = kMostRows < 2 ? kMostRows : 2;  // ptxas spills at 4 for these
+#else
+  constexpr int kRows = kMostRows;
+#endif
   __shared__ Verdict verdict;
   __shared__ typename Epilogue<D, kRows>::Shared shared;
   if (threadIdx.x == 0) {
