@@ -1,12 +1,18 @@
-"""FlashInfer's trtllm_allreduce_fusion, one-shot and two-shot over unicast, with PDL and early trigger.
+"""FlashInfer's trtllm_allreduce_fusion, one-shot and two-shot over unicast, with PDL.
 
 Written for flashinfer_python 0.6.13. Its workspace comes from PyTorch's symmetric memory, which makes no multicast
 object while TORCH_SYMM_MEM_DISABLE_MULTICAST is 1 (bench/safety.py); `use_symm_dev_mem`, which would, stays False.
+
+Its kernels load `residual_in` (of the row each thread takes first) before they wait for the kernel ahead of them
+(flashinfer-ai/flashinfer pull request 5081). Two one-shot calls in a row with early trigger therefore must not pass a
+residual on: the second would add what the call before the first had left. So the early variants read residuals that no
+call writes, and the others, which let the next kernel start only at their end, update the residual in place.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -44,16 +50,17 @@ class FlashInferTrtllm:
         variants = []
         lamport = cell.nbytes * cell.tp
         if (cell.tp - 1) * cell.nbytes <= ONE_SHOT_WIRE_BYTES and lamport <= LAMPORT_BYTES:
-            variants.append(Variant("flashinfer/one_shot", self._bind(True, fp32_acc=False)))
-            variants.append(Variant("flashinfer/one_shot_fp32", self._bind(True, fp32_acc=True)))
+            for fp32_acc, early in itertools.product((False, True), (True, False)):
+                name = "flashinfer/one_shot" + ("_fp32" if fp32_acc else "") + ("" if early else "_late")
+                variants.append(Variant(name, self._bind(True, fp32_acc, early)))
         if cell.tokens > cell.tp:
-            variants.append(Variant("flashinfer/two_shot", self._bind(False, fp32_acc=False)))
+            variants.append(Variant("flashinfer/two_shot", self._bind(False, fp32_acc=False, early=False)))
         return variants
 
     def functional(self, cell: Cell, inputs: Inputs) -> Callable[[], object]:
         """One fused one-shot call into fresh outputs, for bench/cpu_cost.py. As users call it, decorators and all."""
         x, residual = inputs.xs[0], inputs.residuals[0]
-        fixed = self._fixed(cell, inputs, one_shot=True, fp32_acc=False)
+        fixed = self._fixed(cell, inputs, one_shot=True, fp32_acc=False, early=True)
 
         def call() -> tuple[torch.Tensor, torch.Tensor]:
             norm, residual_out = torch.empty_like(x), torch.empty_like(x)
@@ -87,8 +94,9 @@ class FlashInferTrtllm:
         self.team.barrier()
         return made[0], made[1]
 
-    def _fixed(self, cell: Cell, inputs: Inputs, one_shot: bool, fp32_acc: bool) -> dict[str, Any]:
-        """The arguments that are the same for every call of a cell."""
+    def _fixed(self, cell: Cell, inputs: Inputs, one_shot: bool, fp32_acc: bool, early: bool) -> dict[str, Any]:
+        """The arguments that are the same for every call of a cell. early: trigger before the work, not after it;
+        two-shot always does the latter."""
         fused = cell.op == "fused"
         patterns = self.comm.AllReduceFusionPattern
         return {
@@ -98,7 +106,7 @@ class FlashInferTrtllm:
             "hidden_dim": cell.hidden,
             "workspace_ptrs": self._made[cell.dtype == "float32"][1],
             "launch_with_pdl": True,
-            "trigger_completion_at_end": False,
+            "trigger_completion_at_end": not early,
             "fp32_acc": fp32_acc,
             "pattern_code": patterns.kARResidualRMSNorm if fused else patterns.kAllReduce,
             "use_oneshot": one_shot,
@@ -110,21 +118,23 @@ class FlashInferTrtllm:
             "layout_code": None,
         }
 
-    def _bind(self, one_shot: bool, fp32_acc: bool) -> Callable[[Cell, Inputs, Outputs], Call]:
+    def _bind(self, one_shot: bool, fp32_acc: bool, early: bool) -> Callable[[Cell, Inputs, Outputs], Call]:
         run = _unwrapped(self.comm.trtllm_allreduce_fusion)
 
         def bind(cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
             fused = cell.op == "fused"
-            fixed = self._fixed(cell, inputs, one_shot, fp32_acc)
+            fixed = self._fixed(cell, inputs, one_shot, fp32_acc, early)
+            sources = outputs.residuals
+            if fused and early and len(sources) == 1:
+                sources = _unchained(run, inputs, outputs, fixed)
 
             def call(i: int) -> None:
-                residual = outputs.residuals[i % len(outputs.residuals)] if fused else None
                 out = outputs.outs[i % len(outputs.outs)]
                 run(
                     allreduce_in=inputs.xs[i % len(inputs.xs)],
                     allreduce_out=None if fused else out,
-                    residual_in=residual,
-                    residual_out=residual,
+                    residual_in=sources[i % len(sources)] if fused else None,
+                    residual_out=outputs.residuals[i % len(outputs.residuals)] if fused else None,
                     norm_out=out if fused else None,
                     **fixed,
                 )
@@ -132,6 +142,27 @@ class FlashInferTrtllm:
             return call
 
         return bind
+
+
+def _unchained(
+    run: Callable[..., None], inputs: Inputs, outputs: Outputs, fixed: dict[str, Any]
+) -> list[torch.Tensor]:
+    """What the calls of a chain would find in its only residual, each in a tensor of its own: as the inputs cancel,
+    it repeats with them. The last call then leaves what the chain would have left, up to rounding. Collective."""
+    alone = {**fixed, "launch_with_pdl": False, "trigger_completion_at_end": True}
+    sources = [inputs.residuals[0]]
+    for x in inputs.xs[:-1]:
+        following = torch.empty_like(x)
+        run(
+            allreduce_in=x,
+            allreduce_out=None,
+            residual_in=sources[-1],
+            residual_out=following,
+            norm_out=outputs.outs[0],
+            **alone,
+        )
+        sources.append(following)
+    return sources
 
 
 def _unwrapped(function: Any) -> Any:

@@ -10,11 +10,22 @@
 #pragma once
 
 #include "cuda/fault.cuh"
+#include "cuda/row.cuh"
 #include "protocol/ring.h"
 
 namespace mnnvl_ar::cuda {
 
-inline constexpr uint32_t kEntered = 1, kCleared = 2, kReceived = 3;  // named barriers
+// What all threads of a CTA do before anything else: sets up what they share, for the other CTAs of the cluster to see too.
+template <class Shared>
+__device__ __forceinline__ void prepare_cta(Verdict& verdict, Shared& shared) {
+  if (threadIdx.x == 0) {
+    verdict.poisoned = verdict.gave_up = 0;
+    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
+  }
+  shared.init();
+  ptx::mbarrier_init_fence();
+  ptx::cluster_sync();
+}
 
 struct Call {
   uint32_t epoch;
@@ -109,7 +120,8 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, c
     const protocol::Vector seen = ptx::load_relaxed_sys(place);
     if (protocol::is_signature_of(seen, call.epoch)) {
       if (protocol::agrees(seen, p.tokens, p.description)) return true;
-      report_fault(p, FaultCode::call_mismatch, call.epoch, ptx::global_timer_ns(), source, seen.word[1], seen.word[3]);
+      report_fault(p, FaultCode::call_mismatch,
+                   {call.epoch, source, seen.word[1], seen.word[3], ptx::global_timer_ns()});
       return false;
     }
     if (tries >= kFastPolls && must_give_up(p, verdict, FaultCode::peer_timeout, began_ns)) return false;
@@ -131,7 +143,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   const uint32_t lane = threadIdx.x % 32;
   bool ok = !__any_sync(0xffffffffu, call.broken);
   if (!ok && lane == 0 && verdict.gave_up == 0) {  // it was broken before we came; the host is to know
-    report_fault(p, FaultCode::peer_fault, call.epoch, ptx::global_timer_ns(), protocol::kMaxRanks, 0, 0);
+    report_fault(p, FaultCode::peer_fault, {call.epoch, protocol::kMaxRanks, 0, 0, ptx::global_timer_ns()});
   }
   if (ok && blockIdx.x == 0) {
     const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
@@ -157,7 +169,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   if (lane == 0) {
     const auto& fault = static_cast<const volatile Verdict&>(verdict);
     if (fault.gave_up != 0) {
-      report_fault(p, static_cast<FaultCode>(fault.gave_up), call.epoch, fault.began_ns, protocol::kMaxRanks, 0, 0);
+      report_fault(p, static_cast<FaultCode>(fault.gave_up), {call.epoch, protocol::kMaxRanks, 0, 0, fault.began_ns});
     }
     stumble(p, 2);
     ptx::reduce_add_relaxed_gpu(p.block + protocol::kProgressOffset + offsetof(protocol::Progress, finished), 1);

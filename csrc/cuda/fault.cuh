@@ -7,7 +7,7 @@
 #pragma once
 
 #include "cuda/ptx.cuh"
-#include "protocol/call_params.h"
+#include "protocol/fault_record.h"
 
 namespace mnnvl_ar::cuda {
 
@@ -21,37 +21,16 @@ __device__ __forceinline__ uint32_t* broken_word(uint8_t* block) {
   return reinterpret_cast<uint32_t*>(block + protocol::kProgressOffset + offsetof(protocol::Progress, broken));
 }
 
-static __device__ __noinline__ void report_fault(const Params& p, FaultCode code, uint32_t epoch, uint64_t began_ns,
-                                                 uint32_t peer, uint32_t peer_tokens, uint32_t peer_description) {
+static __device__ __noinline__ void report_fault(const Params& p, FaultCode code, const protocol::Fault& fault) {
   if (ptx::atomic_cas_relaxed_sys(broken_word(p.block), 0, static_cast<uint32_t>(code)) != 0 &&
       code != FaultCode::peer_fault) {
     return;  // somebody was first
   }
   volatile protocol::FaultRecord& record = *p.record;
   if (record.code != 0) return;
-  for (uint32_t source = 0; source < p.ranks; ++source) {
-    uint32_t newest = protocol::kNoEpoch;
-    for (uint32_t slot = 0; slot < protocol::kSlots; ++slot) {
-      const uint32_t sent = ptx::load_relaxed_sys_u32(p.block + protocol::board_offset(slot, source));
-      if (sent != protocol::kNoEpoch && (newest == protocol::kNoEpoch || protocol::epoch_distance(newest, sent) > 0)) {
-        newest = sent;
-      }
-    }
-    record.last_epoch[source] = newest;
-    if (peer >= p.ranks && source != p.rank &&
-        (newest == protocol::kNoEpoch || protocol::epoch_distance(newest, epoch) > 0)) {
-      peer = source;
-    }
-  }
-  record.rank = p.rank;
-  record.epoch = epoch;
-  record.tokens = p.tokens;
-  record.description = p.description;
-  record.peer = peer;
-  record.peer_tokens = peer_tokens;
-  record.peer_description = peer_description;
-  record.began_ns = began_ns;
-  record.ended_ns = ptx::global_timer_ns();
+  protocol::fill_record(record, p, fault, ptx::global_timer_ns(), [&p](uint32_t source, uint32_t slot) {
+    return ptx::load_relaxed_sys_u32(p.block + protocol::board_offset(slot, source));
+  });
   ptx::fence_acq_rel_sys();
   record.code = static_cast<uint32_t>(code);
   for (uint32_t i = 0; i + 1 < p.ranks; ++i) {
@@ -72,6 +51,8 @@ struct Verdict {
 __device__ __forceinline__ bool must_give_up(const Params& p, Verdict& verdict, FaultCode code, uint64_t& began_ns) {
   const uint64_t now_ns = ptx::global_timer_ns();
   if (began_ns == 0) began_ns = now_ns;
+  // Waits follow each other in a call, and its CTA ends them all with the first: the deadline is the call's, not each wait's.
+  if (static_cast<const volatile Verdict&>(verdict).gave_up != 0) return true;
   const bool told = ptx::load_relaxed_sys_u32(broken_word(p.block)) != 0;
   const bool bounded = p.deadline_ns != 0 && !protocol::is_off(p, protocol::Rule::deadline);
   if (!told && !(bounded && now_ns - began_ns >= p.deadline_ns)) return false;

@@ -14,14 +14,7 @@ template <class D, int kRanks, template <class, int> class Epilogue>
 __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant__ Params p) {
   __shared__ Verdict verdict;
   __shared__ typename Epilogue<D, 1>::Shared shared;
-  if (threadIdx.x == 0) {
-    verdict.poisoned = verdict.gave_up = 0;
-    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
-  }
-  shared.init();
-  ptx::mbarrier_init_fence();
-  ptx::cluster_sync();
-
+  prepare_cta(verdict, shared);
   const Lane lane = this_lane();
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
   ptx::wait_for_predecessor();

@@ -17,6 +17,8 @@ inline constexpr uint32_t kMaxCluster = 8;
 inline constexpr uint32_t kMaxGroups = 96;  // warps with rows in a cluster
 static_assert(kMaxCluster * (kMaxThreads / 32 - 1) >= protocol::kMaxRowVectors / 32);
 
+inline constexpr uint32_t kEntered = 1, kCleared = 2, kReceived = 3, kSummed = 4;  // named barriers of a CTA
+
 struct Lane {
   uint32_t warps;  // with rows, in a CTA
   uint32_t warp;
@@ -60,23 +62,19 @@ struct RowSum {
 
   // Each thread's part of each row in, each row's sum out. `round` counts the calls of this cluster.
   __device__ __forceinline__ void reduce(const Lane& lane, uint32_t round, float (&sum)[kRows]) {
-    const uint32_t turn = round % 2, bar = ptx::shared_address(&mbarrier[turn]);
-    if (threadIdx.x == 0) ptx::mbarrier_arrive_expect(bar, lane.groups * kRows * 4);
+    const uint32_t turn = round % 2;
+    const bool alone = ptx::cluster_size() == 1;
+    if (!alone && threadIdx.x == 0) expect(lane, turn);
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
 #pragma unroll
       for (float& value : sum) value = protocol::add(value, __shfl_xor_sync(0xffffffffu, value, step));
     }
-    const uint32_t peer = threadIdx.x % 32;
-    if (peer < ptx::cluster_size()) {
-      const uint32_t remote = ptx::map_shared(ptx::shared_address(&group[turn][0][lane.group]), peer);
-      const uint32_t remote_bar = ptx::map_shared(bar, peer);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        ptx::store_async(remote + i * sizeof(group[turn][0]), protocol::as_bits(sum[i]), remote_bar);
-      }
+    if (alone) {
+      gather_in_cta(lane, turn, sum);
+    } else {
+      gather_in_cluster(lane, turn, round / 2 % 2, sum);
     }
-    ptx::mbarrier_wait(bar, round / 2 % 2);
 #pragma unroll
     for (float& value : sum) value = 0.0f;
     for (uint32_t first = 0; first < lane.groups; first += 4) {
@@ -86,6 +84,35 @@ struct RowSum {
         sum[i] = protocol::add(protocol::add(protocol::add(protocol::add(sum[i], four.x), four.y), four.z), four.w);
       }
     }
+  }
+
+ private:
+  __device__ __forceinline__ void expect(const Lane& lane, uint32_t turn) {
+    ptx::mbarrier_arrive_expect(ptx::shared_address(&mbarrier[turn]), lane.groups * kRows * 4);
+  }
+
+  __device__ __forceinline__ void gather_in_cluster(const Lane& lane, uint32_t turn, uint32_t parity,
+                                                    const float (&sum)[kRows]) {
+    const uint32_t bar = ptx::shared_address(&mbarrier[turn]), peer = threadIdx.x % 32;
+    if (peer < ptx::cluster_size()) {
+      const uint32_t remote = ptx::map_shared(ptx::shared_address(&group[turn][0][lane.group]), peer);
+      const uint32_t remote_bar = ptx::map_shared(bar, peer);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        ptx::store_async(remote + i * sizeof(group[turn][0]), protocol::as_bits(sum[i]), remote_bar);
+      }
+    }
+    ptx::mbarrier_wait(bar, parity);
+  }
+
+  // A cluster of one is launched like no cluster at all, and there a store to the cluster's window may find "cluster target
+  // block not present" (seen on H200 in captured calls; docs/decisions.md). Nor is there anybody to send to.
+  __device__ __forceinline__ void gather_in_cta(const Lane& lane, uint32_t turn, const float (&sum)[kRows]) {
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) group[turn][i][lane.group] = sum[i];
+    }
+    ptx::barrier_sync(kSummed, lane.warps * 32);
   }
 };
 

@@ -22,14 +22,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 #endif
   __shared__ Verdict verdict;
   __shared__ typename Epilogue<D, kRows>::Shared shared;
-  if (threadIdx.x == 0) {
-    verdict.poisoned = verdict.gave_up = 0;
-    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
-  }
-  shared.init();
-  ptx::mbarrier_init_fence();
-  ptx::cluster_sync();
-
+  prepare_cta(verdict, shared);
   const Lane lane = this_lane();
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
   const uint32_t width = protocol::owned_columns(shape);

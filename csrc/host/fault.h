@@ -7,8 +7,7 @@
 #include <cstddef>
 
 #include "host/shared_word.h"
-#include "protocol/call_params.h"
-#include "protocol/ring.h"
+#include "protocol/fault_record.h"
 
 namespace mnnvl_ar::host {
 
@@ -25,33 +24,12 @@ inline uint32_t* broken_word(uint8_t* block) {
   return reinterpret_cast<uint32_t*>(block + protocol::kProgressOffset + offsetof(protocol::Progress, broken));
 }
 
-inline void report_fault(const Params& p, FaultCode code, uint32_t epoch, uint64_t began_ns, uint32_t peer,
-                         uint32_t peer_tokens, uint32_t peer_description) {
+inline void report_fault(const Params& p, FaultCode code, const protocol::Fault& fault) {
   protocol::FaultRecord& record = *p.record;
   if (record.code != 0) return;
-  for (uint32_t source = 0; source < p.ranks; ++source) {
-    uint32_t newest = protocol::kNoEpoch;
-    for (uint32_t slot = 0; slot < protocol::kSlots; ++slot) {
-      const uint32_t sent = load_word(p.block + protocol::board_offset(slot, source));
-      if (sent != protocol::kNoEpoch && (newest == protocol::kNoEpoch || protocol::epoch_distance(newest, sent) > 0)) {
-        newest = sent;
-      }
-    }
-    record.last_epoch[source] = newest;
-    if (peer >= p.ranks && source != p.rank &&
-        (newest == protocol::kNoEpoch || protocol::epoch_distance(newest, epoch) > 0)) {
-      peer = source;
-    }
-  }
-  record.rank = p.rank;
-  record.epoch = epoch;
-  record.tokens = p.tokens;
-  record.description = p.description;
-  record.peer = peer;
-  record.peer_tokens = peer_tokens;
-  record.peer_description = peer_description;
-  record.began_ns = began_ns;
-  record.ended_ns = now_ns();
+  protocol::fill_record(record, p, fault, now_ns(), [&p](uint32_t source, uint32_t slot) {
+    return load_word(p.block + protocol::board_offset(slot, source));
+  });
   store_word(&record.code, static_cast<uint32_t>(code));
   store_word(broken_word(p.block), static_cast<uint32_t>(code));
   for (uint32_t i = 0; i + 1 < p.ranks; ++i) {
@@ -71,12 +49,12 @@ class Patience {
     const uint64_t now = now_ns();
     if (began_ns_ == 0) began_ns_ = now;
     if (load_word(broken_word(p_.block)) != 0) {
-      report_fault(p_, FaultCode::peer_fault, epoch_, began_ns_, protocol::kMaxRanks, 0, 0);
+      report_fault(p_, FaultCode::peer_fault, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }
     const bool bounded = p_.deadline_ns != 0 && !protocol::is_off(p_, protocol::Rule::deadline);
     if (bounded && now - began_ns_ >= p_.deadline_ns) {
-      report_fault(p_, FaultCode::peer_timeout, epoch_, began_ns_, protocol::kMaxRanks, 0, 0);
+      report_fault(p_, FaultCode::peer_timeout, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }
     if (looks_ > kSpins * kSpins) {  // a long wait: a peer compiles, or is gone

@@ -48,7 +48,7 @@ class Call {
 
   bool run() {
     ok_ = load_word(broken_word(p_.block)) == 0;
-    if (!ok_) report_fault(p_, FaultCode::peer_fault, epoch_, now_ns(), kMaxRanks, 0, 0);
+    if (!ok_) report_fault(p_, FaultCode::peer_fault, {epoch_, kMaxRanks, 0, 0, now_ns()});
     uint32_t slot = slot_of(epoch_), stale = slot_to_clear(epoch_), dirty = state_->dirty;
 #ifdef MNNVL_AR_TEST_BUILD
     if (is_off(p_, Rule::three_slots)) slot = epoch_ % 2, stale = 1 - slot;
@@ -153,7 +153,7 @@ class Call {
         const Vector seen = load_vector(address);
         if (is_signature_of(seen, epoch_)) {
           if (agrees(seen, p_.tokens, p_.description)) break;
-          report_fault(p_, FaultCode::call_mismatch, epoch_, now_ns(), source, seen.word[1], seen.word[3]);
+          report_fault(p_, FaultCode::call_mismatch, {epoch_, source, seen.word[1], seen.word[3], now_ns()});
           ok_ = false;
         } else {
           ok_ = patience.once_more();

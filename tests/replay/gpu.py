@@ -1,7 +1,7 @@
 """Replays on CUDA: real graphs, captured on a side stream into one pool of memory, replayed on the current stream.
 
-Ranks are real ones (`common.ranks.Rank`, a process and a GPU each) or virtual ones (`common.virtual_ranks.VirtualRank`,
-threads that share a GPU). The latter capture one at a time, while no rank has a call under way.
+A process and a GPU for each rank. Ranks that share a GPU will not do: which branch of a graph waits behind which is
+CUDA's affair there, and a call that waits behind its peer's waits for ever.
 """
 
 from __future__ import annotations
@@ -51,17 +51,11 @@ class CudaGraph:
 class CudaMachine:
     def __init__(self, rank: Any, deadline: float, impatient: bool, **options: Any) -> None:
         self.rank, self.deadline, self.options = rank, deadline, options
-        self.virtual = getattr(rank, "_ranks", None)
         self.stream, self.side = torch.cuda.Stream(rank.device), torch.cuda.Stream(rank.device)
         self.pool = torch.cuda.graph_pool_handle()
         self.forked = False
         self.refused = 0  # updates that CUDA did not take, so that the graph was instantiated anew
-        if self.virtual is not None:
-            # Two calls of every rank, on its stream and aside, and what is launched early behind one of them.
-            processors = torch.cuda.get_device_properties(rank.device).multi_processor_count
-            options.setdefault("max_ctas", max(1, processors * 5 // 8 // rank.world_size // 3))
-        with self.alone():
-            self.kernels = kernels(rank.device) if impatient else None
+        self.kernels = kernels(rank.device) if impatient else None
 
     def workspace(self, **options: Any) -> Any:
         return self.rank.new_workspace(deadline=self.deadline, **self.options, **options)
@@ -77,35 +71,22 @@ class CudaMachine:
         What is thrown away has had a pool of its own."""
         made = CudaGraph(kind == "update")
         pool = self.pool if keep else torch.cuda.graph_pool_handle()
-        with self.alone():
-            if kind in ("full", "piecewise") and self.virtual is None:
-                with torch.cuda.graph(made.graph, pool=pool, stream=self.stream):
+        if kind in ("full", "piecewise"):
+            with torch.cuda.graph(made.graph, pool=pool, stream=self.stream):
+                work(self.take)
+        else:
+            current = torch.cuda.current_stream(self.rank.device)
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                made.graph.capture_begin(pool=pool)
+                try:
                     work(self.take)
-            else:
-                mode = "global" if self.virtual is None else "thread_local"
-                current = torch.cuda.current_stream(self.rank.device)
-                self.stream.wait_stream(current)
-                with torch.cuda.stream(self.stream):
-                    made.graph.capture_begin(pool=pool, capture_error_mode=mode)
-                    try:
-                        work(self.take)
-                    finally:
-                        made.graph.capture_end()
-                current.wait_stream(self.stream)
-            if kind == "update":
-                made.instantiate()
+                finally:
+                    made.graph.capture_end()
+            current.wait_stream(self.stream)
+        if kind == "update":
+            made.instantiate()
         return made
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """One virtual rank at a time."""
-        if self.virtual is None:
-            yield
-            return
-        self.rank.barrier()
-        with self.virtual.lock:
-            yield
-        self.rank.barrier()
 
     def update(self, into: CudaGraph, source: CudaGraph) -> None:
         from cuda.bindings import runtime
@@ -115,8 +96,7 @@ class CudaMachine:
             return
         self.refused += 1
         runtime.cudaGetLastError()
-        with self.alone():
-            into.executable = ask(runtime.cudaGraphInstantiate(source.raw, 0))
+        into.executable = ask(runtime.cudaGraphInstantiate(source.raw, 0))
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -150,8 +130,6 @@ def serve(
 
     machine = CudaMachine(rank, deadline, script.profile.impatient)
     server = Server(rank, machine, script, sabotage)
-    with machine.alone():
-        server.rehearse(script)
     rank.barrier()
     began = time.monotonic()
     server.run(script.captures)

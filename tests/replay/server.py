@@ -82,7 +82,6 @@ class Server:
         for name in WORKSPACES:
             self.open_workspace(name)
         self.graphs: dict[tuple[str, int], list[Graph]] = {}
-        self.rehearsing = False
         self.figures = {
             "calls": 0, "captured_graphs": 0, "replays": 0, "replayed_calls": 0, "eager_calls": 0, "updates": 0,
             "reopened": 0, "discarded": 0,
@@ -119,22 +118,6 @@ class Server:
         self.graphs.clear()
         for workspace in self.open.values():
             workspace.close()
-
-    def rehearse(self, script: Script) -> None:
-        """All ordinary kernels at all sizes, and no call. Where ranks share a device, loading a kernel must not wait
-        for a peer's call that waits for us.
-        """
-        self.rehearsing = True
-        for real in script.reals:
-            body = Body(
-                real, (*(Call(form=form) for form in ("A", "E", "sum")), Call("aside", "sum"), Call(after="impatient"))
-            )
-            for padding in ("zero", "garbage"):
-                self.attend(Body(self.profile.max_tokens, ()), real, 0, padding)
-            self.machine.eager(partial(self.launch, body))
-        self.rank.synchronize()
-        self.wrong.zero_()
-        self.rehearsing = False
 
     # ---- steps
 
@@ -255,9 +238,6 @@ class Server:
         call, handle, weight = made.call, self.handles[made.call.workspace], self.tables.weight
         choice = {"strategy": call.strategy, "pdl": call.pdl}
         x, residual = (made.x, made.residual) if made.before is None else made.before.outputs
-        if self.rehearsing:
-            made.outputs = (x, x)[: len(self.tables.answers[made.kind])]
-            return
         if call.form == "sum":
             self.ops.all_reduce_out(x, made.fresh[0], handle, **choice)
             made.outputs = (made.fresh[0],)
