@@ -50,7 +50,8 @@ class FlashInferTrtllm:
         variants = []
         lamport = cell.nbytes * cell.tp
         if (cell.tp - 1) * cell.nbytes <= ONE_SHOT_WIRE_BYTES and lamport <= LAMPORT_BYTES:
-            for fp32_acc, early in itertools.product((False, True), (True, False)):
+            triggers = (True, False) if cell.op == "fused" else (True,)
+            for fp32_acc, early in itertools.product((False, True), triggers):
                 name = "flashinfer/one_shot" + ("_fp32" if fp32_acc else "") + ("" if early else "_late")
                 variants.append(Variant(name, self._bind(True, fp32_acc, early)))
         if cell.tokens > cell.tp:
@@ -144,9 +145,7 @@ class FlashInferTrtllm:
         return bind
 
 
-def _unchained(
-    run: Callable[..., None], inputs: Inputs, outputs: Outputs, fixed: dict[str, Any]
-) -> list[torch.Tensor]:
+def _unchained(run: Callable[..., None], inputs: Inputs, outputs: Outputs, fixed: dict[str, Any]) -> list[torch.Tensor]:
     """What the calls of a chain would find in its only residual, each in a tensor of its own: as the inputs cancel,
     it repeats with them. The last call then leaves what the chain would have left, up to rounding. Collective."""
     alone = {**fixed, "launch_with_pdl": False, "trigger_completion_at_end": True}

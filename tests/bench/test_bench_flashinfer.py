@@ -67,13 +67,9 @@ def prepared(cell: Cell) -> tuple[Inputs, Outputs, Outputs]:
 def test_every_variant_is_right_where_kernels_start_early(cell: Cell):
     comm = Early()
     variants = peer(comm).variants(cell)
-    assert [v.name.removeprefix("flashinfer/") for v in variants] == [
-        "one_shot",
-        "one_shot_late",
-        "one_shot_fp32",
-        "one_shot_fp32_late",
-        "two_shot",
-    ]
+    late = {"one_shot_late", "one_shot_fp32_late"} if cell.op == "fused" else set()
+    names = {variant.name.removeprefix("flashinfer/") for variant in variants}
+    assert names == {"one_shot", "one_shot_fp32", "two_shot"} | late
     for variant in variants:
         inputs, outputs, want = prepared(cell)
         starts = [residual.clone() for residual in inputs.residuals]
