@@ -17,9 +17,10 @@ from bench.timing import Clock, Replay, calls_of
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
 from mnnvl_ar.memory import allocate
+from mnnvl_ar.strategy import Table
 from mnnvl_ar.workspace import Layout, create
 
-MOST = 2**40  # bytes of one-shot: no crossover, as every call says its strategy
+EVERY_CALL_SAYS = Table()  # its strategy, that is
 
 
 def tune_group(team: Team, cells: list[Cell], rounds: int, end: float) -> dict[Cell, list[tuple[float, Shape]]] | None:
@@ -45,10 +46,10 @@ def tune_group(team: Team, cells: list[Cell], rounds: int, end: float) -> dict[C
                     team.rank,
                     team.device,
                     slot_bytes,
+                    EVERY_CALL_SAYS,
                     multicast_pointer=memory.multicast_pointer,
                     strategy=strategy,
                     deadline=30.0,
-                    one_shot_bytes=MOST,
                     **tuning,
                 )
         assert best is not None
@@ -96,7 +97,5 @@ def _race(
 
 def _slot_bytes(ranks: int, cell: Cell) -> int:
     row = cell.nbytes // cell.tokens
-    two_shot = ops._workspace_slot_bytes(ranks, cell.tokens, row, int(Strategy.TWO_SHOT), 0)
-    if cell.nbytes > ONE_SHOT_BYTES:
-        return int(two_shot)
-    return max(int(two_shot), int(ops._workspace_slot_bytes(ranks, cell.tokens, row, int(Strategy.ONE_SHOT), 0)))
+    table = Table(one_shot_bytes=ONE_SHOT_BYTES)
+    return int(ops._workspace_slot_bytes(ranks, cell.tokens, row, int(Strategy.AUTO), table.flat()))

@@ -9,6 +9,7 @@ import torch
 from mnnvl_ar._library import ops
 from mnnvl_ar.memory import Fill
 from mnnvl_ar.ops import Pdl, Strategy
+from mnnvl_ar.strategy import Table
 
 DEFAULT_DEADLINE = 600.0  # seconds; ranks of a server may honestly be minutes apart while they compile or capture
 
@@ -34,21 +35,25 @@ def create(
     rank: int,
     device: torch.device,
     slot_bytes: int,
+    table: Table,
     *,
     multicast_pointer: int = 0,
     strategy: int = Strategy.AUTO,
     pdl: int = Pdl.EARLY,
     deadline: float | None = DEFAULT_DEADLINE,
-    one_shot_bytes: int = 0,
     cluster: int = 0,
     max_ctas: int = 0,
     batch: int = 0,
     lag: int = 0,
     concurrent: bool = True,
 ) -> int:
-    """Makes a handle for blocks that are mapped and filled (`Layout`); `Workspace` without the memory."""
+    """Makes a handle for blocks that are mapped and filled (`Layout`); `Workspace` without the memory.
+
+    `table` is what "auto" goes by; all ranks have the same. Of its launch shapes cluster, max_ctas, batch and lag
+    replace the figure where they are not 0.
+    """
     deadline_ns = 0 if deadline is None or math.isinf(deadline) else max(1, round(deadline * 1e9))
     index = -1 if device.type == "cpu" else device.index
-    settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl, one_shot_bytes]
+    settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl]
     settings += [cluster, max_ctas, batch, lag, int(concurrent)]
-    return int(ops._workspace_create(settings, list(pointers), multicast_pointer))
+    return int(ops._workspace_create(settings, list(pointers), multicast_pointer, table.flat()))

@@ -15,7 +15,7 @@ from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
 from mnnvl_ar.memory import SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import one_shot_bytes
+from mnnvl_ar.strategy import table_for
 
 __all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
 
@@ -32,7 +32,8 @@ class Workspace:
                 workspace, `fits` tells
     device:     a CUDA device, by default the current one; "cpu" for the host transport
     transport:  "auto", "unicast", "multicast" or, implied by device "cpu", "host"
-    strategy:   "auto", "one_shot" or "two_shot", for calls that do not say
+    strategy:   "auto", "one_shot" or "two_shot", for calls that do not say, the same on all ranks. "auto" goes by what
+                was measured on this class of machine, else by a cost model (`mnnvl_ar.strategy`)
     pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
     timeout:    seconds that making the workspace may take
@@ -72,8 +73,9 @@ class Workspace:
         self.device = _device(device)
         self.world_size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         chosen = _member(Strategy, strategy, "strategy")
-        crossover = one_shot_bytes(self.world_size, self.device)
-        slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, hidden * dtype.itemsize, chosen, crossover)
+        table = table_for(self.device, self.world_size)
+        row_bytes = hidden * dtype.itemsize
+        slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
         layout = Layout(slot_bytes)
         self._memory = allocate(
             group,
@@ -91,11 +93,11 @@ class Workspace:
             self.rank,
             self.device,
             slot_bytes,
+            table,
             multicast_pointer=self._memory.multicast_pointer,
             strategy=chosen,
             pdl=_member(Pdl, pdl, "pdl"),
             deadline=deadline,
-            one_shot_bytes=crossover,
             max_ctas=max_ctas or 0,
             concurrent=concurrent,
         )

@@ -78,9 +78,10 @@ void all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, double ep
 
 // ---- for mnnvl_ar.Workspace ------------------------------------------------------------------------------------------
 
-int64_t workspace_create(std::vector<int64_t> s, std::vector<int64_t> blocks, int64_t multicast) {
-  STD_TORCH_CHECK(s.size() == 12, "workspace: ", s.size(), " settings, wanted 12");
-  return create({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11]}, blocks, multicast);
+int64_t workspace_create(std::vector<int64_t> s, std::vector<int64_t> blocks, int64_t multicast,
+                         std::vector<int64_t> table) {
+  STD_TORCH_CHECK(s.size() == 11, "workspace: ", s.size(), " settings, wanted 11");
+  return create({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10]}, blocks, multicast, Table(table));
 }
 
 bool workspace_close(int64_t handle, bool force) { return close(handle, force); }
@@ -95,17 +96,29 @@ protocol::Shape shape_of(int64_t ranks, int64_t tokens, int64_t row_bytes) {
 bool workspace_fits(int64_t handle, int64_t tokens, int64_t row_bytes) {
   const Workspace& w = find_any(handle);
   return tokens >= 0 && tokens <= INT32_MAX && is_row(row_bytes) &&
-         fits(w.settings.strategy, shape_of(w.params.ranks, tokens, row_bytes),
-              static_cast<uint64_t>(w.settings.one_shot_bytes), w.slot_vectors);
+         fits(w, shape_of(w.params.ranks, tokens, row_bytes));
+}
+
+void check_row(int64_t row_bytes) {
+  STD_TORCH_CHECK(is_row(row_bytes), "hidden: rows of ", row_bytes, " bytes, wanted a multiple of 16 bytes up to ",
+                  protocol::kMaxRowVectors * protocol::kVectorBytes);
+}
+
+// How a call would run: strategy, cluster, max_ctas, batch, lag; 0 of the last four is left to the launch.
+std::vector<int64_t> workspace_choice(int64_t handle, int64_t tokens, int64_t row_bytes, int64_t strategy) {
+  const Workspace& w = find_any(handle);
+  check_row(row_bytes);
+  STD_TORCH_CHECK(tokens >= 0 && tokens <= INT32_MAX, "tokens: is ", tokens, ", wanted 0 to ", INT32_MAX);
+  const Pick pick = choose(w, strategy, shape_of(w.params.ranks, tokens, row_bytes));
+  const LaunchShape& l = pick.launch;
+  return {static_cast<int64_t>(pick.strategy), l.cluster, l.max_ctas, l.batch, l.lag};
 }
 
 int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy,
-                             int64_t one_shot_bytes) {
-  STD_TORCH_CHECK(is_row(row_bytes), "hidden: rows of ", row_bytes, " bytes, wanted a multiple of 16 bytes up to ",
-                  protocol::kMaxRowVectors * protocol::kVectorBytes);
-  return static_cast<int64_t>(
-      needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), static_cast<uint64_t>(one_shot_bytes)) *
-      protocol::kVectorBytes);
+                             std::vector<int64_t> table) {
+  check_row(row_bytes);
+  return static_cast<int64_t>(needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), Table(table)) *
+                              protocol::kVectorBytes);
 }
 
 // Offsets and words that the block must be filled with: see mnnvl_ar/workspace.py.
@@ -173,11 +186,12 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def(
       "all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, float eps, Tensor(a!) norm_out, "
       "Tensor(b!) residual_out, int workspace, *, float weight_bias=0.0, int strategy=-1, int pdl=-1) -> ()");
-  m.def("_workspace_create(int[] settings, int[] blocks, int multicast) -> int");
+  m.def("_workspace_create(int[] settings, int[] blocks, int multicast, int[] table) -> int");
   m.def("_workspace_close(int workspace, bool force=False) -> bool");
   m.def("_workspace_sleep(int workspace, bool end) -> ()");
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes) -> bool");
-  m.def("_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, int one_shot_bytes) -> int");
+  m.def("_workspace_choice(int workspace, int tokens, int row_bytes, int strategy=-1) -> int[]");
+  m.def("_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, int[] table) -> int");
   m.def("_workspace_fault(int workspace) -> int[]");
   m.def("_workspace_fault_text(int workspace) -> str");
   m.def("_workspace_reset(int workspace) -> ()");
@@ -204,6 +218,7 @@ STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_create", TORCH_BOX(&mnnvl_ar::workspace_create));
   m.impl("_workspace_close", TORCH_BOX(&mnnvl_ar::workspace_close));
   m.impl("_workspace_fits", TORCH_BOX(&mnnvl_ar::workspace_fits));
+  m.impl("_workspace_choice", TORCH_BOX(&mnnvl_ar::workspace_choice));
   m.impl("_workspace_slot_bytes", TORCH_BOX(&mnnvl_ar::workspace_slot_bytes));
   m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_fault", TORCH_BOX(&mnnvl_ar::workspace_fault));

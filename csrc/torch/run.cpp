@@ -15,8 +15,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace mnnvl_ar {
 
-using protocol::Strategy;
-
 namespace {
 
 class OneAtATime {
@@ -57,19 +55,18 @@ void note_capture(Workspace& workspace, cudaStream_t stream) {
   }
 }
 
-void launch(Workspace& workspace, protocol::Op op, const Agreement& a, Strategy strategy, int64_t pdl,
+void launch(Workspace& workspace, protocol::Op op, const Agreement& a, const Pick& pick, int64_t pdl,
             protocol::Shape shape, protocol::Params& params) {
   const auto device = static_cast<int>(a.device);
   const OnDevice guard(device);
-  const Settings& s = workspace.settings;
-  const cuda::Tuning tuning{static_cast<uint32_t>(s.cluster), static_cast<uint32_t>(s.max_ctas),
-                            static_cast<uint32_t>(s.batch), static_cast<uint32_t>(s.lag),
-                            s.concurrent ? sharers(a.device) : 1};
+  const LaunchShape& l = pick.launch;
+  const cuda::Tuning tuning{l.cluster, l.max_ctas, l.batch, l.lag,
+                            workspace.settings.concurrent ? sharers(a.device) : 1};
   // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
   // need them before ours can end on some peer, that could wait for ever.
   if (tuning.sharers > 1) pdl = std::min<int64_t>(pdl, static_cast<int64_t>(protocol::Pdl::late));
   cuda::Plan plan;
-  cudaError_t error = cuda::plan(strategy, op, a.dtype, shape, tuning, device, &plan);
+  cudaError_t error = cuda::plan(pick.strategy, op, a.dtype, shape, tuning, device, &plan);
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
@@ -93,11 +90,9 @@ void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choi
   Workspace& workspace = find(handle, a.device);
   check_choice(choice.strategy, kAuto, 1, "strategy", "-1 (auto), 0 (one-shot) or 1 (two-shot)");
   check_choice(choice.pdl, kAuto, 2, "pdl", "-1 (the workspace's), 0 (off), 1 (late) or 2 (early)");
-  const Settings& s = workspace.settings;
   protocol::Params params = workspace.params;
   const protocol::Shape shape{params.ranks, a.shape.tokens, a.shape.vectors};
-  const Strategy strategy = choose(choice.strategy == kAuto ? s.strategy : choice.strategy, shape,
-                                   static_cast<uint64_t>(s.one_shot_bytes), workspace.slot_vectors);
+  const Pick pick = choose(workspace, choice.strategy, shape);
   if (shape.tokens == 0) return;
   const uint32_t code = static_cast<volatile protocol::FaultRecord*>(params.record)->code;
   if (code != 0 || workspace.found.load(std::memory_order_relaxed)) [[unlikely]]
@@ -114,16 +109,16 @@ void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choi
   params.weight_is_fp32 = call.weight_is_fp32;
   params.tokens = shape.tokens;
   params.vectors = shape.vectors;
-  params.description = protocol::describe(op, a.dtype, strategy, shape.vectors);
+  params.description = protocol::describe(op, a.dtype, pick.strategy, shape.vectors);
 #ifdef MNNVL_AR_TEST_BUILD
   params.sabotage.frozen_epoch = workspace.host_calls++;
 #endif
   if (a.device < 0) {
-    if (!host::run(params, op, a.dtype, strategy)) refuse(workspace, handle, "broke in this call");
+    if (!host::run(params, op, a.dtype, pick.strategy)) refuse(workspace, handle, "broke in this call");
     return;
   }
 #if MNNVL_AR_CUDA
-  launch(workspace, op, a, strategy, choice.pdl == kAuto ? s.pdl : choice.pdl, shape, params);
+  launch(workspace, op, a, pick, choice.pdl == kAuto ? workspace.settings.pdl : choice.pdl, shape, params);
 #else
   STD_TORCH_CHECK(false, "x: is on a GPU, but this build has no CUDA transport (there was no nvcc)");
 #endif

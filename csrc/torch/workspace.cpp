@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <mutex>
 #include <set>
 
@@ -16,8 +15,6 @@
 #include "torch/block_reader.h"
 
 namespace mnnvl_ar {
-
-using protocol::Strategy;
 
 namespace {
 
@@ -54,7 +51,7 @@ protocol::FaultRecord* new_record(int64_t device) {
 
 }  // namespace
 
-int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast) {
+int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast, Table table) {
   // A thread may look at a workspace while another one forks: the child must not inherit a mutex that nobody gives back.
   static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
                                                [] {
@@ -70,6 +67,7 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
   STD_TORCH_CHECK(settings.rank >= 0 && settings.rank < ranks, "workspace: rank ", settings.rank, " of ", ranks);
   auto workspace = std::make_unique<Workspace>();
   workspace->settings = settings;
+  workspace->table = std::move(table);
   workspace->slot_vectors = static_cast<uint64_t>(settings.slot_bytes) / protocol::kVectorBytes;
   protocol::Params& p = workspace->params;
   p = protocol::Params{};
@@ -172,58 +170,26 @@ void reset(int64_t handle) {
 
 uint32_t sharers(int64_t device) { return device < kMaxDevices ? open_blocks[device].load() : 1; }
 
-namespace {
-
-uint64_t vectors_of(Strategy strategy, protocol::Shape shape) {
-  return strategy == Strategy::one_shot ? protocol::one_shot_vectors(shape) : protocol::two_shot_vectors(shape);
-}
-
-uint64_t message_bytes(protocol::Shape shape) {
-  return uint64_t{shape.tokens} * shape.vectors * protocol::kVectorBytes;
-}
-
-// auto's wish, before it is held against the slot.
-Strategy preferred(protocol::Shape shape, uint64_t one_shot_bytes) {
-  return message_bytes(shape) <= one_shot_bytes ? Strategy::one_shot : Strategy::two_shot;
-}
-
-bool select(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors,
-            Strategy* selected) {
-  *selected = strategy == kAuto ? preferred(shape, one_shot_bytes) : static_cast<Strategy>(strategy);
-  if (vectors_of(*selected, shape) <= slot_vectors) return true;
-  if (strategy != kAuto) return false;
-  *selected = *selected == Strategy::one_shot ? Strategy::two_shot : Strategy::one_shot;
-  return vectors_of(*selected, shape) <= slot_vectors;
-}
-
-}  // namespace
-
 bool is_row(int64_t row_bytes) {
   return row_bytes > 0 && row_bytes % protocol::kVectorBytes == 0 &&
          row_bytes <= int64_t{protocol::kMaxRowVectors} * protocol::kVectorBytes;
 }
 
-bool fits(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors) {
-  Strategy ignored;
-  return select(strategy, shape, one_shot_bytes, slot_vectors, &ignored);
+bool fits(const Workspace& workspace, protocol::Shape shape) {
+  return fits(workspace.settings.strategy, shape, workspace.table, workspace.slot_vectors);
 }
 
-Strategy choose(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors) {
-  Strategy selected;
-  STD_TORCH_CHECK(select(strategy, shape, one_shot_bytes, slot_vectors, &selected), "x: ", shape.tokens, " tokens of ",
-                  shape.vectors * protocol::kVectorBytes, " bytes need a slot of ",
-                  vectors_of(selected, shape) * protocol::kVectorBytes, " bytes, the workspace has ",
-                  slot_vectors * protocol::kVectorBytes, " (wanted Workspace.fits(tokens, hidden, dtype))");
-  return selected;
-}
-
-uint64_t needed_vectors(int64_t strategy, protocol::Shape largest, uint64_t one_shot_bytes) {
-  if (strategy != kAuto) return vectors_of(static_cast<Strategy>(strategy), largest);
-  // One-shot up to `one_shot_bytes`, two-shot at any size, so that calls may also force it.
-  protocol::Shape last_one_shot = largest;
-  last_one_shot.tokens = static_cast<uint32_t>(
-      std::min<uint64_t>(largest.tokens, one_shot_bytes / (uint64_t{largest.vectors} * protocol::kVectorBytes)));
-  return std::max(protocol::one_shot_vectors(last_one_shot), protocol::two_shot_vectors(largest));
+Pick choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape) {
+  const Settings& s = workspace.settings;
+  Pick pick = choose(strategy == kAuto ? s.strategy : strategy, shape, workspace.table, workspace.slot_vectors);
+  const auto told = [](int64_t setting, uint32_t* measured) {
+    if (setting != 0) *measured = static_cast<uint32_t>(setting);
+  };
+  told(s.cluster, &pick.launch.cluster);
+  told(s.max_ctas, &pick.launch.max_ctas);
+  told(s.batch, &pick.launch.batch);
+  told(s.lag, &pick.launch.lag);
+  return pick;
 }
 
 }  // namespace mnnvl_ar

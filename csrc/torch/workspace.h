@@ -15,11 +15,9 @@
 
 #include "protocol/call_params.h"
 #include "torch/diagnosis.h"
+#include "torch/strategy.h"
 
 namespace mnnvl_ar {
-
-// "auto" where an op or a workspace leaves the strategy open.
-inline constexpr int64_t kAuto = -1;
 
 struct Settings {
   int64_t device;  // CUDA device index, or -1: host
@@ -28,13 +26,13 @@ struct Settings {
   int64_t deadline_ns;                    // 0: none
   int64_t strategy;                       // protocol::Strategy or kAuto
   int64_t pdl;                            // protocol::Pdl
-  int64_t one_shot_bytes;                 // auto: one-shot for messages up to here
-  int64_t cluster, max_ctas, batch, lag;  // cuda::Tuning, 0: chosen
+  int64_t cluster, max_ctas, batch, lag;  // LaunchShape; win over the table's, 0 leaves it to that
   int64_t concurrent;                     // calls on other workspaces of the device may run at the same time
 };
 
 struct Workspace {
   Settings settings;
+  Table table;              // what "auto" goes by
   protocol::Params params;  // what does not change from call to call
   uint64_t slot_vectors;
   std::atomic<bool> closed = false;
@@ -48,7 +46,7 @@ struct Workspace {
 };
 
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
-int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast);
+int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast, Table table);
 // Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`.
 bool close(int64_t handle, bool force);
 // Ops raise from here on; no call of this rank runs any more. With `end`, calls that wait end now, without their result.
@@ -61,15 +59,9 @@ uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);
 Workspace& find_any(int64_t handle);
 
-// ---- sizes: the same functions size a workspace and judge every call ----------------------------------------------
-
-// The strategy of a call, or a thrown error if neither (or not the forced one) fits `slot_vectors`; 0 slot_vectors: no bound.
-protocol::Strategy choose(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors);
-
-// Vectors a slot needs for every call of up to `tokens` rows.
-uint64_t needed_vectors(int64_t strategy, protocol::Shape largest, uint64_t one_shot_bytes);
-
 bool is_row(int64_t row_bytes);
-bool fits(int64_t strategy, protocol::Shape shape, uint64_t one_shot_bytes, uint64_t slot_vectors);
+bool fits(const Workspace& workspace, protocol::Shape shape);
+// How a call runs that asks for `strategy`, or kAuto: what the workspace was told wins over the table. Throws if it does not fit.
+Pick choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape);
 
 }  // namespace mnnvl_ar

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from mnnvl_ar.strategy import one_shot_bytes
+from mnnvl_ar.strategy import table_of
 
 
 def of(hosts: list[dict[str, Any]], group_size: int) -> dict[str, Any]:
@@ -20,9 +18,8 @@ def of(hosts: list[dict[str, Any]], group_size: int) -> dict[str, Any]:
             "ranks": size,
             "transport": "host",
             "why": f"{why}; device='cpu' works on one host",
-            "one_shot_bytes": 0,
+            "strategy": str(table_of("host", size)),
         }
-    crossover = one_shot_bytes(size, torch.device("cuda", 0))
     handle = "fabric handles" if all(gpu["fabric_handles"] for gpu in gpus) else "file descriptors"
     if len(hosts) > 1:
         handle = "fabric handles (file descriptors do not cross hosts)"
@@ -35,7 +32,7 @@ def of(hosts: list[dict[str, Any]], group_size: int) -> dict[str, Any]:
         transport, why = "unicast", f"{without[0]} has no multicast; {handle} first"
     elif size < 2:
         transport, why = "unicast", "multicast needs more than one rank"
-    return {"ranks": size, "transport": transport, "why": why, "one_shot_bytes": crossover}
+    return {"ranks": size, "transport": transport, "why": why, "strategy": str(table_of(gpus[0]["name"], size))}
 
 
 def problems(found: dict[str, Any]) -> list[str]:

@@ -11,9 +11,7 @@ def text(found: dict[str, Any]) -> str:
         lines += [*_host(host), ""]
     plan, test = found["outlook"], found["self_test"]
     lines.append(f"A group of {plan['ranks']} would get transport {plan['transport']}: {plan['why']}.")
-    if plan["one_shot_bytes"]:
-        size = f"{plan['one_shot_bytes']:,} bytes"
-        lines.append(f"  strategy auto: one_shot for messages up to {size}, two_shot above")
+    lines.append(f"  strategy auto: {plan['strategy']}")
     if not test.get("ran"):
         lines.append("Self-test: not run.")
     elif test["ok"]:

@@ -12,7 +12,7 @@ import torch
 
 from mnnvl_ar._library import ops
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import one_shot_bytes
+from mnnvl_ar.strategy import Table, table_for
 from mnnvl_ar.workspace import Layout, create
 
 
@@ -33,8 +33,8 @@ class VirtualGroup:
     ) -> None:
         self.device = torch.device(device)
         self.ranks = ranks
-        crossover = one_shot_bytes(ranks, self.device) if crossover is None else crossover
-        slot_bytes = ops._workspace_slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy, crossover)
+        table = table_for(self.device, ranks) if crossover is None else Table(crossover)
+        slot_bytes = ops._workspace_slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy, table.flat())
         self.layout = Layout(slot_bytes)
         self.blocks = [
             torch.empty(self.layout.nbytes // 4, dtype=torch.int32, device=self.device) for _ in range(ranks)
@@ -53,10 +53,10 @@ class VirtualGroup:
                 rank,
                 self.device,
                 slot_bytes,
+                table,
                 strategy=strategy,
                 pdl=pdl,
                 deadline=deadline,
-                one_shot_bytes=crossover,
                 concurrent=False,
                 **tuning,
             )

@@ -24,7 +24,16 @@ def doctor(*options: str, **env: str) -> "subprocess.CompletedProcess[str]":
 def test_text() -> None:
     got = doctor("--seconds", "0.2")
     assert got.returncode == 0, got.stdout + got.stderr
-    for words in ("PyTorch", "library", "multicast", "A group of", "all bits right", "us a call", "No problem found"):
+    for words in (
+        "PyTorch",
+        "library",
+        "multicast",
+        "A group of",
+        "strategy auto: one_shot",
+        "all bits right",
+        "us a call",
+        "No problem found",
+    ):
         assert words in got.stdout
 
 

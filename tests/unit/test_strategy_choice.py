@@ -1,0 +1,190 @@
+"""What a call takes by a strategy table: C++ against a plain look-up in Python, and sizes against choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mnnvl_ar import Strategy
+from mnnvl_ar._library import ops
+from mnnvl_ar.strategy import Entry, Table
+from mnnvl_ar.workspace import create
+
+AUTO, ONE, TWO = Strategy.AUTO, Strategy.ONE_SHOT, Strategy.TWO_SHOT
+ROWS = (16, 512, 1024, 1040, 14336, 32768)
+NOTHING = (0, 0, 0, 0)
+
+launch_shapes = st.tuples(st.integers(0, 8), st.integers(0, 200), st.integers(0, 8), st.integers(0, 4))
+row_sizes = st.sampled_from(ROWS) | st.integers(1, 2048).map(lambda vectors: 16 * vectors)
+tokens = st.integers(0, 70) | st.integers(0, 5000)
+
+
+@st.composite
+def tables(draw: Any) -> Table:
+    sizes = draw(st.sets(st.tuples(st.sampled_from(ROWS), st.integers(1, 64)), max_size=12))
+    strategies = st.sampled_from([ONE, TWO])
+    entries = [Entry(*size, draw(strategies), *draw(launch_shapes)) for size in sorted(sizes)]
+    return Table(draw(st.integers(0, 1 << 21)) if not entries else 0, tuple(entries))
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The rules in plain Python; the negative controls get one of them wrong."""
+
+    smaller_of_ties: bool = True
+    inclusive: bool = True
+    last_beyond: bool = True
+    shape_of_other_strategy: bool = False
+
+    def entry(self, table: Table, tokens: int, row_bytes: int) -> Entry | None:
+        sign = 1 if self.smaller_of_ties else -1
+        rows = {e.row_bytes for e in table.entries}
+        row = min(rows, key=lambda r: (abs(r - row_bytes), sign * r), default=None)
+        entries = [e for e in table.entries if e.row_bytes == row]
+        for entry in entries:
+            if tokens < entry.max_tokens + self.inclusive:
+                return entry
+        return entries[-1 if self.last_beyond else 0] if entries else None
+
+    def choice(self, table: Table, tokens: int, row_bytes: int, strategy: Strategy = AUTO) -> list[int]:
+        """Where all fits."""
+        entry = self.entry(table, tokens, row_bytes)
+        if strategy != AUTO:
+            taken = strategy
+        elif entry is not None:
+            taken = entry.strategy
+        else:
+            taken = ONE if tokens * row_bytes <= table.one_shot_bytes else TWO
+        if entry is None or (entry.strategy != taken and not self.shape_of_other_strategy):
+            return [taken, *NOTHING]
+        return [taken, entry.cluster, entry.max_ctas, entry.batch, entry.lag]
+
+
+def workspace(table: Table, ranks: int = 4, slot_bytes: int = (1 << 32) - 16, **settings: int) -> int:
+    """A handle that is only asked, never called: it has no memory."""
+    return create((0,) * ranks, 0, torch.device("cpu"), slot_bytes, table, **settings)
+
+
+@given(tables(), st.lists(st.tuples(tokens, row_sizes, st.sampled_from([AUTO, ONE, TWO])), min_size=1, max_size=30))
+def test_the_library_chooses_as_the_oracle(table: Table, calls: list[tuple[int, int, Strategy]]) -> None:
+    handle = workspace(table)
+    for call in calls:
+        assert ops._workspace_choice(handle, *call) == Oracle().choice(table, *call)
+
+
+TELLING = Table(entries=(Entry(512, 4, ONE, 2), Entry(512, 8, TWO, 4), Entry(1024, 8, TWO, 8, batch=4)))
+CALLS = [(tokens, row, s) for tokens in (0, 4, 5, 8, 9) for row in (16, 512, 752, 768, 784, 2048) for s in (AUTO, ONE)]
+
+
+@pytest.mark.parametrize("rule", ["", *Oracle.__dataclass_fields__])
+def test_an_oracle_with_one_rule_wrong_is_caught(rule: str) -> None:
+    wrong = Oracle(**{rule: not getattr(Oracle(), rule)}) if rule else Oracle()
+    handle = workspace(TELLING)
+    differ = [call for call in CALLS if ops._workspace_choice(handle, *call) != wrong.choice(TELLING, *call)]
+    assert bool(differ) == bool(rule)
+
+
+def test_a_forced_strategy_wins_and_keeps_the_launch_shape_that_was_measured_for_it() -> None:
+    for handle, forced in ((workspace(TELLING), TWO), (workspace(TELLING, strategy=TWO), AUTO)):
+        assert ops._workspace_choice(handle, 4, 512, forced) == [TWO, *NOTHING]
+        assert ops._workspace_choice(handle, 8, 512, forced) == [TWO, 4, 0, 0, 0]
+    assert ops._workspace_choice(workspace(TELLING, strategy=TWO), 4, 512, ONE) == [ONE, 2, 0, 0, 0]
+    assert ops._workspace_choice(workspace(TELLING), 4, 512) == [ONE, 2, 0, 0, 0]  # left to itself, it differs
+
+
+@given(launch_shapes, launch_shapes)
+def test_what_the_workspace_was_told_wins(told: tuple[int, ...], measured: tuple[int, ...]) -> None:
+    settings = dict(zip(("cluster", "max_ctas", "batch", "lag"), told, strict=True))
+    handle = workspace(Table(entries=(Entry(512, 8, TWO, *measured),)), **settings)
+    assert ops._workspace_choice(handle, 8, 512) == [TWO, *(t or m for t, m in zip(told, measured, strict=True))]
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------------
+
+
+def slot(table: Table, ranks: int, tokens: int, row_bytes: int, strategy: Strategy = AUTO) -> int:
+    return int(ops._workspace_slot_bytes(ranks, tokens, row_bytes, strategy, table.flat()))
+
+
+def known_tokens(table: Table, row_bytes: int) -> list[int]:
+    """The max_tokens of the entries that apply to a row."""
+    row = min((abs(entry.row_bytes - row_bytes), entry.row_bytes) for entry in table.entries)[1] if table.entries else 0
+    return [entry.max_tokens for entry in table.entries if entry.row_bytes == row]
+
+
+def uncovered(table: Table, ranks: int, most: int, row_bytes: int, slot_bytes: int) -> list[str]:
+    """What a workspace for `most` rows cannot do though it should, with slots of `slot_bytes`."""
+    handle = workspace(table, ranks, slot_bytes)
+    known = known_tokens(table, row_bytes)
+    tried = {0, 1, most // 2, most - 1, most, table.one_shot_bytes // row_bytes, *known, *(t + 1 for t in known)}
+    found = []
+    for t in sorted(t for t in tried if t <= most):
+        if not ops._workspace_fits(handle, t, row_bytes):
+            found.append(f"{t} tokens do not fit")
+        elif t <= max(known, default=most) and ops._workspace_choice(handle, t, row_bytes) != Oracle().choice(
+            table, t, row_bytes
+        ):
+            found.append(f"{t} tokens do not go as the table has it")
+        try:
+            ops._workspace_choice(handle, t, row_bytes, TWO)
+        except RuntimeError:
+            found.append(f"{t} tokens cannot be forced to two-shot")
+    return found
+
+
+@given(tables(), st.integers(1, 72), st.integers(1, 300), st.sampled_from(ROWS[:-1]))
+@example(Table(entries=(Entry(512, 4, ONE),)), 8, 300, 512)
+@example(Table(entries=(Entry(512, 4, TWO), Entry(512, 64, ONE))), 8, 4, 512)
+@example(Table(entries=(Entry(512, 64, ONE),)), 8, 4, 512)
+@example(Table(512 * 16), 8, 64, 512)
+def test_a_slot_is_as_large_as_its_calls_need(table: Table, ranks: int, most: int, row_bytes: int) -> None:
+    """What is sized fits and goes as the table has it; with one vector less, something does not."""
+    exact = slot(table, ranks, most, row_bytes)
+    assert uncovered(table, ranks, most, row_bytes, exact) == []
+    assert uncovered(table, ranks, most, row_bytes, exact - 16) != []
+
+
+def test_one_shot_that_does_not_fit_falls_to_two_shot_and_back() -> None:
+    """Beyond the last entry nothing was measured, and the slot is not made larger for it."""
+    small = Table(entries=(Entry(512, 4, ONE, 2),))
+    handle = workspace(small, 8, slot(small, 8, 300, 512))
+    assert ops._workspace_choice(handle, 4, 512) == [ONE, 2, 0, 0, 0]
+    assert ops._workspace_choice(handle, 300, 512) == [TWO, *NOTHING]
+    assert not ops._workspace_fits(handle, 301, 512)
+    with pytest.raises(RuntimeError, match="301 tokens of 512 bytes need a slot of"):
+        ops._workspace_choice(handle, 301, 512)
+    with pytest.raises(RuntimeError, match="300 tokens of 512 bytes need a slot of"):
+        ops._workspace_choice(handle, 300, 512, ONE)
+    large = Table(entries=(Entry(16, 4, TWO, 2),))  # one column, hence one owner: two-shot needs the more room
+    handle = workspace(large, 8, 8 * 16)
+    assert ops._workspace_choice(handle, 1, 16) == [ONE, *NOTHING]
+
+
+@pytest.mark.parametrize(
+    ("flat", "wanted"),
+    [
+        ([], "0 numbers, wanted 1 and 7 an entry"),
+        ([0, 512, 4, 0, 0, 0, 0], "7 numbers"),
+        ([-1], "holds -1, wanted 0 or more"),
+        ([0, 512, 1 << 31, 0, 0, 0, 0, 0], "holds 2147483648, wanted 32 bits"),
+        ([0, 512, 4, 2, 0, 0, 0, 0], "strategy 2, wanted 0"),
+        ([0, 512, 4, 0, 0, 0, 0, 0, 512, 4, 0, 0, 0, 0, 0], "rows of 512 bytes, 4 tokens: wanted entries in rising"),
+        ([0, 512, 4, 0, 0, 0, 0, 0, 496, 5, 0, 0, 0, 0, 0], "rows of 496 bytes, 5 tokens: wanted entries in rising"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(flat: list[int], wanted: str) -> None:
+    with pytest.raises(RuntimeError, match=wanted):
+        ops._workspace_slot_bytes(2, 1, 512, AUTO, flat)
+    assert ops._workspace_slot_bytes(2, 1, 512, AUTO, [0, 512, 4, 0, 0, 0, 0, 0, 512, 5, 1, 0, 0, 0, 0]) > 0
+
+
+def test_the_choice_of_impossible_calls_is_refused() -> None:
+    handle = workspace(Table())
+    for call, wanted in {(1, 8): "rows of 8 bytes", (-1, 16): "tokens: is -1"}.items():
+        with pytest.raises(RuntimeError, match=wanted):
+            ops._workspace_choice(handle, *call)
