@@ -85,6 +85,7 @@ class Workspace:
             device=self.device,
             transport=transport,
             timeout=timeout,
+            alike={"strategy": strategy, "strategy table": f"{table.digest()}: {table}"},
         )
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes

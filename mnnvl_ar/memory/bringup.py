@@ -76,9 +76,10 @@ class BringUp:
         self._members = self._steps.run("rendezvous", body, needs_peers=True).data
         first = self._members[0]["alike"]
         for rank, member in enumerate(self._members):
-            for name, value in member["alike"].items():
-                if value != first[name]:
-                    cause = f"{name} differs: rank {rank} has {value!r}, rank 0 has {first[name]!r}"
+            for name in {**first, **member["alike"]}:
+                value, wanted = member["alike"].get(name), first.get(name)
+                if value != wanted:
+                    cause = f"{name} differs: rank {rank} has {value!r}, rank 0 has {wanted!r}"
                     advice = "All ranks of a group must make the same workspaces in the same order."
                     raise _agreed(rank, "rendezvous", cause, advice)
 

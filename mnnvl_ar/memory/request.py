@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .block import Fill
@@ -14,7 +15,8 @@ _TRANSPORTS = {"cpu": ("auto", "host"), "cuda": ("auto", "unicast", "multicast")
 
 @dataclass(frozen=True)
 class Request:
-    """`purpose` is "allocate" or "restore"; `index`, of the device, is the one field that may differ between ranks."""
+    """`purpose` is "allocate" or "restore"; `index`, of the device, is the one field that may differ between ranks.
+    `caller` is the caller's own, by name: what it will use the memory for must be alike, too."""
 
     purpose: str
     nbytes: int
@@ -23,6 +25,7 @@ class Request:
     device: str
     index: int
     transport: str
+    caller: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, world_size: int) -> None:
         """Raises `ValueError` naming argument, got and wanted."""
@@ -46,6 +49,7 @@ class Request:
         """What must be equal on all ranks."""
         return {
             "purpose": self.purpose,
+            **self.caller,  # before the sizes that follow from it
             "nbytes": self.nbytes,
             "fills": f"{len(self.fills)} fills, digest {zlib.crc32(repr(self.fills).encode()):08x}",
             "probe_offset": self.probe_offset,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -88,6 +88,7 @@ def allocate(
     device: torch.device,
     transport: str = "auto",
     timeout: float = 60.0,
+    alike: Mapping[str, str] | None = None,
     driver: Verbs | None = None,
 ) -> SymmetricMemory:
     """Makes `nbytes` of memory on every rank of `group`, each block mapped into all ranks. Collective.
@@ -99,6 +100,7 @@ def allocate(
     device:       "cpu" for the host transport, else this rank's CUDA device, whatever its index.
     transport:    "auto", "host" (cpu), "unicast" or "multicast" (CUDA). Only "auto" falls back; see `reason`.
     timeout:      seconds for all of it, waiting for late ranks included.
+    alike:        what else must be equal on all ranks, by name: what the memory is to be used for.
     driver:       for tests; the one that fits the device if None.
 
     Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
@@ -107,7 +109,9 @@ def allocate(
     if not isinstance(group, dist.ProcessGroup):
         raise ValueError(f"group: got {group!r}, wanted a process group that this process is a member of")
     device = torch.device(device)
-    request = Request("allocate", nbytes, tuple(fills), probe_offset, device.type, _index(device), transport)
+    request = Request(
+        "allocate", nbytes, tuple(fills), probe_offset, device.type, _index(device), transport, dict(alike or {})
+    )
     block = Block(driver if driver is not None else _driver_for(device), group.rank(), group.size())
     try:
         chosen, reason, _ = _bring_up(block, group, timeout, request)

@@ -102,11 +102,15 @@ def test_a_failure_is_agreed_on_across_hosts(mode: str) -> None:
 def requests_body(rank: int, size: int, store: dist.Store) -> list[str]:
     group = ranks.group(store, "first", rank, size)
     good: dict[str, Any] = {"nbytes": 4096, "fills": [Fill(0, 64, 0)], "probe_offset": 0, "transport": "auto"}
+    good["alike"] = {"purpose of it": "a"}
     cases: list[tuple[str, dict[str, Any]]] = [
         ("nbytes differs: rank 1 has 8192, rank 0 has 4096", {"nbytes": 8192}),
         ("fills differs", {"fills": [Fill(0, 64, 1)]}),
         ("probe_offset differs", {"probe_offset": 64}),
         ("transport differs", {"transport": "host"}),
+        ("purpose of it differs: rank 1 has 'b', rank 0 has 'a'", {"alike": {"purpose of it": "b"}}),
+        ("purpose of it differs: rank 1 has None, rank 0 has 'a'", {"alike": {}}),
+        ("more differs: rank 1 has 'c', rank 0 has None", {"alike": {"purpose of it": "a", "more": "c"}}),
         ("transport: got 'unicast' for device cpu, wanted one of auto, host", {"transport": "unicast"}),
         ("nbytes: got 0", {"nbytes": 0}),
         ("probe_offset: got 4080, wanted a multiple of 16 from 0 to 4048", {"probe_offset": 4080}),
