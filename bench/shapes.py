@@ -1,5 +1,5 @@
-"""Launch shapes: which are tried for a cell, and how the quickest become a table (bench/tune.py says what it looks
-like)."""
+"""Launch shapes: which are tried for a cell, and how the quickest become a table (mnnvl_ar/strategy/files.py has the
+format)."""
 
 from __future__ import annotations
 

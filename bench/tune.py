@@ -1,16 +1,9 @@
 """Measures launch shapes and writes the quickest ones as a table: `make tune`, minutes.
 
 For each group size, row size and number of tokens, every shape of SHAPES is captured and timed as bench/run.py times
-(same clock, same check of the bits), all over one workspace's memory. The table, one file a class of machine,
-mnnvl_ar/strategy/<machine>.json:
-
-    {"machine": "NVIDIA H200", "source_digest": "...", "tp": {"8": [
-        {"row_bytes": 14336, "max_tokens": 4, "strategy": "one_shot", "cluster": 0, "max_ctas": 0, "batch": 0, "lag":
-        0, "us": 3.1}, ...]}}
-
-Entries of a row size come with rising max_tokens: a call takes the first with tokens <= max_tokens, the last beyond;
-of row sizes it takes the nearest. 0 leaves a figure to the library. `us` and the entry's rivals are for people. Group
-sizes not measured this time stay in the file as they are.
+(same clock, same check of the bits), all over one workspace's memory. The table is what strategy "auto" goes by from
+then on: mnnvl_ar/strategy/<machine class>.json, in the format of mnnvl_ar/strategy/files.py. Group sizes that were not
+measured this time stay in the file as they are. All ranks need the same file: copy it to every host.
 """
 
 from __future__ import annotations
@@ -29,8 +22,6 @@ from bench import launch, safety
 from bench.cells import HIDDEN, TOKENS, TPS, Cell
 from bench.shapes import table
 
-FOLDER = Path(__file__).resolve().parent.parent / "mnnvl_ar" / "strategy"
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,7 +33,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished group sizes out")
-    parser.add_argument("--out", type=Path, help="(mnnvl_ar/strategy/<machine>.json)")
+    parser.add_argument("--out", type=Path, help="(mnnvl_ar/strategy/<machine class>.json)")
     for ignored in ("--scratch", "--without"):
         parser.add_argument(ignored, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
@@ -92,19 +83,31 @@ def work(args: argparse.Namespace) -> int:
 
 
 def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]]) -> None:
-    from bench.results import machine_slug, source_digest
+    """`tables`: entries by world size. What the library could not read again is not put in place."""
+    from bench.results import source_digest
+    from mnnvl_ar.strategy import files
 
-    file = file or FOLDER / f"{machine_slug(name)}.json"
-    kept = json.loads(file.read_text())["tp"] if file.exists() else {}
-    tp = dict(sorted({**kept, **tables}.items(), key=lambda item: int(item[0])))
-    head = f'{{"machine": {json.dumps(name)}, "source_digest": "{source_digest()}", "tp": {{\n'
-    groups = (
-        f'"{size}": [\n' + ",\n".join("  " + json.dumps(entry) for entry in entries) + "\n]"
-        for size, entries in tp.items()
-    )
+    file = file or files.FOLDER / f"{files.machine_class(name)}.json"
+    tp = json.loads(file.read_text())["tp"] if file.exists() else {}
+    for size, entries in tables.items():
+        tp[size] = {"source_digest": source_digest(), "entries": entries}
+    groups = ",\n".join(f'"{size}": {_lines(tp[size])}' for size in sorted(tp, key=int))
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(head + ",\n".join(groups) + "\n}}\n")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_text(f'{{"machine": {json.dumps(name)}, "tp": {{\n{groups}\n}}}}\n')
+        files.read(draft)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
     print(f"wrote {file}")
+
+
+def _lines(group: dict[str, Any]) -> str:
+    """JSON with an entry a line."""
+    entries = ",\n".join("  " + json.dumps(entry) for entry in group.get("entries", ()))
+    text = json.dumps({**group, "entries": []} if entries else group)
+    return text.replace('"entries": []', f'"entries": [\n{entries}\n]')
 
 
 if __name__ == "__main__":

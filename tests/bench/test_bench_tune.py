@@ -5,8 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bench import tune
 from bench.cells import Cell
 from bench.shapes import ONE_SHOT_BYTES, Shape, shapes, table
+from mnnvl_ar import MnnvlArError, Strategy
+from mnnvl_ar.strategy import Entry, Table, files
 
 A, B = Shape("one_shot", 4), Shape("two_shot", 2, batch=4)
 
@@ -38,12 +43,38 @@ def test_shapes_are_all_different_and_fit_the_cell():
 
 def test_a_run_on_the_host_keeps_other_group_sizes(root: Path, tmp_path: Path):
     file = tmp_path / "host.json"
-    file.write_text('{"machine": "host", "tp": {"4": []}}')
+    file.write_text('{"machine": "host", "tp": {"2": {"one_shot_bytes": 5}, "4": {"one_shot_bytes": 9}}}')
     grid = ["--tp", "2", "--tokens", "1,2", "--hidden", "256", "--rounds", "1", "--processes", "2"]
     command = [sys.executable, str(root / "bench" / "tune.py"), "--device", "cpu", *grid, "--out", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(file.read_text())
     assert list(record["tp"]) == ["2", "4"]
-    assert [entry["max_tokens"] for entry in record["tp"]["2"]][-1] == 2
-    assert record["tp"]["2"][0]["row_bytes"] == 512
+    tables = files.read(file)
+    assert tables[4] == Table(9, source="host.json")
+    assert tables[2].entries[0].row_bytes == 512
+    assert tables[2].entries[-1].max_tokens == 2
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path):
+    best = {cell(1): [(3.0, A)], cell(4): [(4.0, B)], cell(1, 2048): [(5.0, Shape("two_shot", 1, 64, 8, 4))]}
+    file = tmp_path / "h200.json"
+    tune.write(file, "NVIDIA H200", {"8": table(best)})
+    assert files.read(file)[8].entries == (
+        Entry(2048, 1, Strategy.ONE_SHOT, cluster=4),
+        Entry(2048, 4, Strategy.TWO_SHOT, cluster=2, batch=4),
+        Entry(4096, 1, Strategy.TWO_SHOT, cluster=1, max_ctas=64, batch=8, lag=4),
+    )
+    before = file.read_text()
+    tune.write(file, "NVIDIA H200", {})
+    assert file.read_text() == before
+
+
+def test_what_the_library_could_not_read_does_not_replace_what_it_can(tmp_path: Path):
+    file = tmp_path / "h200.json"
+    tune.write(file, "NVIDIA H200", {"8": table({cell(1): [(3.0, A)]})})
+    before = file.read_text()
+    with pytest.raises(MnnvlArError, match=r"tp 8, entry 1: got \(2048, 1\), wanted row_bytes, max_tokens beyond"):
+        tune.write(file, "NVIDIA H200", {"8": 2 * table({cell(1): [(3.0, A)]})})
+    assert file.read_text() == before
+    assert list(tmp_path.iterdir()) == [file]
