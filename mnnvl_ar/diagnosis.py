@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mnnvl_ar._library import ops
 from mnnvl_ar.errors import CallMismatch, PeerTimeout, WorkspaceBroken
 
-PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED = 1, 2, 3, 4, 5
+PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,13 @@
 
 #include "cuda/call.cuh"
 #include "cuda/row.cuh"
+#include "cuda/shape.cuh"
 
 namespace mnnvl_ar::cuda {
 
 // In bytes, in a tensor of the call: 32 bits, since what fits a slot is smaller than 4 GiB (protocol::kMaxSlotBytes).
 __device__ __forceinline__ uint32_t vector_offset(const Params& p, uint32_t row, uint32_t vector) {
   return (row * p.vectors + vector) * protocol::kVectorBytes;
-}
-
-template <class D>
-__device__ __forceinline__ protocol::Vector poison_vector() {
-  float nan[D::kPerVector];
-#pragma unroll
-  for (float& value : nan) value = protocol::as_float(protocol::kPoison);
-  return protocol::pack<D>(nan);
 }
 
 // `count` of kRows rows, from `first` on; the others are not there.

@@ -21,7 +21,8 @@ __device__ __forceinline__ uint32_t* broken_word(uint8_t* block) {
   return reinterpret_cast<uint32_t*>(block + protocol::kProgressOffset + offsetof(protocol::Progress, broken));
 }
 
-static __device__ __noinline__ void report_fault(const Params& p, FaultCode code, const protocol::Fault& fault) {
+// By value: a reference would put the struct, and with it a stack frame, into every kernel.
+static __device__ __noinline__ void report_fault(const Params& p, FaultCode code, protocol::Fault fault) {
   if (ptx::atomic_cas_relaxed_sys(broken_word(p.block), 0, static_cast<uint32_t>(code)) != 0 &&
       code != FaultCode::peer_fault) {
     return;  // somebody was first

@@ -124,6 +124,9 @@ CUresult launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, C
   if (launch_kernel == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   params.batch = plan.batch;
   params.lag = plan.lag;
+  params.cluster = plan.cluster;
+  params.clusters = plan.clusters;
+  params.threads = plan.threads;
   params.trigger_early = pdl == protocol::Pdl::early;
   CUlaunchAttribute attributes[2]{};
   attributes[0].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;

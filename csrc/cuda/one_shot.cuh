@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   const Lane lane = this_lane();
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
   ptx::wait_for_predecessor();
+  if (!is_as_planned(p)) return refuse<D>(p);
   if (lane.is_steward) {
     const Call call = enter(p, verdict);
     steward_duty(p, call, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), verdict);

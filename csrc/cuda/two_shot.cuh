@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   };
 
   ptx::wait_for_predecessor();
+  if (!is_as_planned(p)) return refuse<D>(p);
   Vector first_x{};
   if (!lane.is_steward && owner != nullptr) first_x = input(first_row(0));
   if (!lane.is_steward) stumble(p, 4);

@@ -35,6 +35,7 @@ enum class FaultCode : uint32_t {
   call_mismatch = 2,  // a peer called with another op, shape, dtype or strategy
   peer_fault = 3,     // a peer found one of these and told us
   overlap = 4,        // the previous call on this rank never finished
+  launch_shape = 6,  // the call was launched in another shape than it was planned in (5 is the host's own, diagnosis.h)
 };
 
 struct Params {
@@ -52,8 +53,11 @@ struct Params {
   uint32_t rank;
   uint32_t ranks;
   uint32_t description;
-  uint32_t batch;  // two-shot: rows a cluster takes at once
-  uint32_t lag;    // two-shot: batches in flight between two stages, at least 1
+  uint32_t batch;     // two-shot: rows a cluster takes at once
+  uint32_t lag;       // two-shot: batches in flight between two stages, at least 1
+  uint32_t cluster;   // the launch as it was planned: CTAs of a cluster,
+  uint32_t clusters;  // clusters of the grid,
+  uint32_t threads;   // threads of a CTA
   uint32_t trigger_early;
   uint64_t slot_bytes;
   uint64_t deadline_ns;  // 0: none

@@ -141,17 +141,18 @@ Finding conclude(const Workspace& w, const FaultRecord& record, const std::vecto
     f.peer = record.peer;
     f.peer_call = {record.epoch, record.peer_tokens, record.peer_description};
     f.conclusive = true;
-  } else if (code == FaultCode::overlap) {
+  } else if (code == FaultCode::overlap || code == FaultCode::launch_shape) {
     f.peer = f.rank;
     f.conclusive = true;
   } else if (code != FaultCode::peer_timeout && find_difference(evidence, notes, mine, f)) {
     f.code = static_cast<uint32_t>(FaultCode::call_mismatch);
   } else {
     for (uint32_t author = 0; author < w.params.ranks && f.told; ++author) {
-      if (notes[author].code != kDamaged) continue;
-      f.code = kDamaged;
+      const uint32_t noted = notes[author].code;
+      if (noted != kDamaged && noted != static_cast<uint32_t>(FaultCode::launch_shape)) continue;
+      f.code = noted;
       f.peer = author;
-      f.offset = notes[author].epoch;
+      if (noted == kDamaged) f.offset = notes[author].epoch;
       f.conclusive = true;
       return f;
     }

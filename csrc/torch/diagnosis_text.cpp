@@ -37,6 +37,11 @@ std::string headline(const Finding& f) {
     case static_cast<uint32_t>(FaultCode::overlap):
       return rank_text(f, f.rank) + ": the previous call did not end within " + seconds_text(f.waited_ns) + " of " +
              call_text(f.call);
+    case static_cast<uint32_t>(FaultCode::launch_shape):
+      return rank_text(f, f.peer) + ": " + call_text(f.call) +
+             " was launched in another shape than it was planned in, as happens when cudaGraphExecUpdate gives a graph "
+             "the"
+             " call of another size; instantiate the graph anew instead";
     case kDamaged: {
       char offset[32];
       std::snprintf(offset, sizeof(offset), "0x%llx", static_cast<unsigned long long>(f.offset));

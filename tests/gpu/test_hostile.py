@@ -35,8 +35,10 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() > 2, reason="alike every
 @REAL
 def test_delays_in_kernels(world_size: int) -> None:
     pool = rank_pool(world_size, "cuda", library=TEST_LIBRARY)
-    figures = total(pool.run(serve, vllm(Profile(world_size, 11, **SIZES)), delay_ns=20_000, timeout=200))
-    assert figures["wrong_rows"] == 0, figures
+    for aside in (True, False):
+        script = vllm(Profile(world_size, 11, aside=aside, **SIZES))
+        figures = total(pool.run(serve, script, delay_ns=20_000, timeout=100))
+        assert figures["wrong_rows"] == 0, figures
 
 
 @REAL

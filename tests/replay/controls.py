@@ -10,7 +10,8 @@ from replay.gpu import serve
 from replay.host import total
 from replay.script import Profile, vllm
 
-SCRIPT = vllm(Profile(2, 5, hidden=2048, layers=2, max_tokens=32, forwards=60, late=0.001, eager=0.25, impatient=True))
+SIZES: dict[str, Any] = {"hidden": 2048, "layers": 2, "max_tokens": 32, "forwards": 60, "late": 0.001}
+SCRIPT = vllm(Profile(2, 5, eager=0.25, impatient=True, aside=False, **SIZES))
 
 
 class Controls:

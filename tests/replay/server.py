@@ -89,7 +89,10 @@ class Server:
 
     def open_workspace(self, name: str) -> None:
         self.open[name] = self.machine.workspace(
-            max_tokens=self.profile.max_tokens, hidden=self.profile.hidden, dtype=self.dtype
+            max_tokens=self.profile.max_tokens,
+            hidden=self.profile.hidden,
+            dtype=self.dtype,
+            concurrent=self.profile.aside,
         )
         self.handles[name] = self.open[name].handle
         self.off(self.handles[name])

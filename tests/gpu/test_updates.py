@@ -1,0 +1,80 @@
+"""cudaGraphExecUpdate: an executable graph takes the parameters of another one. Right bits, or an error; never a hang.
+
+The driver may leave a kernel's cluster size as it was (docs/decisions.md), so calls of two sizes whose launch shapes
+differ in it cannot be exchanged. Each case has a process of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from common.ranks import RankPool
+
+HIDDEN = 4096
+
+
+@pytest.mark.parametrize("strategy", [0, 1], ids=["one_shot", "two_shot"])
+@pytest.mark.parametrize(
+    ("tokens", "max_ctas", "same_cluster"),
+    [((4, 8), 0, True), ((32, 64), 192, False)],
+    ids=["same-cluster", "other-cluster"],
+)
+def test_update(strategy: int, tokens: tuple[int, int], max_ctas: int, same_cluster: bool) -> None:
+    pool = RankPool(1, "cuda")
+    try:
+        (said,) = pool.run(check_updates, strategy, tokens, max_ctas, timeout=40)
+    finally:
+        pool.discard()
+    if same_cluster:
+        assert said == "right"
+    else:
+        assert said == "right" or "another shape" in said, said
+
+
+def check_updates(rank: Any, strategy: int, tokens: tuple[int, int], max_ctas: int) -> str:
+    """ "right", or what the library says. Bits that are wrong without a word fail."""
+    from cuda.bindings import runtime
+
+    from mnnvl_ar import MnnvlArError, ops, reference
+    from replay.kernels import ask
+
+    workspace = rank.new_workspace(max_tokens=512, hidden=HIDDEN, dtype=torch.bfloat16, max_ctas=max_ctas, deadline=5.0)
+    draw = torch.Generator(device=rank.device).manual_seed(3)
+    weight = torch.ones(HIDDEN, dtype=torch.bfloat16, device=rank.device)
+
+    def capture(count: int) -> tuple[Any, ...]:
+        x, residual = (
+            torch.randn(count, HIDDEN, generator=draw, device=rank.device).to(torch.bfloat16) for _ in range(2)
+        )
+        norm, z = torch.empty_like(x), torch.empty_like(x)
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph):
+            for _ in range(3):
+                ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, norm, z, workspace.handle, strategy=strategy)
+        raw = runtime.cudaGraph_t(init_value=graph.raw_cuda_graph())
+        want = reference.all_reduce_rms_norm([x.cpu()], residual.cpu(), weight.cpu(), 1e-6)
+        return graph, raw, (norm, z), want
+
+    buckets = [capture(count) for count in tokens]
+    executable = ask(runtime.cudaGraphInstantiate(buckets[0][1], 0))
+    stream = runtime.cudaStream_t(init_value=torch.cuda.current_stream().cuda_stream)
+    for which in (1, 0, 0, 1, 0):
+        _, raw, outputs, want = buckets[which]
+        code, _ = runtime.cudaGraphExecUpdate(executable, raw)
+        if int(code) != 0:
+            return "another shape, says CUDA"
+        for out in outputs:
+            out.zero_()
+        ask(runtime.cudaGraphLaunch(executable, stream))
+        rank.synchronize()
+        try:
+            workspace.check()
+        except MnnvlArError as error:
+            assert all(bool(out.isnan().all()) for out in outputs), "outputs of a call that failed must be NaN"
+            return str(error)
+        for got, wanted in zip(outputs, want, strict=True):
+            assert torch.equal(got.cpu(), wanted), f"bucket {which}: wrong bits, and no error"
+    return "right"
