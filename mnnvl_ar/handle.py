@@ -11,7 +11,9 @@ from mnnvl_ar.memory import Fill
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.strategy import Table
 
-DEFAULT_DEADLINE = 600.0  # seconds; ranks of a server may honestly be minutes apart while they compile or capture
+# Seconds. Ranks of a server may honestly be minutes apart while they compile or capture (172 s were seen), and servers
+# give up on a step after 300 s (vLLM, SGLang), without naming a rank.
+DEFAULT_DEADLINE = 200.0
 
 
 class Layout:

@@ -11,10 +11,14 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
 
 from mnnvl_ar.diagnosis import read_fault
+from mnnvl_ar.errors import WorkspaceBroken
 
 PERIOD = 0.5  # seconds between two looks
+
+OnFault = Callable[[WorkspaceBroken], object]
 
 _log = logging.getLogger("mnnvl_ar")
 
@@ -24,14 +28,14 @@ class Monitor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: dict[int, weakref.ref[object]] = {}
+        self._watched: dict[int, tuple[weakref.ref[object], OnFault | None]] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
-    def watch(self, handle: int, owner: object) -> None:
+    def watch(self, handle: int, owner: object, on_fault: OnFault | None = None) -> None:
         """Until `forget`, or until nobody holds `owner` any more."""
         with self._lock:
-            self._watched[handle] = weakref.ref(owner)
+            self._watched[handle] = weakref.ref(owner), on_fault
             if self._thread is None:
                 self._stop = threading.Event()
                 self._thread = threading.Thread(
@@ -60,13 +64,14 @@ class Monitor:
         while not stop.wait(PERIOD):
             with self._lock:
                 watched = list(self._watched.items())
-            for handle, owner in watched:
-                if owner() is None or self._look(handle):
+            for handle, entry in watched:
+                owner, on_fault = entry
+                if owner() is None or self._look(handle, on_fault):
                     with self._lock:
-                        if self._watched.get(handle) is owner:
+                        if self._watched.get(handle) is entry:
                             del self._watched[handle]
 
-    def _look(self, handle: int) -> bool:
+    def _look(self, handle: int, on_fault: OnFault | None) -> bool:
         """Whether all has been said about this workspace."""
         try:
             fault = read_fault(handle)
@@ -76,14 +81,19 @@ class Monitor:
         if fault is None:
             return False
         _log.error("workspace %d is broken: %s", handle, fault.message())
+        if on_fault is not None:
+            try:
+                on_fault(fault.error())
+            except Exception:
+                _log.exception("on_fault of workspace %d failed", handle)
         return True
 
 
 _monitor = Monitor()
 
 
-def watch(handle: int, owner: object) -> None:
-    _monitor.watch(handle, owner)
+def watch(handle: int, owner: object, on_fault: OnFault | None = None) -> None:
+    _monitor.watch(handle, owner, on_fault)
 
 
 def forget(handle: int) -> None:

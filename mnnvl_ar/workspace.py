@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import raise_fault
-from mnnvl_ar.errors import MnnvlArError
+from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
 from mnnvl_ar.memory import SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
@@ -42,6 +43,8 @@ class Workspace:
                 the second workspace on, each has its share of the device, and "early" counts as "late". False is
                 quicker where calls on all workspaces follow each other
     monitor:    whether a thread, one for all workspaces of the process, logs a fault within half a second
+    on_fault:   called once by that thread with the error, after it has been logged: for a server that only replays
+                graphs, where no op is called that could raise
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
     Errors: `BringUpError` on every rank alike, naming rank, step and cause.
@@ -63,9 +66,10 @@ class Workspace:
         max_ctas: int | None = None,
         concurrent: bool = True,
         monitor: bool = True,
+        on_fault: Callable[[WorkspaceBroken], object] | None = None,
     ) -> None:
         self._memory: SymmetricMemory | None = None
-        self.handle, self._monitor, self._pid = 0, monitor, os.getpid()
+        self.handle, self._monitor, self._on_fault, self._pid = 0, monitor, on_fault, os.getpid()
         if dtype not in DTYPES:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
         if max_tokens < 1:
@@ -77,6 +81,23 @@ class Workspace:
         row_bytes = hidden * dtype.itemsize
         slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
         layout = Layout(slot_bytes)
+
+        def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
+            self.handle = create(
+                pointers,
+                self.rank,
+                self.device,
+                slot_bytes,
+                table,
+                multicast_pointer=multicast_pointer,
+                strategy=chosen,
+                pdl=_member(Pdl, pdl, "pdl"),
+                deadline=deadline,
+                max_ctas=max_ctas or 0,
+                concurrent=concurrent,
+            )
+            return lambda: ops._workspace_close(self.handle, True)
+
         self._memory = allocate(
             group,
             layout.nbytes,
@@ -86,22 +107,10 @@ class Workspace:
             transport=transport,
             timeout=timeout,
             alike={"strategy": strategy, "strategy table": f"{table.digest()}: {table}"},
+            use=use,
         )
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
-        self.handle = create(
-            self._memory.pointers,
-            self.rank,
-            self.device,
-            slot_bytes,
-            table,
-            multicast_pointer=self._memory.multicast_pointer,
-            strategy=chosen,
-            pdl=_member(Pdl, pdl, "pdl"),
-            deadline=deadline,
-            max_ctas=max_ctas or 0,
-            concurrent=concurrent,
-        )
         self._watch()
 
     def fits(self, tokens: int, hidden: int, dtype: torch.dtype) -> bool:
@@ -167,7 +176,7 @@ class Workspace:
 
     def _watch(self) -> None:
         if self._monitor:
-            watchers.watch(self.handle, self)
+            watchers.watch(self.handle, self, self._on_fault)
 
     def __enter__(self) -> Workspace:
         return self

@@ -5,7 +5,7 @@
     reserve     address space for all blocks                   map       ... and mapped
     allocate    our physical memory, mapped                    write     a nonce into every peer's block, read back
     fill        its initial content                            verify    every peer's nonce is in ours; content restored
-                                                               ready
+                                                               ready     what the memory is for is made
 
 From `allocate` to `verify` is one attempt with one kind of handle. If it fails for a reason that another kind may not
 have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`.
@@ -15,7 +15,7 @@ Content is in place before any peer can see the block (tvm#16797), and nothing u
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,14 +29,18 @@ from .steps import StepFailed, Steps
 from .verbs import multicast_refusal
 from .vote import Ballot, Failure, Outcome
 
+# Of each rank's block, the address here; the multicast address, or 0. Returns how to undo it.
+Use = Callable[[tuple[int, ...], int], Callable[[], object]]
+
 _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 
 
 class BringUp:
     """One bring-up (or restoration) of one `Block`. After `run`, `transport` and `reason` say what was chosen."""
 
-    def __init__(self, block: Block, ballot: Ballot, request: Request) -> None:
-        self._block, self._request = block, request
+    def __init__(self, block: Block, ballot: Ballot, request: Request, use: Use | None = None) -> None:
+        self._block, self._request, self._use = block, request, use
+        self._undo: Callable[[], object] | None = None
         self._steps = Steps(ballot)
         self._notes: list[str] = []
         self._members: list[dict[str, Any]] = []  # what each rank told of itself
@@ -55,13 +59,19 @@ class BringUp:
             self._attempt_each(kinds)
             if wanted:
                 self._multicast()
-            self._steps.run("ready", lambda: None)
+            self._steps.run("ready", self._ready)
         except StepFailed as failed:
+            if self._undo is not None:
+                self._undo()  # while the memory is still there
             before = f" (before that: {'; '.join(self._notes)})" if self._notes else ""
             raise failed.error(before) from failed.__cause__
         names = list(dict.fromkeys(hosts.name_of(member["host"]) for member in self._members))
         where = f"{len(self._members)} ranks on {len(names)} host{'s' if len(names) > 1 else ''}"
         self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *self._notes])
+
+    def _ready(self) -> None:
+        if self._use is not None:
+            self._undo = self._use(self._block.pointers, self._block.multicast_pointer)
 
     def _rendezvous(self) -> None:
         request = self._request

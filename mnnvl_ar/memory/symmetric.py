@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ..errors import MnnvlArError
 from .block import Block, Fill
-from .bringup import BringUp
+from .bringup import BringUp, Use
 from .host import HostDriver
 from .rendezvous import meet
 from .request import Request
@@ -89,6 +89,7 @@ def allocate(
     transport: str = "auto",
     timeout: float = 60.0,
     alike: Mapping[str, str] | None = None,
+    use: Use | None = None,
     driver: Verbs | None = None,
 ) -> SymmetricMemory:
     """Makes `nbytes` of memory on every rank of `group`, each block mapped into all ranks. Collective.
@@ -101,6 +102,8 @@ def allocate(
     transport:    "auto", "host" (cpu), "unicast" or "multicast" (CUDA). Only "auto" falls back; see `reason`.
     timeout:      seconds for all of it, waiting for late ranks included.
     alike:        what else must be equal on all ranks, by name: what the memory is to be used for.
+    use:          called last, with the pointers and the multicast pointer, to make what the memory is for; a failure in
+                  it is voted on like any other, so it fails on all ranks or on none. Returns what undoes it.
     driver:       for tests; the one that fits the device if None.
 
     Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
@@ -114,7 +117,7 @@ def allocate(
     )
     block = Block(driver if driver is not None else _driver_for(device), group.rank(), group.size())
     try:
-        chosen, reason, _ = _bring_up(block, group, timeout, request)
+        chosen, reason, _ = _bring_up(block, group, timeout, request, use)
         memory = SymmetricMemory(block, request, chosen, reason)
     except BaseException:
         block.close()
@@ -124,10 +127,12 @@ def allocate(
     return memory
 
 
-def _bring_up(block: Block, group: dist.ProcessGroup, timeout: float, request: Request) -> tuple[str, str, str]:
+def _bring_up(
+    block: Block, group: dist.ProcessGroup, timeout: float, request: Request, use: Use | None = None
+) -> tuple[str, str, str]:
     ballot = meet(group, timeout)
     try:
-        bring_up = BringUp(block, ballot, request)
+        bring_up = BringUp(block, ballot, request, use)
         bring_up.run()
         return bring_up.transport, bring_up.reason, block.kind
     except BaseException:

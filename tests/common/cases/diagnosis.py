@@ -85,19 +85,21 @@ def check_overwritten(rank: Any, offset: int) -> None:
 
 def check_monitor(rank: Any, watched: bool) -> None:
     """The thread logs a fault once, on a rank that does nothing too, and ends with its last workspace."""
-    from mnnvl_ar import monitor
+    from mnnvl_ar import PeerTimeout, monitor
 
     records: list[logging.LogRecord] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = records.append  # type: ignore[method-assign]
     logging.getLogger("mnnvl_ar").addHandler(handler)
-    workspace = rank.new_workspace(**SMALL, deadline=0.3, monitor=watched)
+    told: list[Exception] = []
+    workspace = rank.new_workspace(**SMALL, deadline=0.3, monitor=watched, on_fault=told.append)
     rank.barrier()
     if rank.rank == 0:
         make_fail(rank, workspace)
     time.sleep(2.0)
     texts = [record.getMessage() for record in records]
     assert len(texts) == int(watched), texts
+    assert [type(error) for error in told] == [PeerTimeout] * watched, told
     plain = [text.replace(" (this one)", "") for text in texts]
     assert all("rank 0 waited" in text and "for rank 1 in" in text for text in plain), texts
     rank.barrier()
