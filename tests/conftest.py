@@ -32,10 +32,16 @@ def gpus_needed(item: pytest.Item) -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu-record", metavar="FILE", help="write what the GPU tests did to FILE")
+    parser.addoption("--gpus", metavar="N", type=int, help="only tests that need N GPUs, no more and no fewer")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses, as tests/gpu is marked here
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--gpus")
+    if wanted is not None:
+        others = [item for item in items if gpus_needed(item) != wanted]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if gpus_needed(item) == wanted]
     for item in items:
         needed = gpus_needed(item)
         if needed == 0:

@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILE = Path(__file__).with_name("record.json")
-COVERED = ("csrc/**/*", "mnnvl_ar/**/*.py", "tests/gpu/**/*.py")
+COVERED = ("csrc/**/*", "mnnvl_ar/**/*.py", "mnnvl_ar/**/*.json", "tests/gpu/**/*.py", "tests/replay/**/*.py")
 
 
 def source_files(root: Path = ROOT) -> dict[str, str]:

@@ -56,7 +56,7 @@ def check_updates(rank: Any, strategy: int, tokens: tuple[int, int], max_ctas: i
                 ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, norm, z, workspace.handle, strategy=strategy)
         raw = runtime.cudaGraph_t(init_value=graph.raw_cuda_graph())
         want = reference.all_reduce_rms_norm([x.cpu()], residual.cpu(), weight.cpu(), 1e-6)
-        return graph, raw, (norm, z), want
+        return (graph, x, residual), raw, (norm, z), want
 
     buckets = [capture(count) for count in tokens]
     executable = ask(runtime.cudaGraphInstantiate(buckets[0][1], 0))
