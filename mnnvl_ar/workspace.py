@@ -76,7 +76,7 @@ class Workspace:
             raise ValueError(f"max_tokens: is {max_tokens}, wanted at least 1")
         self.device = _device(device)
         self.world_size, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        chosen = _member(Strategy, strategy, "strategy")
+        chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
         table = table_for(self.device, self.world_size)
         row_bytes = hidden * dtype.itemsize
         slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
@@ -91,7 +91,7 @@ class Workspace:
                 table,
                 multicast_pointer=multicast_pointer,
                 strategy=chosen,
-                pdl=_member(Pdl, pdl, "pdl"),
+                pdl=mode,
                 deadline=deadline,
                 max_ctas=max_ctas or 0,
                 concurrent=concurrent,

@@ -92,7 +92,7 @@ def serve(world_size: int, plans: queue.Queue[Plan], args: argparse.Namespace, t
     """One group: makes rounds until there are no more plans."""
     pool = RankPool(world_size, args.device)
     try:
-        while True:
+        while time.monotonic() < args.end:
             try:
                 plan = plans.get_nowait()
             except queue.Empty:
@@ -132,9 +132,11 @@ def main() -> int:
     parser.add_argument("--kinds", default=",".join([*FAULTS, "honest"]))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=30.0, help="seconds after the deadline until a rank is hung")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="inject no more faults after that")
     parser.add_argument("--library", default="", help="a test build, for --off")
     parser.add_argument("--off", default="", help="a rule to switch off, as in tests/common/cases/rules.py")
     args = parser.parse_args()
+    args.end = time.monotonic() + args.seconds
     if args.library:
         os.environ["MNNVL_AR_LIBRARY"] = str(Path(args.library).resolve())  # ranks inherit it, before they load one
     cuda = args.device == "cuda"
