@@ -1,8 +1,9 @@
 """Starts real processes as the ranks of a group, over loopback, and says how each one ended.
 
-`launch(n, body, ...)` runs `body(rank, n, store, ...)` in n fresh processes. The store lives in the test's own process,
-as torchrun's agent hosts it, so that it survives whichever rank a test kills. Processes fork from a server that has
-imported PyTorch once: a launch costs tens of milliseconds, which is what makes hundreds of them affordable.
+`launch(n, body, ...)` runs `body(rank, n, store, ...)` in n fresh processes. The store is a file, so that it survives
+whichever rank a test kills, and so that no test waits for a name server: a TCPStore looks up the name of everyone who
+connects, and stands still for 5 s when one answer is lost. Processes fork from a server that has imported PyTorch once:
+a launch costs tens of milliseconds, which is what makes hundreds of them affordable.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import tempfile
 import threading
 import time
 import traceback
@@ -31,8 +33,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pytest", *(f"memory.{file.stem}" for file in sorted(_HERE.glob("test_*.py")))])
 _lock = threading.Lock()  # multiprocessing reads an exit code twice if threads start and join at once
-_store: dist.TCPStore | None = None
-_launches = 0
 
 
 @dataclass
@@ -46,11 +46,17 @@ class End:
 
 def launch(world_size: int, body: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[End]:
     """Runs the ranks to their end; those still there after `seconds` are killed and say so in `error`."""
-    port, prefix = _address()
+    with tempfile.TemporaryDirectory(prefix="mnnvl_ar-ranks-") as meeting:
+        return _launch(world_size, body, arguments, seconds, meeting)
+
+
+def _launch(
+    world_size: int, body: Callable[..., Any], arguments: tuple[Any, ...], seconds: float, meeting: str
+) -> list[End]:
     pipes, processes = [], []
     for rank in range(world_size):
         ours, theirs = _context.Pipe(duplex=False)
-        what = (theirs, port, prefix, rank, world_size, body, arguments)
+        what = (theirs, meeting, rank, world_size, body, arguments)
         process = _context.Process(target=_main, args=what, daemon=True)
         with _lock:
             process.start()
@@ -125,20 +131,10 @@ def census() -> dict[str, int]:
     }
 
 
-def _address() -> tuple[int, str]:
-    global _store, _launches
-    with _lock:
-        if _store is None:
-            _store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        _launches += 1
-        return _store.port, f"launch{_launches}"
-
-
-def _main(
-    pipe: Connection, port: int, prefix: str, rank: int, world_size: int, body: Callable[..., Any], arguments: Any
-) -> None:
+def _main(pipe: Connection, meeting: str, rank: int, world_size: int, body: Callable[..., Any], arguments: Any) -> None:
     try:
-        store = dist.PrefixStore(prefix, dist.TCPStore("127.0.0.1", port, is_master=False))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = dist.FileStore(f"{meeting}/store", world_size)
         pipe.send(End(value=body(rank, world_size, store, *arguments)))
     except BaseException:
         pipe.send(End(error=traceback.format_exc()))
