@@ -1,11 +1,11 @@
-"""Run Spin over ring.pml: every configuration that must hold, and every variant with one rule broken, which must fail.
+"""Run Spin over ring.pml and overlap.pml: configurations that must hold, variants with one rule broken that must fail.
 
     python model/check.py                    all of it
     python model/check.py --quick            the configurations that take seconds
     python model/check.py --trail frozen-slot    the counterexample of one variant, step by step
 
 Exits 1 if the correct ring has an error or was not searched to the end, or if a broken variant has no
-error; 2 if a tool is missing.
+error or another one than its own; 2 if a tool is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-MODEL = Path(__file__).with_name("ring.pml")
+RING, OVERLAP = "ring.pml", "overlap.pml"
 MEMORY_MB = 1900  # per search, and two run at once
 SECONDS = 900  # per search: one that takes longer counts as incomplete
 
@@ -34,6 +34,8 @@ class Config:
     what: str
     defines: str
     breaks: str = ""  # the outcome a broken rule must lead to; empty: the ring must hold
+    shows: str = ""  # what the counterexample must contain, a regular expression: it fails for its own reason
+    model: str = RING
     seconds: int = 1  # roughly; the long ones start first
     progress: bool = False  # look for endless runs in which no call finishes, instead of safety
     depth: int = 20_000
@@ -49,28 +51,29 @@ class Result:
     seconds: float
 
 
-WRONG, HANG = "wrong data read", "hang"
+WRONG, HANG, SILENT = "wrong data read", "hang", "not reported"
+MERGED = "-DSELF=2"  # own stores and polls in one step with others: for what would take too long otherwise
 ONE_CTA = "-DCMAX=1 -DCAP=4 -DCHECKS=1 -DSCRIPT={0,0,0,0,0,0}"
 SIMPLE = f"{ONE_CTA} -DEARLY=0"
 
 HOLDS = [
     Config("r2", "2 ranks, 2 CTAs, 6 calls, one- and two-shot", ""),
-    Config("r2-endless", "the same 6 calls round and round, without end", "-DFOREVER", seconds=3, depth=1_000_000),
+    Config("r2-endless", "the same 6 calls round and round, without end", "-DFOREVER", seconds=4, depth=1_000_000),
     Config(
         "r2-progress",
         "... and no endless run in which no call finishes",
-        "-DFOREVER -DPROGRESS -DSCRIPT={5,2,3,1,4,5}",
-        seconds=17,
+        f"{MERGED} -DFOREVER -DPROGRESS -DSCRIPT={{5,2,3,1,4,5}}",
+        seconds=15,
         progress=True,
         depth=4_000_000,
     ),
     Config(
         "r2-any",
         "4 calls, each of any of 3 shapes",
-        "-DCALLS=4 -DNONDET -DSHAPE_A=1 -DSHAPE_B=4 -DSHAPE_C=0",
+        f"{MERGED} -DCALLS=4 -DNONDET -DSHAPE_A=1 -DSHAPE_B=4 -DSHAPE_C=0",
         seconds=4,
     ),
-    Config("r2-any-6", "6 calls, each of any of 2 shapes", "-DNONDET -DSHAPE_A=0 -DSHAPE_B=4", seconds=4),
+    Config("r2-any-6", "6 calls, each of any of 2 shapes", f"{MERGED} -DNONDET -DSHAPE_A=0 -DSHAPE_B=4", seconds=4),
     Config(
         "r2-any-endless",
         "1 CTA, calls of any of 3 shapes without end",
@@ -79,24 +82,35 @@ HOLDS = [
         depth=1_000_000,
     ),
     Config("r2-in-order", "no early start", "-DEARLY=0"),
-    Config("r2-multicast", "senders store to themselves too", "-DSELF=1", seconds=2),
-    Config("r2-torn", "vectors land in two pieces", "-DTEAR=1"),
-    Config("r2-link", "stores land late and in any order", "-DLINK=1", seconds=4),
+    Config("r2-own-apart", "data for oneself never goes through the slot", "-DSELF=0"),
+    Config("r2-own-merged", "own stores and polls in one step with others", MERGED),
+    Config("r2-torn", "vectors land in two pieces", "-DTEAR=1", seconds=2),
+    Config("r2-link", "stores to peers land late and in any order", f"{MERGED} -DLINK=1", seconds=4),
+    Config("r2-link-own", "... own ones too, 4 calls", "-DLINK=1 -DCALLS=4 -DSCRIPT={1,3,0,4}", seconds=8),
     Config(
         "r2-link-torn",
-        "... and in two pieces, 4 calls",
-        "-DLINK=1 -DTEAR=1 -DCALLS=4 -DCAP=6 -DSCRIPT={1,3,0,1}",
+        "stores to peers land late and in two pieces, 4 calls",
+        f"{MERGED} -DLINK=1 -DTEAR=1 -DCALLS=4 -DCAP=6 -DSCRIPT={{1,3,0,1}}",
         seconds=2,
     ),
-    Config("r2-loose", "clear, arrival and polls of a CTA in any order", "-DLOOSE=1", seconds=4),
-    Config("r2-link-loose", "both, 4 calls", "-DLINK=1 -DLOOSE=1 -DCALLS=4 -DSCRIPT={2,3,4,1}", seconds=50),
+    Config("r2-loose", "clear, arrival and polls of a CTA in any order", f"{MERGED} -DLOOSE=1", seconds=4),
+    Config("r2-link-loose", "both, 4 calls", f"{MERGED} -DLINK=1 -DLOOSE=1 -DCALLS=4 -DSCRIPT={{2,3,4,1}}", seconds=50),
     Config("r2-gated", "equality test, CTAs finish only after the state has advanced", "-DEQUAL -DGATE"),
-    Config("r3", "3 ranks, 2 CTAs, 4 calls", "-DRANKS=3 -DCALLS=4 -DCAP=12 -DSCRIPT={1,4,0,3}", seconds=75),
+    Config("r3", "3 ranks, 2 CTAs, 4 calls", f"{MERGED} -DRANKS=3 -DCALLS=4 -DCAP=12 -DSCRIPT={{1,4,0,3}}", seconds=75),
     Config(
         "r3-endless",
         "3 ranks, 1 CTA, 6 calls without end",
         "-DRANKS=3 -DCMAX=1 -DFOREVER -DCAP=12 -DSCRIPT={1,6,0,4,0,1}",
+        seconds=2,
         depth=1_000_000,
+    ),
+    Config(
+        "r3-progress",
+        "... and no endless run in which no call finishes",
+        "-DRANKS=3 -DCMAX=1 -DFOREVER -DPROGRESS -DCAP=12 -DSCRIPT={1,6,0,4,0,1}",
+        seconds=9,
+        progress=True,
+        depth=2_000_000,
     ),
     Config(
         "r3-owner",
@@ -107,67 +121,190 @@ HOLDS = [
     Config(
         "r3-any-endless",
         "3 ranks, 1 CTA, calls of any of 2 shapes without end",
-        "-DFOREVER -DNONDET -DRANKS=3 -DCMAX=1 -DCAP=6 -DSHAPE_A=0 -DSHAPE_B=6",
+        f"{MERGED} -DFOREVER -DNONDET -DRANKS=3 -DCMAX=1 -DCAP=6 -DSHAPE_A=0 -DSHAPE_B=6",
         seconds=22,
         depth=4_000_000,
     ),
     Config(
         "r3-link",
-        "3 ranks, 1 CTA, 4 calls, stores land late",
-        "-DRANKS=3 -DCMAX=1 -DCALLS=4 -DLINK=1 -DCAP=6 -DSCRIPT={0,0,6,0}",
-        seconds=12,
+        "3 ranks, 1 CTA, 4 calls, stores to peers land late",
+        f"{MERGED} -DRANKS=3 -DCMAX=1 -DCALLS=4 -DLINK=1 -DCAP=6 -DSCRIPT={{0,0,6,0}}",
+        seconds=4,
     ),
     Config(
         "r3-loose",
         "3 ranks, 1 CTA, 4 calls, any order in a CTA",
         "-DRANKS=3 -DCMAX=1 -DCALLS=4 -DLOOSE=1 -DCAP=6 -DSCRIPT={0,0,6,0}",
-        seconds=3,
+        seconds=6,
     ),
+    Config("overlap", "two calls at once, all checks: what is not reported was as if in order", "", model=OVERLAP),
+    Config("overlap-grids", "... with grids of 1 and 3 CTAs", "-DGRIDS={1,3}", model=OVERLAP),
+    Config("overlap-3", "... three calls, of 1, 1 and 2 CTAs", "-DCALLS=3 -DGRIDS={1,1,2}", seconds=2, model=OVERLAP),
+    Config("overlap-in-order", "calls of one stream, started early: no false alarm", "-DIN_ORDER", model=OVERLAP),
+    Config("overlap-tag", "epochs in what is added, state advanced by CAS", "-DCHECK=29", model=OVERLAP),
 ]
 
 BREAKS = [
-    Config("frozen-slot", "R6: slot index frozen at capture", f"{SIMPLE} -DBREAK_FROZEN_SLOT", WRONG),
+    Config("frozen-slot", "R6: slot index frozen at capture", f"{SIMPLE} -DBREAK_FROZEN_SLOT", WRONG, "left over"),
     Config(
-        "frozen-slot-hang", "... the same, looking only for a hang", f"{SIMPLE} -DBREAK_FROZEN_SLOT -DCHECKS=0", HANG
+        "frozen-slot-hang",
+        "... the same, looking only for a hang",
+        f"{SIMPLE} -DBREAK_FROZEN_SLOT -DCHECKS=0",
+        HANG,
+        "destroys what rank",
     ),
     Config(
         "frozen-size",
         "R6: bytes to clear frozen at capture",
         f"{SIMPLE} -DSCRIPT={{0,1,1,1,0,1}} -DBREAK_FROZEN_SIZE",
         WRONG,
+        "left over",
     ),
-    Config("two-slots", "R3: two slots", f"{SIMPLE} -DBREAK_TWO_SLOTS", HANG),
-    Config("clear-late", "R3: a slot is cleared one call too late", f"{SIMPLE} -DBREAK_LATE", HANG),
-    Config("clear-soon", "R3: a slot is cleared one call too early", f"{SIMPLE} -DBREAK_SOON", HANG),
-    Config("not-fenced", "R3: a clear lands after its CTA counted as finished", f"{ONE_CTA} -DBREAK_UNFENCED", HANG),
-    Config("wrap", "R3: epochs wrap at 2^k, not at a multiple of three", f"{SIMPLE} -DBREAK_WRAP", WRONG),
+    Config("two-slots", "R3: two slots", f"{SIMPLE} -DBREAK_TWO_SLOTS", HANG, "destroys what rank"),
+    Config(
+        "clear-late", "R3: a slot is cleared one call too late", f"{SIMPLE} -DBREAK_LATE", HANG, "destroys what rank"
+    ),
+    Config(
+        "clear-soon", "R3: a slot is cleared one call too early", f"{SIMPLE} -DBREAK_SOON", HANG, "destroys what rank"
+    ),
+    Config(
+        "not-fenced",
+        "R3: a clear lands after its CTA counted as finished",
+        f"{ONE_CTA} -DBREAK_UNFENCED",
+        HANG,
+        "destroys what rank",
+    ),
+    Config("wrap", "R3: epochs wrap at 2^k, not at a multiple of three", f"{SIMPLE} -DBREAK_WRAP", WRONG, "left over"),
     Config(
         "advance",
         "R4: the first CTA advances the state, not the last",
         "-DCHECKS=1 -DEARLY=0 -DSCRIPT={1,1,1,1,1,1} -DBREAK_ADVANCE",
         HANG,
+        r"call 0 CTA \d: starts, reads epoch 5",
     ),
-    Config("steward", "R4: a CTA arrives before its row warps have read the state", f"{SIMPLE} -DBREAK_STEWARD", HANG),
-    Config("trigger", "R4: dependents triggered before the state advances", f"{ONE_CTA} -DBREAK_TRIGGER", WRONG),
-    Config("no-quiescence", "R4: nobody waits for an unfinished predecessor", f"{ONE_CTA} -DBREAK_NO_QUIESCE", HANG),
-    Config("send-unchecked", "R4: sends do not wait for it, the rest does", f"{ONE_CTA} -DBREAK_SEND_EARLY", WRONG),
     Config(
-        "clear-unchecked", "R4: the clear does not wait for it, the rest does", f"{ONE_CTA} -DBREAK_CLEAR_EARLY", HANG
+        "steward",
+        "R4: a CTA arrives before its row warps have read the state",
+        f"{SIMPLE} -DBREAK_STEWARD",
+        HANG,
+        r"call 0 CTA \d: its row warps read epoch 5",
+    ),
+    Config(
+        "trigger",
+        "R4: dependents triggered before the state advances",
+        f"{ONE_CTA} -DBREAK_TRIGGER",
+        WRONG,
+        "call 1 CTA 0: starts, reads epoch 4",
+    ),
+    Config(
+        "no-quiescence",
+        "R4: nobody waits for an unfinished predecessor",
+        f"{ONE_CTA} -DBREAK_NO_QUIESCE",
+        HANG,
+        "destroys what rank",
+    ),
+    Config(
+        "send-unchecked",
+        "R4: sends do not wait for it, the rest does",
+        f"{ONE_CTA} -DBREAK_SEND_EARLY",
+        WRONG,
+        "    ... over what rank",
+    ),
+    Config(
+        "clear-unchecked",
+        "R4: the clear does not wait for it, the rest does",
+        f"{ONE_CTA} -DBREAK_CLEAR_EARLY",
+        HANG,
+        "destroys what rank",
     ),
     Config(
         "equality",
         "R4: quiescence tested with ==, finishing not gated",
         "-DCHECKS=1 -DEARLY=0 -DSCRIPT={1,1,1,1,1,1} -DEQUAL",
         HANG,
+        "for ever; its last step: starts",
     ),
     Config(
-        "grid", "R5: more CTAs than are co-resident", "-DCHECKS=1 -DEARLY=0 -DSCRIPT={1,1,1,1,1,1} -DBREAK_GRID", HANG
+        "grid",
+        "R5: more CTAs than are co-resident",
+        "-DCHECKS=1 -DEARLY=0 -DSCRIPT={1,1,1,1,1,1} -DBREAK_GRID",
+        HANG,
+        "for ever; its last step: arrives",
     ),
-    Config("order", "R6: a rank replays two calls in the other order", f"{SIMPLE} -DBREAK_ORDER", WRONG),
-    Config("zero-tokens", "R7: one rank counts a call of no tokens", f"{SIMPLE} -DBREAK_ZERO", HANG),
-    Config("flushed", "R1: the poll takes a negative subnormal for the sentinel", f"{SIMPLE} -DBREAK_FLUSH", HANG),
-    Config("sentinel-sent", "R1: a payload equal to the sentinel is sent as it is", f"{SIMPLE} -DBREAK_SANITISE", HANG),
-    Config("one-word", "R2: the poll looks at one word of the vector", f"{SIMPLE} -DTEAR=1 -DBREAK_WORD", WRONG),
+    Config(
+        "order",
+        "R6: a rank replays two calls in the other order",
+        f"{SIMPLE} -DBREAK_ORDER",
+        WRONG,
+        "what rank 0 stored there in call 1, for row",
+    ),
+    Config(
+        "zero-tokens", "R7: one rank counts a call of no tokens", f"{SIMPLE} -DBREAK_ZERO", HANG, "a call of no tokens"
+    ),
+    Config(
+        "flushed",
+        "R1: the poll takes a negative subnormal for the sentinel",
+        f"{SIMPLE} -DBREAK_FLUSH",
+        HANG,
+        "call 1 CTA 0: waits for ever",
+    ),
+    Config(
+        "sentinel-sent",
+        "R1: a payload equal to the sentinel is sent as it is",
+        f"{SIMPLE} -DBREAK_SANITISE",
+        HANG,
+        "call 3 CTA 0: waits for ever",
+    ),
+    Config(
+        "one-word",
+        "R2: the poll looks at one word of the vector",
+        f"{SIMPLE} -DTEAR=1 -DBREAK_WORD",
+        WRONG,
+        "only part of them",
+    ),
+    Config(
+        "overlap-unchecked",
+        "no check: the state is advanced twice to one epoch",
+        "-DCHECK=0 -DTWICE",
+        SILENT,
+        "to already",
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-ids",
+        "only ids: a call that arrives after the other's advance",
+        "-DCHECK=5 -DTWICE",
+        SILENT,
+        "to already",
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-ids-cas",
+        "ids and CAS: a call is torn between two epochs",
+        "-DCHECK=13",
+        SILENT,
+        "finds epoch 1 and 0 arrivals",
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-epochs",
+        "only epochs: arrivals of two calls mix",
+        "-DCHECK=6",
+        SILENT,
+        "finds epoch 0 and 2 arrivals",
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-same-id",
+        "all checks, but two launches have one id",
+        "-DSAME_IDS",
+        SILENT,
+        "finds epoch 1 and 0 arrivals",
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-warps", "warps of a CTA are not compared", "-DCHECK=3", SILENT, "row warps read epoch 0", model=OVERLAP
+    ),
 ]
 
 
@@ -194,12 +331,12 @@ def run(command: list[str], where: Path) -> str:
 def search(config: Config, where: Path) -> Result:
     """Build one configuration's verifier and run it to the end or, for a broken rule, to the shortest failure."""
     where.mkdir(parents=True, exist_ok=True)
-    shutil.copy(MODEL, where)
+    shutil.copy(Path(__file__).with_name(config.model), where)
     started = time.monotonic()
     options = ["-DCOLLAPSE", f"-DMEMLIM={MEMORY_MB}", "-DNP" if config.progress else "-DSAFETY"]
     if config.breaks:
         options.append("-DBFS")  # breadth first: the shortest counterexample
-    run(["spin", "-a", *defines(config), MODEL.name], where)
+    run(["spin", "-a", *defines(config), config.model], where)
     run(["cc", "-O0" if config.seconds <= 1 else "-O2", "-w", *options, "-o", "pan", "pan.c"], where)
     command = ["./pan", f"-m{config.depth}", *(["-l"] if config.progress else [])]
     try:
@@ -216,6 +353,8 @@ def search(config: Config, where: Path) -> Result:
     except subprocess.TimeoutExpired:
         output = f"Search not completed: more than {SECONDS} s"
     good, verdict = judge(config, output)
+    if good and config.breaks and not re.search(config.shows, "\n".join(readable(config, where))):
+        good, verdict = False, f"FAILS OTHERWISE, not by '{config.shows}'"
     return Result(
         config,
         good,
@@ -242,7 +381,8 @@ def judge(config: Config, output: str) -> tuple[bool, str]:
             return False, f"INCOMPLETE: {complaint.group(0).strip()}"
         return (False, "NO ERROR FOUND") if config.breaks else (True, "holds")
     if "assertion violated" in output:
-        outcome = WRONG if config.breaks else "ASSERTION VIOLATED"
+        found = SILENT if config.model == OVERLAP else WRONG
+        outcome = found if config.breaks else "ASSERTION VIOLATED"
     elif "invalid end state" in output.split("Spin Version")[0]:
         outcome = HANG if config.breaks else "INVALID END STATE"
     else:
@@ -252,12 +392,12 @@ def judge(config: Config, output: str) -> tuple[bool, str]:
 
 def readable(config: Config, where: Path) -> list[str]:
     """The counterexample's steps, in the words of the model's printf, then what never ends."""
-    replay = run(["spin", "-t", *defines(config), MODEL.name], where)
+    replay = run(["spin", "-t", *defines(config), config.model], where)
     steps: list[str] = []
     unfinished: dict[str, str] = {}
     finished: set[str] = set()
     for line in (raw.strip() for raw in replay.splitlines()):
-        call = re.match(r"(rank \d+ call \d+ CTA \d+): (.*)", line)
+        call = re.match(r"((?:rank \d+ )?call \d+ CTA \d+): (.*)", line)
         if call:
             steps.append(line)
             who, step = call.groups()
@@ -294,6 +434,10 @@ def check(configs: Iterable[Config], where: Path, jobs: int) -> bool:
             show(results[-1])
     bad = [result.config.name for result in results if not result.good]
     spent = os.times()
+    version = run(["spin", "-V"], where).strip().splitlines()[0].split(" --")[0]
+    holding, broken = (sum(r.good for r in results if bool(r.config.breaks) is breaks) for breaks in (False, True))
+    print(f"{holding} configurations hold, {broken} broken variants fail, each for its own reason; ", end="")
+    print(f"{sum(result.states for result in results):,} states in all; {version}")
     print(f"{spent.children_user + spent.children_system:.0f} s of CPU time, compilation included")
     print(
         f"{len(results) - len(bad)} of {len(results)} as they should be" + (f"; not: {', '.join(bad)}" if bad else "")

@@ -21,7 +21,8 @@
 #define CMAX 2              /* most CTAs in a grid */
 #endif
 #ifndef SELF
-#define SELF 0              /* 1: a send also lands at the sender, and is awaited, as with a multicast store */
+#define SELF 1              /* a send also goes to the sender's own slot, and is awaited there. 1: in steps of its own, torn and late as any
+                               other; 2: in one step with the store, or the poll, before it (README.md: why that is sound); 0: not at all */
 #endif
 #ifndef EARLY
 #define EARLY 1             /* 0: every call waits for the whole of its predecessor (no kernel between that never waits) */
@@ -208,6 +209,13 @@ inline advance() {
     dirty[r] = EXTENT(s);
 }
 
+/* Row warps go through four phases, one peer at a time, their own rank last: send, poll, and for two-shot send the sums, poll them. */
+#define PHASE (step / RANKS)
+#define PEER  ((r + 1 + step) % RANKS)
+#define DONE  (4 * RANKS)
+#define OWN_NEXT (SELF == 2 && step < DONE && PEER == r)
+#define WHOLE (half || OWN_NEXT)    /* the second piece of a torn store, or one that does not tear */
+
 /* Store one vector to cell x of rank `to`. */
 inline land(to, x, v) {
     if
@@ -220,12 +228,16 @@ inline land(to, x, v) {
 }
 inline put(to, x, v) {
 #if LINK
-    GHOST(flying[x] == 0);
-    flying[x] = v;
-    inflight[to]++;
+    if
+    :: SELF == 2 && to == r -> land(to, x, v)
+    :: else ->
+        GHOST(flying[x] == 0);
+        flying[x] = v;
+        inflight[to]++
+    fi
 #elif TEAR
     if
-    :: half -> land(to, x, v)
+    :: WHOLE -> land(to, x, v)
     :: else -> GHOST(cell[x] == CLEAR); cell[x] = TORN
     fi
 #else
@@ -246,10 +258,6 @@ inline take(x, v) {
     cell[x] = TAKEN;
 }
 
-/* Row warps go through four phases, one peer q at a time: send, poll, and for two-shot send the sums, poll the sums. */
-#define PHASE (step / RANKS)
-#define PEER  (step % RANKS)
-#define DONE  (4 * RANKS)
 #define OTHERS (PEER != r || SELF)
 #define TWOS TWOSHOT(s)
 #define APPLIES (c < TOKENS(s) && OTHERS && \
@@ -271,6 +279,44 @@ inline skip_idle() {
 #define OUT2(t) AT(PEER, use, TWO(s, t, r))
 #define ARRIVED1 (HERE(cell[IN1(c)]) && (!HAS2 || HERE(cell[IN1(c + CTAS(s))])))
 #define ARRIVED2 (HERE(cell[IN2(c)]) && (!HAS2 || HERE(cell[IN2(c + CTAS(s))])))
+
+inline send() {
+    if
+    :: PHASE == 0 ->
+        printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER);
+        put(PEER, OUT1(c), WIRE(id, TAG(id, 0, r, c)));
+        if
+        :: HAS2 -> put(PEER, OUT1(c + CTAS(s)), WIRE(id, TAG(id, 0, r, c + CTAS(s))))
+        :: else
+        fi
+    :: else ->
+        printf("rank %d call %d CTA %d: stores its sums into slot %d of rank %d\n", r, j, c, use, PEER);
+        put(PEER, OUT2(c), TAG(id, 1, r, c));
+        if
+        :: HAS2 -> put(PEER, OUT2(c + CTAS(s)), TAG(id, 1, r, c + CTAS(s)))
+        :: else
+        fi
+    fi
+}
+inline next_step() { step++; skip_idle() }
+inline receive1() {
+    printf("rank %d call %d CTA %d: finds the rows of rank %d in slot %d\n", r, j, c, PEER, use);
+    take(IN1(c), TAG(id, 0, PEER, c));
+    if
+    :: HAS2 -> take(IN1(c + CTAS(s)), TAG(id, 0, PEER, c + CTAS(s)))
+    :: else
+    fi;
+    next_step()
+}
+inline receive2() {
+    printf("rank %d call %d CTA %d: finds the sums of rank %d in slot %d\n", r, j, c, PEER, use);
+    take(IN2(c), TAG(id, 1, PEER, c));
+    if
+    :: HAS2 -> take(IN2(c + CTAS(s)), TAG(id, 1, PEER, c + CTAS(s)))
+    :: else
+    fi;
+    next_step()
+}
 
 #ifdef BREAK_NO_QUIESCE
 #define CALM true
@@ -400,31 +446,22 @@ end_idle:
         :: else
         fi;
 #endif
-        if
-        :: PHASE == 0 ->
-            printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER);
-            put(PEER, OUT1(c), WIRE(id, TAG(id, 0, r, c)));
-            if
-            :: HAS2 -> put(PEER, OUT1(c + CTAS(s)), WIRE(id, TAG(id, 0, r, c + CTAS(s))))
-            :: else
-            fi
-        :: else ->
-            printf("rank %d call %d CTA %d: stores its sums into slot %d of rank %d\n", r, j, c, use, PEER);
-            put(PEER, OUT2(c), TAG(id, 1, r, c));
-            if
-            :: HAS2 -> put(PEER, OUT2(c + CTAS(s)), TAG(id, 1, r, c + CTAS(s)))
-            :: else
-            fi
-        fi;
+        send();
 #if TEAR && !LINK
         if
-        :: half -> half = false; step++
+        :: WHOLE -> half = false; next_step()
         :: else -> half = true
         fi;
 #else
-        step++;
+        next_step();
 #endif
-        skip_idle()
+#if SELF == 2
+        if
+        :: OWN_NEXT && (PHASE == 0 || PHASE == 2) -> send(); next_step()
+        :: else
+        fi;
+#endif
+        i = 0
        }
 
     /* 4. Clear this CTA's share of what the call before dirtied. */
@@ -467,6 +504,7 @@ end_idle:
     /* 5. Arrive; the last one advances the state; then trigger. Others may trigger as soon as they have arrived. */
     :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || STEWARD) ->
         printf("rank %d call %d CTA %d: arrives\n", r, j, c);
+        GHOST(epoch[r] == n);                           /* the check against overlaps of overlap.pml gives no false alarm */
         arrived[r]++;
 #ifdef BREAK_ADVANCE
         if
@@ -501,24 +539,24 @@ end_idle:
 
     /* 6. Wait. */
     :: d_step { step < DONE && PHASE == 1 && MAY_POLL && ARRIVED1 ->
-        printf("rank %d call %d CTA %d: finds the rows of rank %d in slot %d\n", r, j, c, PEER, use);
-        take(IN1(c), TAG(id, 0, PEER, c));
+        receive1();
+#if SELF == 2
         if
-        :: HAS2 -> take(IN1(c + CTAS(s)), TAG(id, 0, PEER, c + CTAS(s)))
+        :: OWN_NEXT && PHASE == 1 && ARRIVED1 -> receive1()
         :: else
         fi;
-        step++;
-        skip_idle()
+#endif
+        i = 0
        }
     :: d_step { step < DONE && PHASE == 3 && MAY_POLL && ARRIVED2 ->
-        printf("rank %d call %d CTA %d: finds the sums of rank %d in slot %d\n", r, j, c, PEER, use);
-        take(IN2(c), TAG(id, 1, PEER, c));
+        receive2();
+#if SELF == 2
         if
-        :: HAS2 -> take(IN2(c + CTAS(s)), TAG(id, 1, PEER, c + CTAS(s)))
+        :: OWN_NEXT && PHASE == 3 && ARRIVED2 -> receive2()
         :: else
         fi;
-        step++;
-        skip_idle()
+#endif
+        i = 0
        }
 
     /* 7. Finish. */

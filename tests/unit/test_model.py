@@ -1,5 +1,6 @@
 """The ring's model: what takes seconds to search. All of it: `make model`."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_a_counterexample_reads_as_steps(tmp_path):
     assert steps[0].endswith("starts, reads epoch 4 (slot 1), dirty 0")
     assert any("destroys what rank" in step for step in steps)
     assert any("waits for ever" in step for step in steps)
+
+
+@needs_tools
+def test_the_documented_counterexample_is_the_one_that_is_found(tmp_path):
+    if "6.5.2" not in check.run(["spin", "-V"], tmp_path):
+        pytest.skip("another version of spin may find another counterexample of the same length")
+    config = next(config for config in check.BREAKS if config.name == "frozen-slot")
+    assert check.search(config, tmp_path).good
+    text = (CHECK.parents[1] / "docs" / "counterexample.md").read_text()
+    assert text.split("```")[1].strip().splitlines() == check.readable(config, tmp_path)
+
+
+@needs_tools
+def test_a_failure_for_another_reason_is_none(tmp_path):
+    config = next(config for config in check.BREAKS if config.name == "clear-soon")
+    result = check.search(dataclasses.replace(config, shows="no such step"), tmp_path)
+    assert not result.good
+    assert "FAILS OTHERWISE" in result.verdict
+
+
+def test_every_broken_variant_says_what_its_counterexample_shows():
+    assert all(config.shows for config in check.BREAKS)
 
 
 HOLDS, BREAKS = check.HOLDS[0], check.BREAKS[0]
