@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mnnvl_ar._library import ops
 from mnnvl_ar.errors import CallMismatch, PeerTimeout, WorkspaceBroken
 
-PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE = 1, 2, 3, 4, 5, 6
+PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE, TWO_AT_ONCE = range(1, 8)
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Fault:
 
 def read_fault(handle: int) -> Fault | None:
     """The fault of the workspace, or None. Reads this rank's block, 16 KiB; once it is broken, the peers' too."""
-    if ops._workspace_fault(handle)[0] == 0:
+    (code, told, rank, peer, epoch, waited, when, offset), said = ops._workspace_explain(handle)
+    if code == 0:
         return None
-    text, call, peer_call = ops._workspace_fault_text(handle).split("\n")
-    code, told, rank, peer, epoch, waited, when, offset = ops._workspace_fault(handle)
+    text, call, peer_call = said.split("\n")
     return Fault(
         code, bool(told), rank, peer, epoch, call, peer_call, waited / 1e9, when / 1e9, offset, text
     )  # fmt: skip

@@ -3,8 +3,8 @@
 //
 // Contract
 //   * enter() is what a thread does first. All threads of a launch get the same epoch.
-//   * steward_duty() runs in one whole warp. It needs the other warps of the CTA, which hold rows, to pass barrier_arrive on
-//     kEntered after enter(), on kCleared after their last store to the stale slot and on kReceived after their last load
+//   * steward_duty() runs in one whole warp. It needs the other warps of the CTA, which hold rows, to pass entered() after
+//     enter(), and barrier_arrive on kCleared after their last store to the stale slot and on kReceived after their last load
 //     from the current one.
 //   * Dependents are triggered only after the state has been advanced.
 #pragma once
@@ -17,19 +17,21 @@ namespace mnnvl_ar::cuda {
 
 // What all threads of a CTA do before anything else: sets up what they share, for the other CTAs of the cluster to see too.
 template <class Shared>
-__device__ __forceinline__ void prepare_cta(Verdict& verdict, Shared& shared) {
+__device__ __forceinline__ void prepare_cta(const Lane& lane, Verdict& verdict, Shared& shared) {
   if (threadIdx.x == 0) {
     verdict.poisoned = verdict.gave_up = 0;
     ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
   }
-  shared.init();
+  shared.init(lane);
   ptx::mbarrier_init_fence();
-  ptx::cluster_sync();
+  // What peers in the cluster touch are mbarriers, which that fence is for, and words that only they write.
+  __syncthreads();
+  ptx::cluster_sync_relaxed();
 }
 
 struct Call {
   uint32_t epoch;
-  uint32_t launched;
+  uint32_t launched;    // CTAs of all earlier calls
   uint32_t dirty;       // vectors to clear in the stale slot
   uint64_t slot;        // offset of this call's slot in every block
   uint64_t stale_slot;  // offset of the slot to clear in our own
@@ -40,7 +42,7 @@ struct Call {
 // Sleeps up to sabotage.delay_ns, differently at each step, CTA, rank and call.
 static __device__ __noinline__ void stumble(const Params& p, uint32_t step) {
   if (p.sabotage.delay_seed == 0) return;
-  uint32_t h = p.sabotage.delay_seed ^ step * 0x9e3779b9u ^ blockIdx.x * 0x85ebca6bu ^ p.rank * 0xc2b2ae35u;
+  uint32_t h = p.sabotage.delay_seed ^ step * 0x9e3779b9u ^ cta_index() * 0x85ebca6bu ^ p.rank * 0xc2b2ae35u;
   h ^= static_cast<uint32_t>(ptx::global_timer_ns());
   h = (h ^ h >> 15) * 0x2c1b3c6du;
   h = (h ^ h >> 12) * 0x297a2d39u;
@@ -73,6 +75,7 @@ __device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
   const uint8_t *state = p.block + protocol::kStateOffset, *progress = p.block + protocol::kProgressOffset;
   const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
   Call call{.epoch = s.word[0], .launched = s.word[1], .dirty = s.word[2], .broken = g.word[1] != 0};
+  if (protocol::is_off(p, protocol::Rule::told)) call.broken = false;
   if (!is_quiescent(s, g) && !protocol::is_off(p, protocol::Rule::quiescence)) {
     call.broken |= !await_quiescence(p, verdict, state, progress);
   }
@@ -90,26 +93,52 @@ __device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
   return call;
 }
 
+// By the warps with rows: the state is in their registers.
+__device__ __forceinline__ void entered(const Call& call, const Lane& lane, Verdict& verdict) {
+  if (threadIdx.x % 32 == 0) verdict.entered[lane.warp] = call.epoch;
+  ptx::barrier_arrive(kEntered, blockDim.x);
+}
+
 // Up to this many vectors a CTA, the steward clears alone, while the others poll; it is off their way then.
 inline constexpr uint32_t kStewardClears = 1024;
 
-__device__ __forceinline__ bool steward_clears(const Call& call) { return call.dirty <= kStewardClears * gridDim.x; }
+__device__ __forceinline__ bool steward_clears(const Call& call) { return call.dirty <= kStewardClears * grid_size(); }
 
-// Fills this thread's share of the stale slot, `thread` of `threads`, with the sentinel.
-__device__ __forceinline__ void clear(const Params& p, const Call& call, uint32_t thread, uint32_t threads) {
-  const protocol::Vector empty = protocol::sentinel_vector();
-  uint8_t* stale = p.block + call.stale_slot;
-  for (uint32_t i = thread; i < call.dirty; i += threads) {
-    ptx::store(stale + uint64_t{i} * protocol::kVectorBytes, empty);
+// Fills a thread's share of the stale slot with the sentinel: every `stride`th vector from `next` on.
+struct Cleaner {
+  uint8_t* stale;
+  uint32_t next;
+  uint32_t stride;
+  uint32_t dirty;
+
+  __device__ __forceinline__ Cleaner(const Params& p, const Call& call, uint32_t thread, uint32_t threads)
+      : stale(p.block + call.stale_slot), next(thread), stride(threads), dirty(call.dirty) {}
+
+  __device__ __forceinline__ void clear(uint32_t most) {
+    const protocol::Vector empty = protocol::sentinel_vector();
+    for (; next < dirty && most != 0; next += stride, --most) {
+      ptx::store(stale + uint64_t{next} * protocol::kVectorBytes, empty);
+    }
   }
-}
+};
 
-// The part of the threads with rows, `warps` a CTA.
-__device__ __forceinline__ void clear_or_leave_it(const Params& p, const Call& call, uint32_t warps) {
-  if (!call.broken && !steward_clears(call))
-    clear(p, call, blockIdx.x * warps * 32 + threadIdx.x, gridDim.x * warps * 32);
-  ptx::barrier_arrive(kCleared, blockDim.x);
-}
+// The threads with rows clear what the steward leaves to them, in `steps` parts. The last thing they do about it is to pass
+// kCleared.
+struct RowCleaner {
+  Cleaner mine;
+  uint32_t a_step;
+
+  __device__ __forceinline__ RowCleaner(const Params& p, const Call& call, uint32_t warps, uint32_t steps)
+      : mine(p, call, cta_index() * warps * 32 + threadIdx.x, grid_size() * warps * 32) {
+    if (call.broken || steward_clears(call)) mine.dirty = 0;
+    a_step = mine.dirty == 0 ? 0 : mine.dirty / (mine.stride * steps) + 1;
+  }
+
+  __device__ __forceinline__ void step(bool is_last) {
+    mine.clear(is_last ? 0xffffffffu : a_step);
+    if (is_last) ptx::barrier_arrive(kCleared, blockDim.x);
+  }
+};
 
 // Waits for the signature of one rank. False: it differs, or did not come; the fault has been reported.
 __device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, const Call& call, uint32_t source) {
@@ -128,15 +157,29 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, c
   }
 }
 
-// Counts this CTA in; the last one advances the state.
-__device__ __forceinline__ void arrive(const Params& p, const Call& call, uint32_t dirty) {
+// Whether all warps of this CTA are in the same call, once they have entered: one may have read the state before another call of
+// this rank advanced it, and one after.
+__device__ __forceinline__ bool have_entered_together(const Call& call, const Verdict& verdict) {
+  const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32 - 1;
+  const bool is_other = lane < warps && static_cast<const volatile Verdict&>(verdict).entered[lane] != call.epoch;
+  return !__any_sync(0xffffffffu, is_other);
+}
+
+// Counts this CTA in; the last one advances the state. False: it is not this call's alone.
+__device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32_t dirty) {
   stumble(p, 1);
   auto* state = reinterpret_cast<protocol::State*>(p.block + protocol::kStateOffset);
-  const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, 1);
-  const bool is_last = protocol::is_off(p, protocol::Rule::advance_last) ? before == 0 : before + 1 == gridDim.x;
-  if (!is_last) return;
-  const uint32_t launched = call.launched + static_cast<uint32_t>(gridDim.x);
-  ptx::exchange_relaxed_gpu(state, protocol::Vector{{protocol::next_epoch(call.epoch), launched, dirty, 0}});
+  const uint32_t mine = protocol::arrival(call.epoch, p.launch);
+  const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, mine);
+  const uint32_t count = protocol::arrivals(before);
+  bool alone = protocol::is_one_call(before, mine);
+  if (protocol::is_off(p, protocol::Rule::advance_last) ? count == 0 : count + 1 == grid_size()) {
+    const protocol::Vector next{{protocol::next_epoch(call.epoch), call.launched + grid_size(), dirty, 0}};
+    // Using what was there makes what follows wait until the state has been advanced.
+    const protocol::Vector last = ptx::exchange_relaxed_gpu(state, next);
+    alone &= last.word[0] == call.epoch && last.word[1] == call.launched;
+  }
+  return alone;
 }
 
 __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
@@ -145,7 +188,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   if (!ok && lane == 0 && verdict.gave_up == 0) {  // it was broken before we came; the host is to know
     report_fault(p, FaultCode::peer_fault, {call.epoch, protocol::kMaxRanks, 0, 0, ptx::global_timer_ns()});
   }
-  if (ok && blockIdx.x == 0) {
+  if (ok && cta_index() == 0) {
     const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
     const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
     for (uint32_t i = lane; i < p.ranks; i += 32) ptx::store_relaxed_sys(p.peers[i] + place, mine);
@@ -153,10 +196,15 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   // A warp that loaded the state after it was advanced would take itself for the next call.
   ptx::barrier_sync(kEntered, blockDim.x);
   if (ok) {
-    if (lane == 0) arrive(p, call, dirty);
+    bool alone = have_entered_together(call, verdict) || protocol::is_off(p, protocol::Rule::two_at_once);
+    if (lane == 0) {
+      alone = alone && (arrive(p, call, dirty) || protocol::is_off(p, protocol::Rule::two_at_once));
+      if (!alone) report_fault(p, FaultCode::two_at_once, {call.epoch, p.rank, 0, 0, ptx::global_timer_ns()});
+      ok = alone;
+    }
     __syncwarp();
     if (p.trigger_early) ptx::trigger_dependents();
-    if (steward_clears(call)) clear(p, call, blockIdx.x * 32 + lane, gridDim.x * 32);
+    if (steward_clears(call)) Cleaner(p, call, cta_index() * 32 + lane, grid_size() * 32).clear(0xffffffffu);
     for (uint32_t source = lane; source < p.ranks; source += 32) ok &= peer_agrees(p, verdict, call, source);
   }
   if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;
@@ -177,7 +225,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
 }
 
 __device__ __forceinline__ bool is_poisoned(const Verdict& verdict) {
-  ptx::mbarrier_wait(ptx::shared_address(&verdict.mbarrier), 0);
+  ptx::mbarrier_wait_cta(ptx::shared_address(&verdict.mbarrier), 0);
   return *static_cast<const volatile uint32_t*>(&verdict.poisoned) != 0;
 }
 

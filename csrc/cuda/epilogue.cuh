@@ -1,8 +1,8 @@
 // What is fused after the sum. An epilogue sees s of one vector of kRows rows at a time, and stores the outputs.
 //
 // An epilogue has
-//   * kOp, what peers are told; Shared, with init() by all threads before the cluster is synchronised;
-//   * prepare(): touches what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers;
+//   * kOp, what peers are told; Shared, with init(lane) by all threads before the cluster is synchronised;
+//   * prepare(): loads what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers;
 //   * finish(rows, round, s): called by every thread with rows, `active` or not, since it may hold barriers. After a fault s is
 //     NaN, and so is all that is stored.
 // A quantised output is a function of `norm` as stored: a new epilogue is RmsNorm with another store().
@@ -29,7 +29,7 @@ template <class D, int kRows>
 struct Plain {
   static constexpr protocol::Op kOp = protocol::Op::all_reduce;
   struct Shared {
-    __device__ __forceinline__ void init() {}
+    __device__ __forceinline__ void init(const Lane&) {}
   };
 
   const Params& p;
@@ -61,13 +61,20 @@ struct RmsNorm {
   const Lane& lane;
   const Verdict& verdict;
   Shared& shared;
+  struct Weight {
+    protocol::Vector low, high;  // high: the second four of eight fp32 factors
+  };
+  Weight weight;
   protocol::Vector residual[kRows];
 
   __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
 
-  // Into L1, for the loads in finish(): held in registers from here on it would crowd out the data that is polled.
+  // Into registers: the mbarriers in finish() empty L1, and a load behind them would stand alone on the way to the outputs. Four
+  // rows at once leave no registers for that over the wait for peers, and load it for all four while they are summed.
+  static constexpr bool kKeepsWeight = kRows < 4;
+
   __device__ __forceinline__ void prepare() {
-    if (active()) load_weight();
+    if (kKeepsWeight && active()) weight = load_weight();
   }
 
   __device__ __forceinline__ void prefetch(Rows rows) {
@@ -91,12 +98,13 @@ struct RmsNorm {
         square_sum[i] = protocol::square_sum<D>(s[i]);
       }
     }
+    if (!kKeepsWeight && active()) weight = load_weight();
     shared.reduce(lane, round, square_sum);
     const bool poisoned = is_poisoned(verdict);
     if (!active()) return;
     const float hidden = static_cast<float>(p.vectors * D::kPerVector);
     float factor[D::kPerVector];
-    factors(load_weight(), factor);
+    factors(factor);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i >= rows.count) continue;
@@ -107,17 +115,13 @@ struct RmsNorm {
   }
 
  private:
-  struct Weight {
-    protocol::Vector low, high;  // high: the second four of eight fp32 factors
-  };
-
   __device__ __forceinline__ Weight load_weight() const {
     const auto* base = static_cast<const uint8_t*>(p.weight);
     if (D::kPerVector == 4 || !p.weight_is_fp32) return {ptx::load_constant(base + lane.vector * 16), {}};
     return {ptx::load_constant(base + lane.vector * 32), ptx::load_constant(base + lane.vector * 32 + 16)};
   }
 
-  __device__ __forceinline__ void factors(const Weight& weight, float (&factor)[D::kPerVector]) const {
+  __device__ __forceinline__ void factors(float (&factor)[D::kPerVector]) const {
 #pragma unroll
     for (int i = 0; i < D::kPerVector; ++i) {
       const uint32_t word = i < 4 ? weight.low.word[i % 4] : weight.high.word[i % 4];

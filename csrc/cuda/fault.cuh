@@ -1,12 +1,13 @@
 // Waiting is bounded: what happens when something does not come. Nothing here is on the fast path.
 //
 // Contract
-//   * The first thread of a rank to find a fault writes the host's record, marks its own block and every peer's broken.
+//   * The first thread of a rank to report a fault writes the host's record, then marks its own block and every peer's broken:
+//     whoever sees the mark that we set finds the record.
 //   * Threads with rows only note that they gave up; their CTA's steward reports.
 //   * A broken workspace computes nothing: later calls store NaN and return; calls that wait give up.
 #pragma once
 
-#include "cuda/ptx.cuh"
+#include "cuda/row.cuh"
 #include "protocol/fault_record.h"
 
 namespace mnnvl_ar::cuda {
@@ -23,17 +24,16 @@ __device__ __forceinline__ uint32_t* broken_word(uint8_t* block) {
 
 // By value: a reference would put the struct, and with it a stack frame, into every kernel.
 static __device__ __noinline__ void report_fault(const Params& p, FaultCode code, protocol::Fault fault) {
-  if (ptx::atomic_cas_relaxed_sys(broken_word(p.block), 0, static_cast<uint32_t>(code)) != 0 &&
-      code != FaultCode::peer_fault) {
-    return;  // somebody was first
-  }
+  uint8_t* claimed = p.block + protocol::kProgressOffset + offsetof(protocol::Progress, claimed);
+  if (ptx::atomic_cas_relaxed_sys(claimed, 0, 1) != 0) return;  // somebody was first
   volatile protocol::FaultRecord& record = *p.record;
-  if (record.code != 0) return;
   protocol::fill_record(record, p, fault, ptx::global_timer_ns(), [&p](uint32_t source, uint32_t slot) {
     return ptx::load_relaxed_sys_u32(p.block + protocol::board_offset(slot, source));
   });
   ptx::fence_acq_rel_sys();
   record.code = static_cast<uint32_t>(code);
+  ptx::fence_acq_rel_sys();
+  ptx::atomic_cas_relaxed_sys(broken_word(p.block), 0, static_cast<uint32_t>(code));
   for (uint32_t i = 0; i + 1 < p.ranks; ++i) {
     ptx::store_relaxed_sys_u32(broken_word(p.peers[i]), static_cast<uint32_t>(FaultCode::peer_fault));
   }
@@ -41,10 +41,11 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
 
 // What the warps of a CTA share about the call.
 struct Verdict {
-  uint64_t mbarrier;  // completes once `poisoned` is final
-  uint32_t poisoned;  // non-zero: outputs must be NaN
-  uint32_t gave_up;   // FaultCode of a thread that waited too long; the steward reports it
-  uint64_t began_ns;  // when that thread began to wait
+  uint64_t mbarrier;                   // completes once `poisoned` is final
+  uint32_t poisoned;                   // non-zero: outputs must be NaN
+  uint32_t gave_up;                    // FaultCode of a thread that waited too long; the steward reports it
+  uint64_t began_ns;                   // when that thread began to wait
+  uint32_t entered[kMaxThreads / 32];  // epoch of each warp with rows
 };
 
 // One look while waiting long; `began_ns` starts as 0. True: give up, and leave the report to the steward. Holds no call, so
@@ -54,7 +55,7 @@ __device__ __forceinline__ bool must_give_up(const Params& p, Verdict& verdict, 
   if (began_ns == 0) began_ns = now_ns;
   // Waits follow each other in a call, and its CTA ends them all with the first: the deadline is the call's, not each wait's.
   if (static_cast<const volatile Verdict&>(verdict).gave_up != 0) return true;
-  const bool told = ptx::load_relaxed_sys_u32(broken_word(p.block)) != 0;
+  const bool told = ptx::load_relaxed_sys_u32(broken_word(p.block)) != 0 && !protocol::is_off(p, protocol::Rule::told);
   const bool bounded = p.deadline_ns != 0 && !protocol::is_off(p, protocol::Rule::deadline);
   if (!told && !(bounded && now_ns - began_ns >= p.deadline_ns)) return false;
   verdict.began_ns = began_ns;

@@ -111,7 +111,7 @@ cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, c
       uint32_t room = std::max(1u, shape_fit.resident / std::max(1u, tuning.sharers));
       if (tuning.max_ctas != 0) room = std::min(room, std::max(1u, tuning.max_ctas / needed));
       const uint32_t wanted = divide_up(shape.tokens, result->batch);
-      result->clusters = std::min(wanted, room);
+      result->clusters = std::min({wanted, room, protocol::kMaxGrid / needed});
       result->lag = std::max(1u, tuning.lag);
       const bool is_last = cluster == narrowest && (rows == most_rows || tuning.batch != 0);
       if (is_last || (shape_fit.resident > 0 && (wanted <= room || tuning.cluster != 0))) return cudaSuccess;
@@ -134,8 +134,9 @@ CUresult launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, C
   attributes[1].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
   attributes[1].value.programmaticStreamSerializationAllowed = 1;
   CUlaunchConfig config{};
-  config.gridDimX = plan.clusters * plan.cluster;
-  config.gridDimY = config.gridDimZ = 1;
+  config.gridDimX = plan.cluster;
+  config.gridDimY = plan.clusters;
+  config.gridDimZ = 1;
   config.blockDimX = plan.threads;
   config.blockDimY = config.blockDimZ = 1;
   config.hStream = stream;

@@ -14,12 +14,12 @@ template <class D, int kRanks, template <class, int> class Epilogue>
 __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant__ Params p) {
   __shared__ Verdict verdict;
   __shared__ typename Epilogue<D, 1>::Shared shared;
-  prepare_cta(verdict, shared);
   const Lane lane = this_lane();
+  prepare_cta(lane, verdict, shared);
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
-  ptx::wait_for_predecessor();
   if (!is_as_planned(p)) return refuse<D>(p);
   if (lane.is_steward) {
+    ptx::wait_for_predecessor();
     const Call call = enter(p, verdict);
     steward_duty(p, call, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), verdict);
     return;
@@ -28,11 +28,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   Epilogue<D, 1> epilogue{p, lane, verdict, shared};
   const bool active = epilogue.active();
   const auto* input = static_cast<const uint8_t*>(p.x);
+  const uint8_t* first = input + vector_offset(p, lane.cluster, lane.vector);
   Vector x{};
-  if (active) x = ptx::load(input + vector_offset(p, lane.cluster, lane.vector));
+  ptx::wait_for_predecessor();  // nothing but loads from here to the first store
+  if (active) x = ptx::load(first);
   stumble(p, 4);
   const Call call = enter(p, verdict);
-  ptx::barrier_arrive(kEntered, blockDim.x);
+  entered(call, lane, verdict);
   stumble(p, 3);
   if (active && !call.broken) {
     for (uint32_t row = lane.cluster;;) {
@@ -45,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   }
   epilogue.prefetch({lane.cluster, 1});
   epilogue.prepare();
-  clear_or_leave_it(p, call, lane.warps);
+  RowCleaner(p, call, lane.warps, 1).step(true);
 
   const uint32_t stride = p.tokens * p.vectors * protocol::kVectorBytes;
   uint32_t round = 0;

@@ -98,7 +98,7 @@ __device__ __forceinline__ uint32_t atomic_cas_relaxed_sys(void* address, uint32
   return before;
 }
 
-// Returns once the exchange has been performed: what follows it in program order happens after it.
+// What depends on the returned value happens after the exchange. A caller that drops it does not wait.
 __device__ __forceinline__ Vector exchange_relaxed_gpu(void* address, const Vector& v) {
   Vector before;
   asm volatile(
@@ -147,13 +147,9 @@ __device__ __forceinline__ uint32_t cluster_size() {
   asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return size;
 }
-__device__ __forceinline__ uint32_t cluster_id() {
-  uint32_t id;
-  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(id));
-  return id;
-}
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+// Orders nothing that came before it, for the other CTAs, but what a fence did.
+__device__ __forceinline__ void cluster_sync_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -185,7 +181,17 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t mbarrier, uint32
   asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void mbarrier_wait(uint32_t mbarrier, uint32_t parity) {
+// For what this CTA's threads did before they arrived.
+__device__ __forceinline__ void mbarrier_wait_cta(uint32_t mbarrier, uint32_t parity) {
+  asm volatile(
+      "{\n\t.reg .pred done;\n\t"
+      "again:\n\tmbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n\t@!done bra again;\n\t}" ::"r"(
+          mbarrier),
+      "r"(parity)
+      : "memory");
+}
+// The same for all threads of the cluster.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t mbarrier, uint32_t parity) {
   asm volatile(
       "{\n\t.reg .pred done;\n\t"
       "again:\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t@!done bra again;\n\t}" ::

@@ -1,6 +1,7 @@
 // Rows over threads, and the sum over a row (numerics step 3).
 //
 // Contract
+//   * A grid is clusters (y) of CTAs (x), so that a thread finds its place without a division.
 //   * A cluster of CTAs holds one row at a time, one 16-byte vector a thread, groups of 32 neighbouring vectors a warp. The
 //     last warp of each CTA is the steward and holds none.
 //   * RowSum gives every thread of the cluster the same bits, whatever the cluster's size.
@@ -12,12 +13,15 @@
 
 namespace mnnvl_ar::cuda {
 
-inline constexpr uint32_t kMaxThreads = 480;  // a CTA, steward included; leaves each 136 registers
+inline constexpr uint32_t kMaxThreads = 480;  // a CTA, steward included; leaves each 128 registers
 inline constexpr uint32_t kMaxCluster = 8;
 inline constexpr uint32_t kMaxGroups = 96;  // warps with rows in a cluster
 static_assert(kMaxCluster * (kMaxThreads / 32 - 1) >= protocol::kMaxRowVectors / 32);
 
 inline constexpr uint32_t kEntered = 1, kCleared = 2, kReceived = 3, kSummed = 4;  // named barriers of a CTA
+
+__device__ __forceinline__ uint32_t cta_index() { return blockIdx.y * gridDim.x + blockIdx.x; }
+__device__ __forceinline__ uint32_t grid_size() { return gridDim.x * gridDim.y; }
 
 struct Lane {
   uint32_t warps;  // with rows, in a CTA
@@ -32,14 +36,13 @@ struct Lane {
 
 __device__ __forceinline__ Lane this_lane() {
   Lane lane;
-  const uint32_t size = ptx::cluster_size(), rank = ptx::cluster_rank();
   lane.warps = blockDim.x / 32 - 1;
   lane.warp = threadIdx.x / 32;
-  lane.groups = size * lane.warps;
-  lane.group = rank * lane.warps + lane.warp;
+  lane.groups = gridDim.x * lane.warps;
+  lane.group = blockIdx.x * lane.warps + lane.warp;
   lane.vector = lane.group * 32 + threadIdx.x % 32;
-  lane.cluster = blockIdx.x / size;
-  lane.clusters = gridDim.x / size;
+  lane.cluster = blockIdx.y;
+  lane.clusters = gridDim.y;
   lane.is_steward = lane.warp == lane.warps;
   return lane;
 }
@@ -51,9 +54,11 @@ struct RowSum {
   alignas(16) float group[2][kRows][kMaxGroups];
   uint64_t mbarrier[2];
 
-  // By all threads of the CTA, before a synchronisation of the cluster.
-  __device__ __forceinline__ void init() {
-    for (uint32_t i = threadIdx.x; i < 2 * kRows * kMaxGroups; i += blockDim.x) (&group[0][0][0])[i] = 0.0f;
+  // By all threads of the CTA, before a synchronisation of the cluster. Where there is a group only its warp writes.
+  __device__ __forceinline__ void init(const Lane& lane) {
+    for (uint32_t i = threadIdx.x; i < 2 * kRows * kMaxGroups; i += blockDim.x) {
+      if (i % kMaxGroups >= lane.groups) (&group[0][0][0])[i] = 0.0f;
+    }
     if (threadIdx.x == 0) {
       ptx::mbarrier_init(ptx::shared_address(&mbarrier[0]), 1);
       ptx::mbarrier_init(ptx::shared_address(&mbarrier[1]), 1);
@@ -63,7 +68,7 @@ struct RowSum {
   // Each thread's part of each row in, each row's sum out. `round` counts the calls of this cluster.
   __device__ __forceinline__ void reduce(const Lane& lane, uint32_t round, float (&sum)[kRows]) {
     const uint32_t turn = round % 2;
-    const bool alone = ptx::cluster_size() == 1;
+    const bool alone = gridDim.x == 1;
     if (!alone && threadIdx.x == 0) expect(lane, turn);
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
@@ -77,16 +82,35 @@ struct RowSum {
     }
 #pragma unroll
     for (float& value : sum) value = 0.0f;
-    for (uint32_t first = 0; first < lane.groups; first += 4) {
+#pragma unroll 1
+    for (uint32_t first = 0; first < lane.groups; first += kAtOnce) add_groups(turn, first, sum);
+  }
+
+ private:
+  // Loaded together, so that one latency is paid and not one a load. Groups that are not there are +0, which changes no sum.
+  static constexpr uint32_t kAtOnce = kRows == 1 ? 32 : kRows == 2 ? 16 : 8;
+  static_assert(kMaxGroups % kAtOnce == 0);
+
+  __device__ __forceinline__ void add_groups(uint32_t turn, uint32_t first, float (&sum)[kRows]) const {
+    float4 four[kRows][kAtOnce / 4];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kAtOnce / 4; ++j) {
+        four[i][j] = *reinterpret_cast<const float4*>(&group[turn][i][first + 4 * j]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce / 4; ++j) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const float4 four = *reinterpret_cast<const float4*>(&group[turn][i][first]);
-        sum[i] = protocol::add(protocol::add(protocol::add(protocol::add(sum[i], four.x), four.y), four.z), four.w);
+        for (float value : {four[i][j].x, four[i][j].y, four[i][j].z, four[i][j].w}) {
+          sum[i] = protocol::add(sum[i], value);
+        }
       }
     }
   }
 
- private:
   __device__ __forceinline__ void expect(const Lane& lane, uint32_t turn) {
     ptx::mbarrier_arrive_expect(ptx::shared_address(&mbarrier[turn]), lane.groups * kRows * 4);
   }
@@ -94,7 +118,7 @@ struct RowSum {
   __device__ __forceinline__ void gather_in_cluster(const Lane& lane, uint32_t turn, uint32_t parity,
                                                     const float (&sum)[kRows]) {
     const uint32_t bar = ptx::shared_address(&mbarrier[turn]), peer = threadIdx.x % 32;
-    if (peer < ptx::cluster_size()) {
+    if (peer < gridDim.x) {
       const uint32_t remote = ptx::map_shared(ptx::shared_address(&group[turn][0][lane.group]), peer);
       const uint32_t remote_bar = ptx::map_shared(bar, peer);
 #pragma unroll
@@ -102,7 +126,7 @@ struct RowSum {
         ptx::store_async(remote + i * sizeof(group[turn][0]), protocol::as_bits(sum[i]), remote_bar);
       }
     }
-    ptx::mbarrier_wait(bar, parity);
+    ptx::mbarrier_wait_cluster(bar, parity);
   }
 
   // A cluster of one is launched like no cluster at all, and there a store to the cluster's window may find "cluster target

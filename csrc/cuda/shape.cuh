@@ -18,19 +18,20 @@ __device__ __forceinline__ protocol::Vector poison_vector() {
 }
 
 __device__ __forceinline__ bool is_as_planned(const Params& p) {
-  return ptx::cluster_size() == p.cluster && gridDim.x == p.cluster * p.clusters && blockDim.x == p.threads &&
-         blockIdx.x == ptx::cluster_id() * p.cluster + ptx::cluster_rank();
+  return ptx::cluster_size() == p.cluster && gridDim.x == p.cluster && gridDim.y == p.clusters &&
+         blockDim.x == p.threads && ptx::cluster_rank() == blockIdx.x;
 }
 
 // What a call in another shape does, every thread of it: reports, and stores NaN.
 template <class D>
 static __device__ __noinline__ void refuse(const Params& p) {
+  ptx::wait_for_predecessor();
   if (threadIdx.x == 0) {
     const uint32_t epoch = ptx::load_relaxed_gpu(p.block + protocol::kStateOffset).word[0];
     report_fault(p, FaultCode::launch_shape, {epoch, p.rank, 0, 0, ptx::global_timer_ns()});
   }
   const uint64_t vectors = uint64_t{p.tokens} * p.vectors;
-  for (uint64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < vectors; i += gridDim.x * blockDim.x) {
+  for (uint64_t i = cta_index() * blockDim.x + threadIdx.x; i < vectors; i += grid_size() * blockDim.x) {
     ptx::store(static_cast<uint8_t*>(p.out) + i * protocol::kVectorBytes, poison_vector<D>());
     if (p.residual_out == nullptr) continue;
     ptx::store(static_cast<uint8_t*>(p.residual_out) + i * protocol::kVectorBytes, poison_vector<D>());

@@ -22,12 +22,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 #endif
   __shared__ Verdict verdict;
   __shared__ typename Epilogue<D, kRows>::Shared shared;
-  prepare_cta(verdict, shared);
   const Lane lane = this_lane();
+  prepare_cta(lane, verdict, shared);
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
   const uint32_t width = protocol::owned_columns(shape);
-  const uint32_t column = lane.vector % width;
-  uint8_t* const owner = lane.vector < p.vectors ? block_of(p, lane.vector / width) : nullptr;
+  const uint32_t owner_rank = lane.vector / width, column = lane.vector - owner_rank * width;
+  uint8_t* const owner = lane.vector < p.vectors ? block_of(p, owner_rank) : nullptr;
   const uint32_t own_columns = protocol::columns_of(shape, p.rank);
   const uint32_t rows_apart = lane.clusters * p.batch;
   const uint32_t batches = (p.tokens - lane.cluster * p.batch + rows_apart - 1) / rows_apart;
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     return ptx::load(static_cast<const uint8_t*>(p.x) + vector_offset(p, row, lane.vector));
   };
 
-  ptx::wait_for_predecessor();
   if (!is_as_planned(p)) return refuse<D>(p);
+  ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   Vector first_x{};
   if (!lane.is_steward && owner != nullptr) first_x = input(first_row(0));
   if (!lane.is_steward) stumble(p, 4);
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     steward_duty(p, call, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
     return;
   }
-  ptx::barrier_arrive(kEntered, blockDim.x);
+  entered(call, lane, verdict);
   Epilogue<D, kRows> epilogue{p, lane, verdict, shared};
   const bool active = owner != nullptr && !call.broken;
 
@@ -74,10 +74,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   };
 
   const uint32_t stride = p.tokens * width * protocol::kVectorBytes;
+  // Neighbouring groups of 32 in different CTAs: few items are to keep all SMs busy.
+  const uint32_t first_item = (lane.warp * gridDim.x + blockIdx.x) * 32 + threadIdx.x % 32;
   const auto reduce = [&](uint32_t batch) {
     if (call.broken) return;
     const uint32_t first = first_row(batch), items = (end_row(batch) - first) * own_columns;
-    for (uint32_t item = lane.vector; item < items; item += lane.groups * 32) {
+    for (uint32_t item = first_item; item < items; item += lane.groups * 32) {
       const uint32_t row = first + item / own_columns, own = item % own_columns;
       const uint32_t source = static_cast<uint32_t>(protocol::scatter_position(shape, 0, row, own));
       const uint8_t* place = p.block + call.slot + source * protocol::kVectorBytes;
@@ -109,13 +111,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     }
   };
 
+  RowCleaner cleaner(p, call, lane.warps, batches);
   for (uint32_t step = 0; step < batches + 2 * p.lag; ++step) {
     if (step < batches) scatter(step);
     if (step == 0) {
       stumble(p, 3);
       epilogue.prepare();
-      clear_or_leave_it(p, call, lane.warps);
     }
+    if (step < batches) cleaner.step(step + 1 == batches);
     if (step >= p.lag && step - p.lag < batches) reduce(step - p.lag);
     if (step >= 2 * p.lag) gather(step - 2 * p.lag);
   }

@@ -48,7 +48,7 @@ class Patience {
     // The clock at every look: on a busy machine each yield may cost a time slice of every other process.
     const uint64_t now = now_ns();
     if (began_ns_ == 0) began_ns_ = now;
-    if (load_word(broken_word(p_.block)) != 0) {
+    if (load_word(broken_word(p_.block)) != 0 && !protocol::is_off(p_, protocol::Rule::told)) {
       report_fault(p_, FaultCode::peer_fault, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }

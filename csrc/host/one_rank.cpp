@@ -47,7 +47,7 @@ class Call {
         epoch_(state_->epoch) {}
 
   bool run() {
-    ok_ = load_word(broken_word(p_.block)) == 0;
+    ok_ = load_word(broken_word(p_.block)) == 0 || is_off(p_, Rule::told);
     if (!ok_) report_fault(p_, FaultCode::peer_fault, {epoch_, kMaxRanks, 0, 0, now_ns()});
     uint32_t slot = slot_of(epoch_), stale = slot_to_clear(epoch_), dirty = state_->dirty;
 #ifdef MNNVL_AR_TEST_BUILD

@@ -1,6 +1,6 @@
 // What a call is given, on every transport, and what it leaves behind when it cannot go on. Plain structs.
 //
-// Nothing here moves from call to call: no epoch, no slot, no address inside a slot, no size to clear (rule R6). A captured
+// Nothing here says where a call stands: no epoch, no slot, no address inside a slot, no size to clear (rule R6). A captured
 // graph may replay these bytes for ever.
 #pragma once
 
@@ -36,6 +36,7 @@ enum class FaultCode : uint32_t {
   peer_fault = 3,     // a peer found one of these and told us
   overlap = 4,        // the previous call on this rank never finished
   launch_shape = 6,  // the call was launched in another shape than it was planned in (5 is the host's own, diagnosis.h)
+  two_at_once = 7,   // two calls on this rank took the same place in the ring
 };
 
 struct Params {
@@ -58,6 +59,7 @@ struct Params {
   uint32_t cluster;   // the launch as it was planned: CTAs of a cluster,
   uint32_t clusters;  // clusters of the grid,
   uint32_t threads;   // threads of a CTA
+  uint32_t launch;    // which launch or captured call this is, to tell two at once apart (ring.h, arrival)
   uint32_t trigger_early;
   uint64_t slot_bytes;
   uint64_t deadline_ns;  // 0: none

@@ -23,13 +23,14 @@ struct alignas(16) State {
   uint32_t epoch;     // of the call that reads it
   uint32_t launched;  // CTAs of all earlier calls, modulo 2^32
   uint32_t dirty;     // vectors that the previous call dirtied in its slot
-  uint32_t arrived;   // CTAs of this call that have read the state
+  uint32_t arrived;   // CTAs of this call that have read the state: the sum of their arrival()
 };
 
 struct alignas(16) Progress {
   uint32_t finished;  // CTAs of all calls that will not read their slot again, modulo 2^32; equals `launched` at rest
   uint32_t broken;    // non-zero: a Fault code; the workspace computes nothing any more
-  uint32_t canary[2];
+  uint32_t claimed;   // non-zero: somebody fills the host's record
+  uint32_t canary;
 };
 
 inline constexpr uint32_t kCanary = 0x4d4e4152u;

@@ -20,6 +20,12 @@ enum class Rule : uint32_t {
   advance_last = 8,     // off: the first CTA to have read the state advances it
   deadline = 9,         // off: waits are not bounded
   signature = 10,       // off: a peer's signature is not compared
+  two_at_once = 11,     // off: CTAs of two calls that count themselves in together are not noticed
+  told = 12,            // off: a workspace that a peer has marked broken goes on
+  canary = 13,          // off: overwritten control words are not noticed
+  zero_tokens = 14,     // off: a call of no tokens takes its place in the ring like any other
+  one_thread = 15,      // off: two threads may be in calls of one workspace
+  still_open = 16,      // off: a call that has begun does not look again whether the workspace was closed meanwhile
 };
 
 // Carried by each launch of a test build.

@@ -95,6 +95,14 @@ bool check_weight(const Agreement& a, const Tensor& weight) {
   return is_fp32;
 }
 
+void check_apart(const Span& out, const Span& other, Sharing sharing) {
+  if (sharing == Sharing::all_or_nothing && out.begin == other.begin) return;
+  const bool is_apart = out.begin + out.bytes <= other.begin || other.begin + other.bytes <= out.begin;
+  STD_TORCH_CHECK(
+      is_apart || out.bytes == 0, out.name, ": overlaps ", other.name, ", wanted ",
+      sharing == Sharing::nothing ? "memory of its own" : "the same memory from its start on, or other memory");
+}
+
 void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted) {
   STD_TORCH_CHECK(value >= least && value <= most, name, ": is ", value, ", wanted ", wanted);
 }

@@ -25,6 +25,19 @@ Agreement check_input(const Tensor& x);
 void check_alike(const Agreement& agreement, const Tensor& tensor, const char* name);
 // Returns whether the weight is fp32.
 bool check_weight(const Agreement& agreement, const Tensor& weight);
+
+// Memory of a tensor.
+struct Span {
+  uintptr_t begin;
+  uintptr_t bytes;
+  const char* name;
+};
+
+enum class Sharing { nothing, all_or_nothing };
+
+// An output may start where an input of the same size does, and overlap nothing else: each vector is read before it is written,
+// but in no order that a caller could know.
+void check_apart(const Span& out, const Span& other, Sharing sharing);
 void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted);
 
 }  // namespace mnnvl_ar

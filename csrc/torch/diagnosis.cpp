@@ -1,6 +1,7 @@
 #include "torch/diagnosis.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "torch/block_reader.h"
 #include "torch/evidence.h"
@@ -36,8 +37,16 @@ std::vector<Note> read_notes(const std::vector<uint8_t>& control, uint32_t ranks
   return notes;
 }
 
+// What a call left behind; all zero while its code is not written.
+FaultRecord read_record(const FaultRecord& record) {
+  if (static_cast<const volatile FaultRecord&>(record).code == 0) return {};
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return record;
+}
+
 // Offset of the first word that is not the canary, or 0.
-uint64_t damaged(const std::vector<uint8_t>& control) {
+uint64_t damaged(const Workspace& w, const std::vector<uint8_t>& control) {
+  if (is_off(w.params, Rule::canary)) return 0;
   for (const Area& area : kCanaries) {
     for (uint64_t offset = area.offset; offset < area.offset + area.bytes; offset += 4) {
       uint32_t word;
@@ -132,7 +141,7 @@ Finding conclude(const Workspace& w, const FaultRecord& record, const std::vecto
   const auto code = static_cast<FaultCode>(record.code);
   f.told = code == FaultCode::peer_fault || code == FaultCode::none;
   f.code = record.code != 0 ? record.code : static_cast<uint32_t>(FaultCode::peer_fault);
-  if ((f.offset = damaged(control)) != 0) {
+  if ((f.offset = damaged(w, control)) != 0) {
     f.code = kDamaged;
     f.peer = f.rank;
     f.told = false;
@@ -141,7 +150,7 @@ Finding conclude(const Workspace& w, const FaultRecord& record, const std::vecto
     f.peer = record.peer;
     f.peer_call = {record.epoch, record.peer_tokens, record.peer_description};
     f.conclusive = true;
-  } else if (code == FaultCode::overlap || code == FaultCode::launch_shape) {
+  } else if (code == FaultCode::overlap || code == FaultCode::launch_shape || code == FaultCode::two_at_once) {
     f.peer = f.rank;
     f.conclusive = true;
   } else if (code != FaultCode::peer_timeout && find_difference(evidence, notes, mine, f)) {
@@ -149,7 +158,10 @@ Finding conclude(const Workspace& w, const FaultRecord& record, const std::vecto
   } else {
     for (uint32_t author = 0; author < w.params.ranks && f.told; ++author) {
       const uint32_t noted = notes[author].code;
-      if (noted != kDamaged && noted != static_cast<uint32_t>(FaultCode::launch_shape)) continue;
+      if (noted != kDamaged && noted != static_cast<uint32_t>(FaultCode::launch_shape) &&
+          noted != static_cast<uint32_t>(FaultCode::two_at_once)) {
+        continue;
+      }
       f.code = noted;
       f.peer = author;
       if (noted == kDamaged) f.offset = notes[author].epoch;
@@ -180,18 +192,16 @@ void tell(const Workspace& w, const Finding& f) {
 }  // namespace
 
 Finding poll(Workspace& w) {
-  if (in_forked_child()) return {};
+  if (is_of_another_process(w)) return {};
   const std::lock_guard<std::mutex> lock(w.reading);
   if (w.finding.conclusive || w.closed || w.asleep) return w.finding;
-  const FaultRecord record = const_cast<const FaultRecord&>(*w.params.record);
   std::vector<uint8_t> control(kControlBytes);
   uint32_t broken = 0;
-  if (BlockReader(w).read(w.params.rank, 0, control.data(), kControlBytes)) {
-    std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
-    if (record.code == 0 && broken == 0 && damaged(control) == 0) return w.finding;
-  } else if (record.code == 0) {
-    return w.finding;
-  }
+  const bool is_readable = BlockReader(w).read(w.params.rank, 0, control.data(), kControlBytes);
+  if (is_readable) std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  // After the mark: if this rank has set it, the record is there.
+  const FaultRecord record = read_record(*w.params.record);
+  if (record.code == 0 && (!is_readable || (broken == 0 && damaged(w, control) == 0))) return w.finding;
   const int64_t first = w.finding.when_ns;
   w.finding = conclude(w, record, control);
   if (first != 0) w.finding.when_ns = first;

@@ -40,8 +40,10 @@ std::string headline(const Finding& f) {
     case static_cast<uint32_t>(FaultCode::launch_shape):
       return rank_text(f, f.peer) + ": " + call_text(f.call) +
              " was launched in another shape than it was planned in, as happens when cudaGraphExecUpdate gives a graph "
-             "the"
-             " call of another size; instantiate the graph anew instead";
+             "the call of another size; instantiate the graph anew instead";
+    case static_cast<uint32_t>(FaultCode::two_at_once):
+      return rank_text(f, f.peer) + ": two calls of that rank on this workspace ran at once, " + call_text(f.call) +
+             " one of them; calls on one workspace must follow each other, on one stream or ordered by events";
     case kDamaged: {
       char offset[32];
       std::snprintf(offset, sizeof(offset), "0x%llx", static_cast<unsigned long long>(f.offset));

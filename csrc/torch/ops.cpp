@@ -21,6 +21,16 @@ Tensor empty_like(const Tensor& x) {
   return Tensor(handle);
 }
 
+Span span_of_rows(const Agreement& a, const Tensor& tensor, const char* name) {
+  const uintptr_t bytes = uintptr_t{a.shape.tokens} * a.shape.vectors * protocol::kVectorBytes;
+  return {reinterpret_cast<uintptr_t>(tensor.data_ptr()), bytes, name};
+}
+
+Span span_of_weight(const Agreement& a, const Tensor& weight, bool is_fp32) {
+  const uintptr_t bytes = is_fp32 ? a.hidden * 4 : a.shape.vectors * protocol::kVectorBytes;
+  return {reinterpret_cast<uintptr_t>(weight.data_ptr()), bytes, "weight"};
+}
+
 void all_reduce_into(const Agreement& a, Tensor& out, int64_t workspace, const Choice& choice) {
   protocol::Params params{};
   params.x = a.x.data_ptr();
@@ -38,14 +48,15 @@ Tensor all_reduce(Tensor x, int64_t workspace, int64_t strategy, int64_t pdl) {
 void all_reduce_out(Tensor x, Tensor out, int64_t workspace, int64_t strategy, int64_t pdl) {
   const Agreement a = check_input(x);
   check_alike(a, out, "out");
+  check_apart(span_of_rows(a, out, "out"), span_of_rows(a, x, "x"), Sharing::all_or_nothing);
   all_reduce_into(a, out, workspace, {strategy, pdl});
 }
 
-void all_reduce_rms_norm_into(const Agreement& a, const Tensor& residual, const Tensor& weight, double eps,
-                              Tensor& norm_out, Tensor& residual_out, int64_t workspace, double weight_bias,
+void all_reduce_rms_norm_into(const Agreement& a, const Tensor& residual, const Tensor& weight, bool weight_is_fp32,
+                              double eps, Tensor& norm_out, Tensor& residual_out, int64_t workspace, double weight_bias,
                               const Choice& choice) {
   protocol::Params params{};
-  params.weight_is_fp32 = check_weight(a, weight);
+  params.weight_is_fp32 = weight_is_fp32;
   params.x = a.x.data_ptr();
   params.residual = residual.data_ptr();
   params.weight = weight.data_ptr();
@@ -60,8 +71,10 @@ std::tuple<Tensor, Tensor> all_reduce_rms_norm(Tensor x, Tensor residual, Tensor
                                                double weight_bias, int64_t strategy, int64_t pdl) {
   const Agreement a = check_input(x);
   check_alike(a, residual, "residual");
+  const bool is_fp32 = check_weight(a, weight);
   Tensor norm_out = empty_like(x), residual_out = empty_like(x);
-  all_reduce_rms_norm_into(a, residual, weight, eps, norm_out, residual_out, workspace, weight_bias, {strategy, pdl});
+  all_reduce_rms_norm_into(a, residual, weight, is_fp32, eps, norm_out, residual_out, workspace, weight_bias,
+                           {strategy, pdl});
   return {norm_out, residual_out};
 }
 
@@ -71,9 +84,16 @@ void all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, double ep
   check_alike(a, residual, "residual");
   check_alike(a, norm_out, "norm_out");
   check_alike(a, residual_out, "residual_out");
-  STD_TORCH_CHECK(norm_out.data_ptr() != residual_out.data_ptr() || a.shape.tokens == 0,
-                  "norm_out: is residual_out, wanted two tensors");
-  all_reduce_rms_norm_into(a, residual, weight, eps, norm_out, residual_out, workspace, weight_bias, {strategy, pdl});
+  const bool is_fp32 = check_weight(a, weight);
+  const Span norm = span_of_rows(a, norm_out, "norm_out"), after = span_of_rows(a, residual_out, "residual_out");
+  check_apart(norm, after, Sharing::nothing);
+  for (const Span& out : {norm, after}) {
+    check_apart(out, span_of_rows(a, x, "x"), Sharing::all_or_nothing);
+    check_apart(out, span_of_rows(a, residual, "residual"), Sharing::all_or_nothing);
+    check_apart(out, span_of_weight(a, weight, is_fp32), Sharing::nothing);
+  }
+  all_reduce_rms_norm_into(a, residual, weight, is_fp32, eps, norm_out, residual_out, workspace, weight_bias,
+                           {strategy, pdl});
 }
 
 // ---- for mnnvl_ar.Workspace ------------------------------------------------------------------------------------------
@@ -117,8 +137,13 @@ std::vector<int64_t> workspace_choice(int64_t handle, int64_t tokens, int64_t ro
 int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy,
                              std::vector<int64_t> table) {
   check_row(row_bytes);
-  return static_cast<int64_t>(needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), Table(table)) *
-                              protocol::kVectorBytes);
+  STD_TORCH_CHECK(tokens >= 1 && tokens <= INT32_MAX, "max_tokens: is ", tokens, ", wanted 1 to ", INT32_MAX);
+  STD_TORCH_CHECK(ranks >= 1 && ranks <= protocol::kMaxRanks, "group: has ", ranks, " ranks, wanted 1 to ",
+                  protocol::kMaxRanks);
+  const uint64_t vectors = needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), Table(table));
+  STD_TORCH_CHECK(vectors < protocol::kMaxSlotBytes / protocol::kVectorBytes, "max_tokens: is ", tokens,
+                  ", which needs ", vectors, " vectors of 16 bytes a slot, wanted fewer than 4 GiB");
+  return static_cast<int64_t>(vectors * protocol::kVectorBytes);
 }
 
 // Offsets and words that the block must be filled with: see mnnvl_ar/workspace.py.
@@ -143,9 +168,8 @@ std::vector<int64_t> block_canaries() {
   return found;
 }
 
-// What is wrong with the workspace: code, told, rank, peer (-1: not known), epoch, waited_ns, when_ns, offset.
-std::vector<int64_t> workspace_fault(int64_t handle) {
-  const Finding f = poll(find_any(handle));
+// code, told, rank, peer (-1: not known), epoch, waited_ns, when_ns, offset.
+std::vector<int64_t> numbers_of(const Finding& f) {
   return {f.code,
           f.told,
           f.rank,
@@ -156,10 +180,14 @@ std::vector<int64_t> workspace_fault(int64_t handle) {
           static_cast<int64_t>(f.offset)};
 }
 
-// Its message, the call that waited and the peer's, a line each.
-std::string workspace_fault_text(int64_t handle) {
+// What is wrong with the workspace, in numbers; the first is 0 if nothing is.
+std::vector<int64_t> workspace_fault(int64_t handle) { return numbers_of(poll(find_any(handle))); }
+
+// The same, and its message, the call that waited and the peer's, a line each; of one look, since recover() may come in between
+// two.
+std::tuple<std::vector<int64_t>, std::string> workspace_explain(int64_t handle) {
   const Finding f = explain(find_any(handle));
-  return text_of(f) + "\n" + name_of_call(f.call) + "\n" + name_of_call(f.peer_call);
+  return {numbers_of(f), text_of(f) + "\n" + name_of_call(f.call) + "\n" + name_of_call(f.peer_call)};
 }
 
 void workspace_reset(int64_t handle) { reset(handle); }
@@ -193,7 +221,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_choice(int workspace, int tokens, int row_bytes, int strategy=-1) -> int[]");
   m.def("_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, int[] table) -> int");
   m.def("_workspace_fault(int workspace) -> int[]");
-  m.def("_workspace_fault_text(int workspace) -> str");
+  m.def("_workspace_explain(int workspace) -> (int[], str)");
   m.def("_workspace_reset(int workspace) -> ()");
   m.def("_block_layout(int slot_bytes) -> int[]");
   m.def("_block_canaries() -> int[]");
@@ -222,7 +250,7 @@ STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_slot_bytes", TORCH_BOX(&mnnvl_ar::workspace_slot_bytes));
   m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_fault", TORCH_BOX(&mnnvl_ar::workspace_fault));
-  m.impl("_workspace_fault_text", TORCH_BOX(&mnnvl_ar::workspace_fault_text));
+  m.impl("_workspace_explain", TORCH_BOX(&mnnvl_ar::workspace_explain));
   m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));
   m.impl("_block_layout", TORCH_BOX(&mnnvl_ar::block_layout));
   m.impl("_block_canaries", TORCH_BOX(&mnnvl_ar::block_canaries));

@@ -1,5 +1,7 @@
 #include "torch/run.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "host/one_rank.h"
@@ -19,8 +21,9 @@ namespace {
 
 class OneAtATime {
  public:
-  explicit OneAtATime(std::atomic<bool>& busy) : busy_(busy) {
-    STD_TORCH_CHECK(!busy_.exchange(true), "workspace: another thread is in a call on it; one call at a time");
+  explicit OneAtATime(Workspace& workspace) : busy_(workspace.busy) {
+    STD_TORCH_CHECK(!busy_.exchange(true) || protocol::is_off(workspace.params, protocol::Rule::one_thread),
+                    "workspace: another thread is in a call on it; one call at a time");
   }
   ~OneAtATime() { busy_ = false; }
 
@@ -77,6 +80,13 @@ void launch(Workspace& workspace, protocol::Op op, const Agreement& a, const Pic
 }
 #endif
 
+// Test builds: between a call's first look at the workspace and its second.
+void loiter([[maybe_unused]] const protocol::Params& params, [[maybe_unused]] int64_t device) {
+#ifdef MNNVL_AR_TEST_BUILD
+  if (device < 0 && params.sabotage.delay_seed != 0) usleep(params.sabotage.delay_ns / 1000);
+#endif
+}
+
 [[noreturn]] void refuse(Workspace& workspace, int64_t handle, const char* what) {
   const Finding finding = explain(workspace);
   STD_TORCH_CHECK(false, "workspace: handle ", handle, " ", what, " (fault code ", finding.code,
@@ -93,11 +103,14 @@ void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choi
   protocol::Params params = workspace.params;
   const protocol::Shape shape{params.ranks, a.shape.tokens, a.shape.vectors};
   const Pick pick = choose(workspace, choice.strategy, shape);
-  if (shape.tokens == 0) return;
+  if (shape.tokens == 0 && !protocol::is_off(params, protocol::Rule::zero_tokens)) return;
   const uint32_t code = static_cast<volatile protocol::FaultRecord*>(params.record)->code;
   if (code != 0 || workspace.found.load(std::memory_order_relaxed)) [[unlikely]]
     refuse(workspace, handle, "is broken");
-  const OneAtATime only(workspace.busy);
+  loiter(params, a.device);
+  const OneAtATime only(workspace);
+  if (!protocol::is_off(params, protocol::Rule::still_open))
+    check_open(workspace, handle);  // as find() did, but now it lasts
 
   params.x = call.x;
   params.residual = call.residual;
@@ -110,8 +123,9 @@ void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choi
   params.tokens = shape.tokens;
   params.vectors = shape.vectors;
   params.description = protocol::describe(op, a.dtype, pick.strategy, shape.vectors);
+  params.launch = workspace.launches++;
 #ifdef MNNVL_AR_TEST_BUILD
-  params.sabotage.frozen_epoch = workspace.host_calls++;
+  params.sabotage.frozen_epoch = params.launch;
 #endif
   if (a.device < 0) {
     if (!host::run(params, op, a.dtype, pick.strategy)) refuse(workspace, handle, "broke in this call");

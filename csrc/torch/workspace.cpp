@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <torch/headeronly/util/Exception.h>
+#include <unistd.h>
 
 #include <mutex>
 #include <set>
@@ -20,7 +21,7 @@ namespace {
 
 std::mutex mutex;
 std::vector<std::unique_ptr<Workspace>> workspaces;  // by handle - 1; closed ones stay, to be named
-std::atomic<bool> is_forked_child = false;
+std::atomic<pid_t> this_process = getpid();
 constexpr int64_t kMaxDevices = 64;
 std::atomic<uint32_t> open_blocks[kMaxDevices];  // by device
 
@@ -29,7 +30,8 @@ void count_open_blocks(int64_t device) {
   if (device < 0 || device >= kMaxDevices) return;
   std::set<const void*> blocks;
   for (const auto& workspace : workspaces) {
-    if (!workspace->closed && workspace->settings.device == device) blocks.insert(workspace->params.block);
+    if (workspace->closed || is_of_another_process(*workspace)) continue;
+    if (workspace->settings.device == device) blocks.insert(workspace->params.block);
   }
   open_blocks[device] = static_cast<uint32_t>(blocks.size());
 }
@@ -56,7 +58,7 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
   static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
                                                [] {
                                                  mutex.unlock();
-                                                 is_forked_child = true;
+                                                 this_process = getpid();
                                                });
   STD_TORCH_CHECK(registered == 0, "workspace: pthread_atfork failed");
   const auto ranks = static_cast<int64_t>(blocks.size());
@@ -66,6 +68,7 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
                   settings.slot_bytes, " bytes, wanted fewer than 4 GiB; take a smaller max_tokens");
   STD_TORCH_CHECK(settings.rank >= 0 && settings.rank < ranks, "workspace: rank ", settings.rank, " of ", ranks);
   auto workspace = std::make_unique<Workspace>();
+  workspace->owner = this_process;
   workspace->settings = settings;
   workspace->table = std::move(table);
   workspace->slot_vectors = static_cast<uint64_t>(settings.slot_bytes) / protocol::kVectorBytes;
@@ -107,10 +110,7 @@ Workspace& find_any(int64_t handle) {
 
 Workspace& find(int64_t handle, int64_t device) {
   Workspace& workspace = find_any(handle);
-  STD_TORCH_CHECK(!is_forked_child, "workspace: handle ", handle,
-                  " belongs to the parent of this forked process; make a new workspace here");
-  STD_TORCH_CHECK(!workspace.closed, "workspace: handle ", handle, " is closed");
-  STD_TORCH_CHECK(!workspace.asleep, "workspace: handle ", handle, " is asleep; Workspace.wake() first");
+  check_open(workspace, handle);
   if (workspace.settings.device != device) {
     const auto name = [](int64_t index) { return index < 0 ? std::string("cpu") : "cuda:" + std::to_string(index); };
     STD_TORCH_CHECK(false, "x: is on ", name(device), ", wanted ", name(workspace.settings.device),
@@ -119,23 +119,34 @@ Workspace& find(int64_t handle, int64_t device) {
   return workspace;
 }
 
-bool in_forked_child() { return is_forked_child; }
+bool is_of_another_process(const Workspace& workspace) { return workspace.owner != this_process; }
+
+void check_open(const Workspace& workspace, int64_t handle) {
+  STD_TORCH_CHECK(!is_of_another_process(workspace), "workspace: handle ", handle,
+                  " belongs to the parent of this forked process; make a new workspace here");
+  STD_TORCH_CHECK(!workspace.closed, "workspace: handle ", handle, " is closed");
+  STD_TORCH_CHECK(!workspace.asleep, "workspace: handle ", handle, " is asleep; Workspace.wake() first");
+}
 
 namespace {
 
-void check_idle(const Workspace& workspace, int64_t handle) {
-  STD_TORCH_CHECK(!workspace.busy, "workspace: handle ", handle, " is in a call of another thread");
+// Sets a flag that keeps calls out, unless a call is under way. A call says that it is busy and then looks at the flags; here it
+// is the other way round, so one of the two sees the other.
+void shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag) {
+  const bool was_set = flag.exchange(true);
+  if (!workspace.busy || was_set) return;
+  flag = false;
+  STD_TORCH_CHECK(false, "workspace: handle ", handle, " is in a call of another thread");
 }
 
 }  // namespace
 
 bool close(int64_t handle, bool force) {
   Workspace& workspace = find_any(handle);
-  if (is_forked_child) return false;
-  check_idle(workspace, handle);
+  if (is_of_another_process(workspace)) return false;
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    workspace.closed = true;
+    shut(workspace, handle, workspace.closed);
     count_open_blocks(workspace.settings.device);
   }
   const std::lock_guard<std::mutex> lock(workspace.reading);
@@ -147,10 +158,10 @@ bool close(int64_t handle, bool force) {
 
 void put_to_sleep(int64_t handle, bool end) {
   Workspace& workspace = find_any(handle);
-  STD_TORCH_CHECK(!workspace.closed && !is_forked_child, "workspace: handle ", handle, " is closed");
-  check_idle(workspace, handle);
+  STD_TORCH_CHECK(!workspace.closed && !is_of_another_process(workspace), "workspace: handle ", handle, " is closed");
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (workspace.asleep.exchange(true)) return;
+  if (workspace.asleep) return;
+  shut(workspace, handle, workspace.asleep);
   if (end) end_calls(workspace);
   if (quiesce(workspace)) return;
   workspace.asleep = false;
@@ -162,7 +173,7 @@ void reset(int64_t handle) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
   *workspace.params.record = protocol::FaultRecord{};
-  workspace.host_calls = 0;
+  workspace.launches = 0;
   workspace.finding = Finding{};
   workspace.found = false;
   workspace.asleep = false;

@@ -2,9 +2,11 @@
 //
 // Contract
 //   * Handles are 1, 2, ... in order of creation in this process, alike on all ranks of a group, so that compiled code that holds
-//     one is the same on every rank. A handle is never used again.
+//     one is the same on every rank, where all ranks made the same workspaces. A handle is never used again.
 //   * find() throws for a handle that is unknown, closed, asleep, of a forked parent, or of another device.
 #pragma once
+
+#include <sys/types.h>
 
 #include <atomic>
 #include <cstdint>
@@ -31,6 +33,7 @@ struct Settings {
 };
 
 struct Workspace {
+  pid_t owner;  // the process that made it; a forked child has its handle, but not the right to use it
   Settings settings;
   Table table;              // what "auto" goes by
   protocol::Params params;  // what does not change from call to call
@@ -41,8 +44,8 @@ struct Workspace {
   std::atomic<bool> busy = false;      // a thread is in a call
   std::atomic<bool> found = false;     // `finding` says what is wrong
   std::mutex reading;                  // held by whoever reads or writes blocks outside of calls
+  uint32_t launches = 0;               // by the thread that is in a call
   Finding finding;
-  uint32_t host_calls = 0;  // test builds: what a host counter would say
 };
 
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
@@ -53,10 +56,12 @@ bool close(int64_t handle, bool force);
 void put_to_sleep(int64_t handle, bool end);
 // The blocks have been filled anew: the fault is forgotten, and ops run.
 void reset(int64_t handle);
-bool in_forked_child();
+bool is_of_another_process(const Workspace& workspace);
 // Open workspaces on a device, those on one block counted once.
 uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);
+// Throws if the workspace cannot take a call: of another process, closed or asleep.
+void check_open(const Workspace& workspace, int64_t handle);
 Workspace& find_any(int64_t handle);
 
 bool is_row(int64_t row_bytes);

@@ -1,11 +1,12 @@
 """What the GPU tests did, on which hardware, and a digest of the sources they ran on: tests/gpu/record.json.
 
-    python tests/gpu/record.py --check                      fresh or stale, and what changed since; exits 1 when stale
-    python tests/gpu/record.py --merge soak '{"calls": 9}'  adds figures under a key, with today's digest
+    python tests/gpu/record.py --check             fresh or stale, and what changed since; exits 1 when stale
+    python tests/gpu/record.py --join A.json ...   takes over what other records hold; runs of the same hardware and the
+                                                   same sources are added up
 
 The file: `runs` by hardware ("8 x NVIDIA H200"), `figures` by key, and `sources`: for each digest named by those, the
 digest of every file, so that a check can say what changed. A run replaces the one of the same hardware and leaves the
-others alone.
+others alone. `make gpu-test` (tests/gpu/campaign.py) joins the records of all its processes.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,53 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def _put(file: Path, part: str, key: str, entry: dict[str, Any]) -> None:
-    """Replaces one entry and drops sources that no entry names any more."""
     record, files = load(file), source_files()
     record["sources"][digest(files)] = files
     record[part][key] = {"digest": digest(files), "date": time.strftime("%Y-%m-%d", time.gmtime()), **entry}
+    _write(file, record)
+
+
+def _write(file: Path, record: dict[str, Any]) -> None:
+    """Sources that no entry names any more are dropped."""
     named = {entry["digest"] for part in ("runs", "figures") for entry in record[part].values()}
     record["sources"] = {name: files for name, files in record["sources"].items() if name in named}
     file.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def join(others: Iterable[Path], file: Path = FILE, hardware: str | None = None) -> None:
+    """Takes over all entries of `others`. Runs of one hardware and one digest are parts of one run: their tests add up.
+
+    hardware: counts every run of `others` as one on this, such as "4 x NVIDIA H200" for tests that saw two of the four.
+    """
+    record, taken = load(file), set()
+    for other in map(load, others):
+        record["sources"].update(other["sources"])
+        record["figures"].update(other["figures"])
+        for name, run in other["runs"].items():
+            key = hardware or name
+            if key in taken and record["runs"][key]["digest"] == run["digest"]:
+                run = _sum(record["runs"][key], run)
+            record["runs"][key] = run
+            taken.add(key)
+    _write(file, record)
+
+
+def _sum(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Two parts of one run."""
+    nothing = {"passed": 0, "failed": 0, "skipped": 0}
+    tests = {
+        gpus: {key: one["tests"].get(gpus, nothing)[key] + two["tests"].get(gpus, nothing)[key] for key in nothing}
+        for gpus in sorted({*one["tests"], *two["tests"]}, key=int)
+    }
+    return {**two, "tests": tests, "world_sizes": sorted({*one["world_sizes"], *two["world_sizes"]})}
+
+
+def hardware() -> str:
+    """What this process sees, such as "8 x NVIDIA H200"."""
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return " + ".join(f"{names.count(name)} x {name}" for name in sorted(set(names))) or "no GPU"
 
 
 def merge(key: str, figures: dict[str, Any], file: Path = FILE) -> None:
@@ -57,7 +99,6 @@ def write_run(file: Path, tests: dict[str, dict[str, int]]) -> None:
     """Records a test run on the GPUs at hand. `tests`: passed, failed, skipped by number of GPUs needed ("1", "2")."""
     import torch
 
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
@@ -72,7 +113,7 @@ def write_run(file: Path, tests: dict[str, dict[str, int]]) -> None:
         "world_sizes": sorted(int(gpus) for gpus, count in tests.items() if count["passed"]),
         "tests": tests,
     }
-    _put(file, "runs", " + ".join(f"{names.count(name)} x {name}" for name in sorted(set(names))) or "no GPU", entry)
+    _put(file, "runs", hardware(), entry)
 
 
 def changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -103,11 +144,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true")
-    action.add_argument("--merge", nargs=2, metavar=("KEY", "JSON"))
+    action.add_argument("--join", nargs="+", type=Path, metavar="RECORD")
     parser.add_argument("--file", type=Path, default=FILE)
     args = parser.parse_args()
-    if args.merge:
-        merge(args.merge[0], json.loads(args.merge[1]), args.file)
+    if args.join:
+        join(args.join, args.file)
         return
     good, lines = check(args.file)
     print("\n".join(lines))

@@ -2,7 +2,13 @@
 
 import pytest
 
-from common.cases.diagnosis import check_absent, check_different, check_monitor, check_overwritten
+from common.cases.diagnosis import (
+    check_absent,
+    check_absent_in_many_ctas,
+    check_different,
+    check_monitor,
+    check_overwritten,
+)
 from common.cases.lifecycle import check_closed_with_graphs, check_recover, check_rounds, check_sleep
 from common.ranks import rank_pool
 
@@ -30,6 +36,10 @@ def test_absent_rank(absent: int) -> None:
     rank_pool(2, "cuda").run(check_absent, absent)
 
 
+def test_absent_rank_of_large_calls() -> None:
+    rank_pool(2, "cuda").run(check_absent_in_many_ctas)
+
+
 @pytest.mark.gpu(4)
 def test_absent_rank_of_four() -> None:
     rank_pool(4, "cuda").run(check_absent, 2)
@@ -44,7 +54,7 @@ def test_other_call_of_four() -> None:
     rank_pool(4, "cuda").run(check_different, 2)
 
 
-@pytest.mark.parametrize("offset", [24, 5000, 16380])
+@pytest.mark.parametrize("offset", [28, 5000, 16380])
 def test_overwritten_control_words(offset: int) -> None:
     rank_pool(2, "cuda").run(check_overwritten, offset)
 

@@ -23,7 +23,7 @@ def test_other_call(ranks: int, odd: int) -> None:
     rank_pool(ranks).run(check_different, odd)
 
 
-@pytest.mark.parametrize("offset", [24, 1020, 5000, 8188, 16380])
+@pytest.mark.parametrize("offset", [28, 1020, 5000, 8188, 16380])
 def test_overwritten_control_words(offset: int) -> None:
     rank_pool(2).run(check_overwritten, offset)
 

@@ -5,26 +5,27 @@ Rules that only a device can break (device_epoch, quiescence, advance_last) are 
 
 import pytest
 
-from common.cases.rules import HOST_CHECKS
+from common.cases.rules import HOST_CHECKS, ONLY_HOST_CHECKS
 from common.ranks import TEST_LIBRARY, RankPool, RanksFailed, rank_pool
 
+CHECKS = {**HOST_CHECKS, **ONLY_HOST_CHECKS}
 pytestmark = pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
 
 
 @pytest.fixture
 def ranks(rule: str) -> RankPool:
     """Ranks of the test build, not used by another test after a control has harmed them."""
-    return rank_pool(HOST_CHECKS[rule][1], library=TEST_LIBRARY)
+    return rank_pool(CHECKS[rule][1], library=TEST_LIBRARY)
 
 
-@pytest.mark.parametrize("rule", list(HOST_CHECKS))
+@pytest.mark.parametrize("rule", list(CHECKS))
 def test_holds_with(rule: str, ranks: RankPool) -> None:
-    ranks.run(HOST_CHECKS[rule][0], "")
+    ranks.run(CHECKS[rule][0], "")
 
 
-@pytest.mark.parametrize("rule", list(HOST_CHECKS))
+@pytest.mark.parametrize("rule", list(CHECKS))
 def test_fails_without(rule: str, ranks: RankPool) -> None:
-    check, _, says = HOST_CHECKS[rule]
+    check, _, says = CHECKS[rule]
     try:
         with pytest.raises(RanksFailed, match=says):
             ranks.run(check, rule, timeout=10)

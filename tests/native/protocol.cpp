@@ -308,6 +308,10 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("next_epoch", &next_epoch);
   m.def("slot_of", &slot_of);
   m.def("slot_to_clear", &slot_to_clear);
+  m.attr("MAX_GRID") = kMaxGrid;
+  m.def("arrival", &arrival);
+  m.def("arrivals", &arrivals);
+  m.def("is_one_call", &is_one_call);
   m.def("epoch_distance", &epoch_distance);
 
   m.def("sanitize", [](uint32_t word) { return sanitize(word); });

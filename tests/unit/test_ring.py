@@ -97,3 +97,27 @@ def test_no_call_writes_what_a_rank_one_call_behind_clears(epoch: int) -> None:
 def test_two_slots_would_not_do() -> None:
     """The control for the test above: with two, the writer of call n + 1 meets the clearer of call n."""
     assert all((n + 1) % 2 == (n - 1) % 2 for n in range(1, 10))
+
+
+launches = st.integers(0, 2**32 - 1)
+
+
+@given(epochs, launches, st.integers(0, protocol.MAX_GRID))
+def test_arrivals_of_one_call_are_counted(epoch: int, launch: int, ctas: int) -> None:
+    mine = protocol.arrival(epoch, launch)
+    arrived = ctas * mine % 2**32
+    assert protocol.arrivals(arrived) == ctas
+    assert protocol.is_one_call(arrived, mine)
+
+
+@given(epochs, launches, st.integers(1, protocol.MAX_GRID // 2), st.integers(1, protocol.MAX_GRID // 2))
+@example(7, 7, 4096 - 1, 1)
+def test_the_next_launch_or_epoch_among_them_is_noticed(epoch: int, launch: int, first: int, more: int) -> None:
+    """By the CTA that comes first after the others, whatever the number of those; and by those that follow it."""
+    mine = protocol.arrival(epoch, launch)
+    for other in (
+        protocol.arrival(epoch, (launch + 1) % 2**32),
+        protocol.arrival(protocol.next_epoch(epoch), launch),
+    ):
+        assert not protocol.is_one_call(first * other % 2**32, mine)
+        assert not protocol.is_one_call((first * other + more * mine) % 2**32, mine)

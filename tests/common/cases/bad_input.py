@@ -41,10 +41,21 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
         )
         return lambda: ops.all_reduce_rms_norm(x, residual, weight, 1e-6, handle)
 
-    def norm_out(norm_out: torch.Tensor, residual_out: torch.Tensor) -> Callable[[], Any]:
-        return lambda: ops.all_reduce_rms_norm_out(rows(), rows(), rows(HIDDEN), 1e-6, norm_out, residual_out, handle)
+    def norm_out(
+        norm_out: torch.Tensor,
+        residual_out: torch.Tensor,
+        x: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> Callable[[], Any]:
+        x, residual, weight = (
+            rows() if x is None else x,
+            rows() if residual is None else residual,
+            rows(HIDDEN) if weight is None else weight,
+        )
+        return lambda: ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, norm_out, residual_out, handle)
 
-    other = rows()
+    other, large = rows(), rows(2 * TOKENS, HIDDEN)
     half = torch.float16
     found = {
         "dtype": (reduce(rows(dtype=torch.float64)), r"x: is float64, wanted bfloat16, float16 or float32"),
@@ -89,7 +100,25 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
             r"out: has shape \[3, 64\], wanted \[4, 64\] like x",
         ),
         "norm_out shape": (norm_out(rows(2, HIDDEN), other), r"norm_out: has shape \[2, 64\], wanted \[4, 64\]"),
-        "outputs alike": (norm_out(other, other), r"norm_out: is residual_out, wanted two tensors"),
+        "outputs alike": (norm_out(other, other), r"norm_out: overlaps residual_out, wanted memory of its own"),
+        "outputs overlap": (
+            norm_out(large[:TOKENS], large[1 : TOKENS + 1]),
+            r"norm_out: overlaps residual_out, wanted memory of its own",
+        ),
+        "out overlaps x": (
+            reduce_out(large[:TOKENS], large[1 : TOKENS + 1]),
+            r"out: overlaps x, wanted the same memory from its start on, or other memory",
+        ),
+        "norm_out overlaps x": (norm_out(large[1 : TOKENS + 1], other, x=large[:TOKENS]), r"norm_out: overlaps x"),
+        "residual_out overlaps residual": (
+            norm_out(other, large[1 : TOKENS + 1], residual=large[:TOKENS]),
+            r"residual_out: overlaps residual",
+        ),
+        "norm_out overlaps weight": (norm_out(large[:TOKENS], other, weight=large[1]), r"norm_out: overlaps weight"),
+        "residual_out is weight": (
+            norm_out(rows(1, HIDDEN), large[:1], weight=large[0], x=rows(1, HIDDEN), residual=rows(1, HIDDEN)),
+            r"residual_out: overlaps weight, wanted memory of its own",
+        ),
         "too many tokens": (
             reduce(rows(4096, HIDDEN)),
             r"x: 4096 tokens of 128 bytes need a slot of .*the workspace has .*wanted",

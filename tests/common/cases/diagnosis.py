@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import pickle
 import time
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from common.cases.lifecycle import SMALL, broken, make_fail, one_call
+from common.cases.rules import write_word
 
 
 def check_absent(rank: Any, absent: int) -> None:
@@ -32,6 +32,30 @@ def check_absent(rank: Any, absent: int) -> None:
         one_call(rank, workspace)
     rank.barrier()
     workspace.close()
+
+
+def check_absent_in_many_ctas(rank: Any) -> None:
+    """Whichever CTA is the first to give up, the rank that waited knows that it found this out itself."""
+    workspace = rank.new_workspace(max_tokens=64, hidden=8192, dtype=torch.bfloat16, deadline=0.3, monitor=False)
+    for _ in range(5):
+        rank.barrier()
+        if rank.rank == 0:
+            check_calls_fail(rank, workspace)
+            error = broken(workspace, 1.0)
+            assert type(error).__name__ == "PeerTimeout", error
+            assert "rank 0 waited" in str(error), error
+            assert "for rank 1 in" in str(error), error
+        rank.barrier()
+        workspace.recover(rank.group)
+    workspace.close()
+
+
+def check_calls_fail(rank: Any, workspace: Any) -> None:
+    from mnnvl_ar import ops
+
+    out = ops.all_reduce(torch.ones(64, 8192, dtype=torch.bfloat16, device=rank.device), workspace.handle)
+    rank.synchronize()
+    assert out.isnan().all()
 
 
 def check_different(rank: Any, odd: int) -> None:
@@ -68,10 +92,7 @@ def check_overwritten(rank: Any, offset: int) -> None:
     workspace.check()
     rank.barrier()
     if rank.rank == 0:
-        if rank.device.type == "cpu":
-            ctypes.memset(workspace._memory.pointers[0] + offset, 7, 4)
-        else:
-            workspace._memory._block.driver.fill(workspace._memory.pointers[0] + offset, 4, 7)
+        write_word(rank, workspace, offset, 7)
         assert f"control words overwritten at offset 0x{offset:x}" in str(broken(workspace, 1.0))
     rank.barrier()
     error = broken(workspace, 1.0)
@@ -100,8 +121,8 @@ def check_monitor(rank: Any, watched: bool) -> None:
     texts = [record.getMessage() for record in records]
     assert len(texts) == int(watched), texts
     assert [type(error) for error in told] == [PeerTimeout] * watched, told
-    plain = [text.replace(" (this one)", "") for text in texts]
-    assert all("rank 0 waited" in text and "for rank 1 in" in text for text in plain), texts
+    found = "rank 0 waited", "for rank 1 in" if rank.rank == 0 else "for rank 1 (this one) in"
+    assert all(part in text for text in texts for part in found), texts
     rank.barrier()
     if watched:
         workspace.recover(rank.group)

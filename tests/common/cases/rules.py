@@ -7,6 +7,8 @@ control leaves it broken.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import threading
 import time
 from typing import Any
@@ -30,6 +32,12 @@ RULES = (
     "advance_last",
     "deadline",
     "signature",
+    "two_at_once",
+    "told",
+    "canary",
+    "zero_tokens",
+    "one_thread",
+    "still_open",
 )
 # Seconds; long beside the skew of ranks on a busy machine, short beside a test's time limit.
 DEADLINES = {"cpu": 4.0, "cuda": 1.5}
@@ -245,7 +253,8 @@ def check_overlapping_calls(rank: Any, off: str) -> None:
 
     Two streams without an order between them stand for a kernel in between that never waits for its predecessor.
     """
-    workspace = sabotaged(rank, off, hidden=264)
+    # Without the rule the two run at once, which another rule would notice.
+    workspace = sabotaged(rank, f"{off} two_at_once" if off else "", hidden=264)
     first, second = (Prepared(rank, Call(tokens=3, hidden=264, pdl=0, out="E", seed=seed)) for seed in (3, 4))
     aside = torch.cuda.Stream(rank.device)
     rank.barrier()
@@ -268,11 +277,141 @@ def check_overlapping_calls(rank: Any, off: str) -> None:
 
 def check_many_ctas(rank: Any, off: str) -> None:
     """All CTAs of a call are in the same call, however late some of them start: rule advance_last."""
-    workspace = sabotaged(rank, off, delay_ns=20_000, hidden=4096)
+    # Without the rule CTAs do not agree on the epoch, which another rule would notice.
+    workspace = sabotaged(rank, f"{off} two_at_once" if off else "", delay_ns=20_000, hidden=4096)
     calls = [Call(tokens=t, hidden=4096, strategy=n % 2, seed=n) for n, t in enumerate((24, 7, 32, 1, 16, 24))]
     check_calls(rank, calls, handle=workspace.handle)
     rank.barrier()
     workspace.close()
+
+
+def check_two_at_once(rank: Any, off: str) -> None:
+    """Two streams at once on one workspace: right bits, or an error that says so: rule two_at_once."""
+    workspace = sabotaged(rank, off, delay_ns=20_000, hidden=1024, max_tokens=8)
+    calls = [Prepared(rank, Call(tokens=4, hidden=1024, pdl=0, out="E", seed=seed)) for seed in (3, 4)]
+    streams = [torch.cuda.Stream(rank.device) for _ in calls]
+    for _ in range(10):
+        rank.barrier()
+        torch.cuda._sleep(1_000_000)  # until both calls are there, so that they start together
+        for call, stream in zip(calls, streams, strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                call.launch(workspace.handle)
+        for stream in streams:
+            stream.synchronize()
+        error = said(workspace)
+        if error is not None:
+            assert "ran at once" in str(error), error
+            break
+        wrong = calls[0].wrong() + calls[1].wrong()
+        assert not wrong, "\n".join(wrong)
+    workspace.close()
+
+
+def said(workspace: Any) -> Any:
+    """What check() raises, or None."""
+    import mnnvl_ar
+
+    try:
+        workspace.check()
+    except mnnvl_ar.WorkspaceBroken as error:
+        return error
+    return None
+
+
+def check_told(rank: Any, off: str) -> None:
+    """A rank whose peer has found a fault does not wait for its own deadline: rule told."""
+    import mnnvl_ar
+
+    deadline = 0.3 if rank.rank == 0 else DEADLINES[rank.device.type]
+    workspace = sabotaged(rank, off, hidden=64, deadline=deadline, monitor=False)
+    prepared = Prepared(rank, Call(tokens=1, hidden=64))
+    rank.barrier()
+    for turn in (0, 1):
+        if rank.rank == turn:
+            began = time.monotonic()
+            for _ in range(1 + turn):  # what rank 1's first call needs is there
+                with contextlib.suppress(RuntimeError):
+                    prepared.launch(workspace.handle)
+            took = time.monotonic() - began
+            assert took < 1.0, f"rank {turn} took {took:.1f} s"
+            with pytest.raises(mnnvl_ar.PeerTimeout):
+                workspace.check()
+        rank.barrier()
+    workspace.close()
+
+
+def check_canary(rank: Any, off: str) -> None:
+    """A foreign word behind the control words is noticed: rule canary."""
+    import mnnvl_ar
+
+    workspace = sabotaged(rank, off, hidden=64, monitor=False)
+    workspace.check()
+    rank.barrier()
+    if rank.rank == 0:
+        write_word(rank, workspace, 5000, 7)
+        with pytest.raises(mnnvl_ar.WorkspaceBroken, match="overwritten at offset 0x1388"):
+            workspace.check()
+    rank.barrier()
+    workspace.close()
+
+
+def write_word(rank: Any, workspace: Any, offset: int, byte: int) -> None:
+    """Four such bytes in this rank's block."""
+    place = workspace._memory.pointers[rank.rank] + offset
+    if rank.device.type == "cpu":
+        ctypes.memset(place, byte, 4)
+    else:
+        workspace._memory._block.driver.fill(place, 4, byte)
+
+
+def check_zero_tokens(rank: Any, off: str) -> None:
+    """Ranks may differ in how many calls of no tokens they make: rule zero_tokens (R7)."""
+    workspace = sabotaged(rank, off, hidden=64)
+    if rank.rank == 0:
+        Prepared(rank, Call(tokens=0, hidden=64)).launch(workspace.handle)
+    check_calls(rank, [Call(tokens=2, hidden=64)], handle=workspace.handle)
+    workspace.close()
+
+
+def check_one_thread(rank: Any, off: str) -> None:
+    """A second thread's call is refused while one waits for its peers: rule one_thread."""
+    workspace = sabotaged(rank, off, hidden=64, monitor=False)
+    prepared = [Prepared(rank, Call(tokens=1, hidden=64, seed=seed)) for seed in (1, 2)]
+    rank.barrier()
+    if rank.rank == 0:
+        thread = threading.Thread(target=prepared[0].launch, args=(workspace.handle,))
+        thread.start()
+        time.sleep(0.2)
+        with pytest.raises(RuntimeError, match="another thread is in a call"):
+            prepared[1].launch(workspace.handle)
+        thread.join()
+    else:
+        time.sleep(0.5)
+        prepared[0].launch(workspace.handle)
+    assert not prepared[0].wrong()
+    rank.barrier()
+    workspace.close()
+
+
+def check_closed_meanwhile(rank: Any, off: str) -> None:
+    """A call that has found its workspace open looks again once nobody can close it any more: rule still_open."""
+    workspace = sabotaged(rank, off, hidden=64, delay_ns=300_000_000)
+    said = []
+
+    def call() -> None:
+        try:
+            Prepared(rank, Call(tokens=1, hidden=64)).launch(workspace.handle)
+        except RuntimeError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    time.sleep(0.1)
+    workspace.close()
+    thread.join()
+    assert len(said) == 1
+    assert "is closed" in said[0]
 
 
 # rule -> (its check, ranks, what the control must say)
@@ -285,6 +424,13 @@ HOST_CHECKS = {
     "every_word": (check_torn_store, 1, "word [123]"),
     "deadline": (check_absent_peer, 2, "still running"),
     "signature": (check_other_call, 2, "DID NOT RAISE"),
+    "zero_tokens": (check_zero_tokens, 2, "fault code"),
+}
+ONLY_HOST_CHECKS = {
+    "told": (check_told, 2, "rank 1 took"),
+    "canary": (check_canary, 2, "DID NOT RAISE"),
+    "one_thread": (check_one_thread, 2, "DID NOT RAISE|fault code"),
+    "still_open": (check_closed_meanwhile, 1, "exit code -11"),
 }
 
 # The same where ranks are virtual ones of a GPU.
@@ -293,6 +439,8 @@ GPU_CHECKS = {
     "device_epoch": (check_replayed_call, 2, "differs in"),
     "quiescence": (check_overlapping_calls, 2, "differs in"),
     "advance_last": (check_many_ctas, 2, "differs in"),
+    "two_at_once": (check_two_at_once, 2, "differs in|waited"),
+    "zero_tokens": (check_zero_tokens, 2, "differs in|fault code"),
     "sanitize": (check_sentinels_in_data, 2, "differs in"),
     "integer_compare": (check_subnormals_in_data, 2, "differs in"),
     "three_slots": (check_wiped_data, 2, "differs in"),
