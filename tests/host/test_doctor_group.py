@@ -40,7 +40,7 @@ def injected(*_):
     raise RuntimeError("injected")
 
 def hang(*_):
-    threading.Thread(target=time.sleep, args=(1000,)).start()  # which a regular exit would wait for
+    threading.Thread(target=time.sleep, args=(1000,), daemon=False).start()  # which a regular exit would wait for
     time.sleep(1000)
 
 def kill(*_):
@@ -121,6 +121,7 @@ def test_a_rank_is_killed_in_the_self_test() -> None:
     assert first.startswith("rank 1: said nothing more")
     assert any(line.startswith("rank 0: ") and "for rank 1 in" in line for line in others), others
     assert any(line.startswith("rank 2: ") for line in others), others
+    assert not any("csrc/" in line for line in others), "an op's words, where the workspace has plainer ones"
     assert ranks.seconds < LIMIT + 20
 
 
