@@ -11,9 +11,9 @@ from mnnvl_ar.doctor.selftest import ranks as ranks_text
 
 
 def hosts(machines: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the machines by rank. As `machine.examine` has it, of the host's lowest rank, but with `ranks`, with the GPUs
-    of all its ranks, each with the `ranks` that use it, and with variables that differ told by rank. `p2p` is by place
-    in `gpus`, None for a pair that no rank sees."""
+    """Of the machines by rank. As `machine.examine` has it, of the host's lowest rank, but with `ranks`; the GPUs of
+    all its ranks, each with the `ranks` that use it; `p2p` by place in `gpus`, None for a pair that no rank sees;
+    variables that differ told by rank; any rank's refusal of multicast; and the IMEX channels that all ranks see."""
     by_identity: dict[str, dict[int, dict[str, Any]]] = {}
     for rank, machine in sorted(machines.items()):
         by_identity.setdefault(machine["identity"], {})[rank] = machine
@@ -41,6 +41,7 @@ def _member(machine: dict[str, Any], index: int | None) -> dict[str, Any]:
 
 def _host(machines: dict[int, dict[str, Any]]) -> dict[str, Any]:
     first = next(iter(machines.values()))
+    channels = [set(machine["imex"]["channels"]) for machine in machines.values()]
     gpus: dict[str, dict[str, Any]] = {}
     reach: dict[tuple[str, str], bool] = {}
     for rank, machine in machines.items():
@@ -57,6 +58,8 @@ def _host(machines: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "gpus": list(gpus.values()),
         "p2p": [[reach.get((a, b)) for b in gpus] for a in gpus],
         "environment": _environment(machines),
+        "multicast_refusal": next(filter(None, (m["multicast_refusal"] for m in machines.values())), ""),
+        "imex": {**first["imex"], "channels": sorted(set.intersection(*channels))},
     }
 
 

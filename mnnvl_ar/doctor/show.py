@@ -53,7 +53,7 @@ def _host(host: dict[str, Any], several: bool) -> list[str]:
     codes = ", ".join(library["architectures"]) or "none, so the host transport only"
     api = f", for CUDA {host['driver_api'] // 1000}.{host['driver_api'] % 1000 // 10}" if "driver_api" in host else ""
     marks = f"yes ({', '.join(box['marks'])})" if box["marks"] else "no sign of one"
-    imex = f"channels {', '.join(host['imex']['channels'])}" if host["imex"]["channels"] else "no channel"
+    imex = ", ".join(host["imex"]["channels"]) if host["imex"]["channels"] else "no channel"
     refusal = host["multicast_refusal"]
     lines = [
         f"Host {host['host']}{where}: PyTorch {torch['version']} {cuda}, Python {torch['python']}",

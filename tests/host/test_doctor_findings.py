@@ -81,6 +81,7 @@ def test_one_rank_has_no_multicast() -> None:
 def test_a_switch_on_one_rank_only() -> None:
     found = report({0: here(gpu(0)), 1: here(gpu(1), multicast_refusal="NCCL_NVLS_ENABLE=0")})
     assert "switched off on rank 1 by" in found["outlook"]["why"]
+    assert "multicast  switched off by NCCL_NVLS_ENABLE=0" in show.text(found)
 
 
 def test_containers_with_a_gpu_each_are_one_host() -> None:
@@ -122,6 +123,8 @@ def test_several_hosts_without_imex() -> None:
     assert line.startswith("b: no IMEX channel")
     assert "/dev/nvidia-caps-imex-channels/channel0" in line
     assert report({0: here(*BOTH, imex=without)})["problems"] == []
+    one_container = {0: here(gpu(0)), 1: here(gpu(1), imex=without), 2: here(gpu(2), host="b")}
+    assert [line[:18] for line in report(one_container)["problems"]] == ["a: no IMEX channel"]
 
 
 @pytest.mark.parametrize(
