@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
 import platform
 import shutil
@@ -14,8 +12,9 @@ from typing import Any
 import torch
 
 from mnnvl_ar import _library
+from mnnvl_ar.doctor import nvml
 from mnnvl_ar.doctor.binary import architectures
-from mnnvl_ar.memory import multicast_refusal
+from mnnvl_ar.memory import hosts, multicast_refusal
 
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -31,10 +30,13 @@ VARIABLES = (
 )
 
 
-def examine() -> dict[str, Any]:
-    """This host, as this process sees it."""
+def examine(local_rank: int = 0) -> dict[str, Any]:
+    """This host, as this process sees it. `uses` is the index of the GPU that a rank of this `local_rank` would use,
+    None if it can use none. A container may show each rank its own GPU only."""
+    identity = hosts.identity()
     found: dict[str, Any] = {
-        "host": platform.node(),
+        "host": hosts.name_of(identity),
+        "identity": identity,
         "library": {"path": str(_library.PATH), "architectures": architectures(_library.PATH)},
         "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()},
         "multicast_refusal": multicast_refusal(),
@@ -49,10 +51,20 @@ def examine() -> dict[str, Any]:
     try:
         found.update(_gpus())
     except Exception as error:  # no driver, no bindings, or a driver too old: that is the finding
-        found["driver_error"] = f"{type(error).__name__}: {error}"
-    for gpu, more in zip(found["gpus"], _nvml(len(found["gpus"])), strict=False):
-        gpu.update(more)
-    return found
+        found["driver_error"] = _plain(error)
+    more = nvml.look([gpu["uuid"] for gpu in found["gpus"]])
+    for gpu, about in zip(found["gpus"], more.pop("gpus"), strict=True):
+        gpu.update(about)
+    usable = len(found["gpus"]) if torch.version.cuda else 0
+    return {**found, **more, "uses": local_rank % usable if usable else None}
+
+
+def _plain(error: Exception) -> str:
+    if type(error).__name__ == "DynamicLibNotFoundError":  # of cuda-bindings
+        return "no NVIDIA driver: libcuda.so.1 is not found here"
+    if isinstance(error, ImportError):
+        return f"cuda-bindings cannot be imported: {error}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _gpus() -> dict[str, Any]:
@@ -92,34 +104,6 @@ def _gpus() -> dict[str, Any]:
         for a in range(len(devices))
     ]
     return {"gpus": gpus, "p2p": p2p, "driver_api": int(call("cuDriverGetVersion"))}
-
-
-def _nvml(count: int) -> list[dict[str, Any]]:
-    """NVLinks, fabric state and confidential computing of each visible GPU, if nvidia-ml-py is there."""
-    if count == 0:
-        return []
-    try:
-        pynvml: Any = importlib.import_module("pynvml")
-        pynvml.nvmlInit()
-        handles = [
-            pynvml.nvmlDeviceGetHandleByUUID("GPU-" + str(torch.cuda.get_device_properties(i).uuid))
-            for i in range(count)
-        ]
-    except Exception:
-        return [{"nvlinks": None} for _ in range(count)]
-    found = []
-    for handle in handles:
-
-        def links(h: Any = handle) -> int:
-            return sum(_try(functools.partial(pynvml.nvmlDeviceGetNvLinkState, h, n), 0) for n in range(18))
-
-        def fabric(h: Any = handle) -> dict[str, Any]:
-            info = pynvml.c_nvmlGpuFabricInfo_t()
-            pynvml.nvmlDeviceGetGpuFabricInfo(h, pynvml.byref(info))
-            return {"state": int(info.state), "status": int(info.status), "clique": int(info.cliqueId)}
-
-        found.append({"nvlinks": _try(links), "fabric": _try(fabric)})
-    return found
 
 
 def _try(look: Callable[[], Any], otherwise: Any = None) -> Any:

@@ -20,100 +20,151 @@ import mnnvl_ar
 
 HIDDEN = 8192
 SMALL, LARGE = 1, {"cpu": 16, "cuda": 1024}  # tokens
-LIMIT = 120.0  # seconds for everything, after which ranks are killed
+_MOST_ROUNDS = 10_000
 
 
-def run(gpus: int, seconds: float) -> dict[str, Any]:
-    """Ranks in processes of their own, one a GPU, or two on the host. Returns rank 0's `measure`."""
+def run(gpus: int, seconds: float, limit: float) -> dict[str, Any]:
+    """Ranks in processes of their own, one a GPU, or two on the host, which are killed after `limit + seconds` seconds.
+    Returns their `summary`."""
     if seconds <= 0:
         return {"ran": False}
     size, device = (gpus, "cuda") if gpus else (2, "cpu")
     context = multiprocessing.get_context("spawn")
-    until = time.monotonic() + LIMIT
+    until = time.monotonic() + limit + seconds
     with tempfile.TemporaryDirectory(prefix="mnnvl_ar-doctor-") as meeting:
         pipes, processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(theirs, meeting, rank, size, device, seconds), daemon=True)
+            what = (theirs, meeting, rank, size, device, seconds, limit)
+            process = context.Process(target=_serve, args=what, daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
-        results = [_receive(pipe, rank, until) for rank, pipe in enumerate(pipes)]
+        results = {rank: _receive(pipe, until) for rank, pipe in enumerate(pipes)}
+        last = time.monotonic() + 5.0
         for process in processes:
-            process.join(5.0)
+            process.join(max(0.0, last - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
-    return next((result for result in results if not result["ok"]), results[0])
+    return summary(results)
 
 
-def measure(group: dist.ProcessGroup, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Collective. {ok, error, ranks, transport, transport_reason, latency_us, bandwidth_gb_s, ...} of this rank."""
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    large = LARGE[device.type]
-    with mnnvl_ar.Workspace(group, large, HIDDEN, torch.bfloat16, device=device, deadline=20.0, monitor=False) as ws:
+def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limit: float) -> dict[str, Any]:
+    """Collective. {ok, error, ranks, transport, transport_reason, latency_us, bandwidth_gb_s, ...} of this rank. Raises
+    what bring-up or calls raise: bring-up waits `limit / 2` seconds for the other ranks, a call `limit / 4`, and
+    nothing else waits."""
+    size, large = dist.get_world_size(group), LARGE[device.type]
+    with mnnvl_ar.Workspace(
+        group, large, HIDDEN, torch.bfloat16, device=device, deadline=limit / 4, timeout=limit / 2, monitor=False
+    ) as ws:
         found: dict[str, Any] = {"ran": True, "ok": True, "error": "", "ranks": size, "device": device.type}
         found |= {"transport": ws.transport, "transport_reason": ws.transport_reason}
-        wrong = 0
-        for tokens in (SMALL, 7, 16):
-            xs = [_rows(tokens, r) for r in range(size)]
-            got = mnnvl_ar.ops.all_reduce(xs[rank].to(device), ws.handle)
-            wrong += not mnnvl_ar.reference.same_bits(got, mnnvl_ar.reference.all_reduce(xs))
-        found["latency_us"] = 1e6 * _time(group, ws, _rows(SMALL, rank).to(device), seconds / 2)
-        took = _time(group, ws, _rows(large, rank).to(device), seconds / 2)
-        found["bandwidth_gb_s"] = large * HIDDEN * 2 / took / 1e9
-        found["message_bytes"] = large * HIDDEN * 2
-        ws.check()
-        if wrong:
-            found |= {"ok": False, "error": f"{wrong} sums on rank {rank} differ from the reference"}
-        dist.barrier(group)
-    return found
+        try:
+            return found | _measured(ws, large, seconds)
+        except RuntimeError:
+            ws.check()  # says more plainly than an op what became of a call
+            raise
 
 
-def _time(group: dist.ProcessGroup, ws: mnnvl_ar.Workspace, x: torch.Tensor, seconds: float) -> float:
-    """Median seconds of a call, over batches that all ranks make alike."""
+def _measured(ws: mnnvl_ar.Workspace, large: int, seconds: float) -> dict[str, Any]:
+    wrong = 0
+    for tokens in (SMALL, 7, 16):
+        xs = [_rows(tokens, r) for r in range(ws.world_size)]
+        got = mnnvl_ar.ops.all_reduce(xs[ws.rank].to(ws.device), ws.handle)
+        wrong += not mnnvl_ar.reference.same_bits(got, mnnvl_ar.reference.all_reduce(xs))
+    ws.check()
+    if wrong:
+        raise RuntimeError(f"{wrong} of 3 sums differ from the reference")
+    small, took = (_time(ws, _rows(tokens, ws.rank).to(ws.device), seconds / 2) for tokens in (SMALL, large))
+    row = HIDDEN * torch.bfloat16.itemsize
+    return {
+        "latency_us": 1e6 * small,
+        "row_bytes": SMALL * row,
+        "bandwidth_gb_s": large * row / took / 1e9,
+        "message_bytes": large * row,
+    }
+
+
+def failed(why: Exception | str) -> dict[str, Any]:
+    """The result of a rank whose test failed, or never began. Of an error the first line, and where it was raised."""
+    if isinstance(why, str):
+        return {"ran": True, "ok": False, "error": why}
+    text = str(why).split("\n")[0] or type(why).__name__
+    return {"ran": True, "ok": False, "error": text, "traceback": "".join(traceback.format_exception(why))}
+
+
+def silent(why: str) -> dict[str, Any]:
+    """The result of a rank that was not heard of, which is likelier at fault than those that waited for it."""
+    return {**failed(f"said nothing more: {why}"), "silent": True}
+
+
+def summary(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Of the results by rank: the lowest rank's, or, if a rank failed, {ran, ok: False, errors, by_rank}. `errors` are
+    lines with the ranks that they came from, of silent ranks first."""
+    bad = {rank: result for rank, result in sorted(results.items()) if not result.get("ok", True)}
+    if not bad:
+        return results[min(results)]
+    by_text: dict[str, list[int]] = {}
+    for rank in sorted(bad, key=lambda rank: not bad[rank].get("silent", False)):
+        by_text.setdefault(bad[rank]["error"], []).append(rank)
+    errors = [f"{ranks(who)}: {text}" for text, who in by_text.items()]
+    return {"ran": True, "ok": False, "errors": errors, "by_rank": results}
+
+
+def ranks(numbers: list[int]) -> str:
+    """As "rank 2", or "ranks 0, 2 and 3"."""
+    if len(numbers) == 1:
+        return f"rank {numbers[0]}"
+    return f"ranks {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def _time(ws: mnnvl_ar.Workspace, x: torch.Tensor, seconds: float) -> float:
+    """Median seconds of a call, over batches, as many on every rank."""
     calls = 20 if x.is_cuda else 3
-    times: list[float] = []
     out = torch.empty_like(x)
-    until = time.monotonic() + seconds
-    while True:
-        goes_on = torch.tensor([float(time.monotonic() < until or not times)])
-        dist.all_reduce(goes_on, dist.ReduceOp.MIN, group=group)
-        if not goes_on.item():
-            return statistics.median(times)
+
+    def batch() -> float:
         began = time.perf_counter()
         for _ in range(calls):
             mnnvl_ar.ops.all_reduce_out(x, out, ws.handle)
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
-        times.append((time.perf_counter() - began) / calls)
+        return (time.perf_counter() - began) / calls
+
+    batch()
+    # How many is agreed on by a call of our own, whose sum is the same on every rank, and whose wait is bounded.
+    total = mnnvl_ar.ops.all_reduce(torch.full_like(x[:1], batch()), ws.handle)[0, 0].item()
+    ws.check()
+    rounds = min(max(1, int(seconds * ws.world_size / (total * calls))), _MOST_ROUNDS)
+    times = [batch() for _ in range(rounds)]
+    ws.check()
+    return statistics.median(times)
 
 
 def _rows(tokens: int, rank: int) -> torch.Tensor:
     return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(17 * rank + tokens)).bfloat16()
 
 
-def _receive(pipe: Connection, rank: int, until: float) -> dict[str, Any]:
+def _receive(pipe: Connection, until: float) -> dict[str, Any]:
     try:
-        if pipe.poll(max(0.0, until - time.monotonic())):
-            return dict(pipe.recv())
-        return {"ran": True, "ok": False, "error": f"rank {rank} said nothing for {LIMIT:.0f} s"}
+        return dict(pipe.recv()) if pipe.poll(max(0.0, until - time.monotonic())) else silent("stopped or stuck")
     except EOFError:
-        return {"ran": True, "ok": False, "error": f"the process of rank {rank} died"}
+        return silent("its process died")
 
 
-def _serve(pipe: Connection, meeting: str, rank: int, size: int, device: str, seconds: float) -> None:
+def _serve(pipe: Connection, meeting: str, rank: int, size: int, device: str, seconds: float, limit: float) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     try:
         where = torch.device(device, rank) if device == "cuda" else torch.device(device)
         if device == "cuda":
             torch.cuda.set_device(rank)
-        store, limit = FileStore(f"{meeting}/store", size), timedelta(seconds=60)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        store = FileStore(f"{meeting}/store", size)
+        dist.init_process_group("gloo", None, timedelta(seconds=limit / 2), size, rank, store)
         assert dist.group.WORLD is not None
-        pipe.send(measure(dist.group.WORLD, where, seconds))
+        pipe.send(measure(dist.group.WORLD, where, seconds, limit))
         dist.destroy_process_group()
     except Exception as error:
-        pipe.send({"ran": True, "ok": False, "error": str(error), "traceback": traceback.format_exc()})
+        pipe.send(failed(error))

@@ -4,56 +4,106 @@ from __future__ import annotations
 
 from typing import Any
 
+from mnnvl_ar.doctor.selftest import ranks as ranks_text
+
 
 def text(found: dict[str, Any]) -> str:
+    several = sum(len(host["ranks"]) for host in found["hosts"]) > 1
     lines: list[str] = []
     for host in found["hosts"]:
-        lines += [*_host(host), ""]
-    plan, test = found["outlook"], found["self_test"]
-    lines.append(f"A group of {plan['ranks']} would get transport {plan['transport']}: {plan['why']}.")
-    lines.append(f"  strategy auto: {plan['strategy']}")
-    if not test.get("ran"):
-        lines.append("Self-test: not run.")
-    elif test["ok"]:
-        where = "GPU" if test["device"] == "cuda" else "host"
-        lines.append(f"Self-test of {test['ranks']} {where} ranks: all bits right ({test['transport_reason']}).")
-        size = f"{test['message_bytes'] / 1e6:.2f} MB"
-        speed = f"{test['bandwidth_gb_s']:.2f} GB/s of {size} messages"
-        lines.append(f"  {test['latency_us']:.1f} us a call of one row, {speed}")
+        lines += [*_host(host, several), ""]
+    came = f" ({ranks_text(found['missing'])} did not come)" if found["missing"] else ""
+    lines += [*_outlook(found["outlook"], came), *_self_test(found)]
     lines += [f"PROBLEM: {line}" for line in found["problems"]] or ["No problem found."]
     return "\n".join(lines)
 
 
-def _host(host: dict[str, Any]) -> list[str]:
+def _outlook(plan: dict[str, Any], came: str) -> list[str]:
+    size = f"{plan['ranks']} rank{'s' if plan['ranks'] != 1 else ''}{came}"
+    if plan["transport"] == "none":
+        return [f"Outlook: no group of {size}: {plan['why']}."]
+    return [
+        f"Outlook: a group of {size} would get transport {plan['transport']} ({plan['why']}),",
+        f'  and strategy "auto" would be {plan["strategy"]}.',
+    ]
+
+
+def _self_test(found: dict[str, Any]) -> list[str]:
+    test = found["self_test"]
+    if not test["ran"]:
+        return ["Self-test: left out (--seconds 0)."]
+    if not test["ok"]:
+        return ["Self-test: FAILED, see below."]
+    small, large = (f"{test[name] / 1024:.0f} KiB" for name in ("row_bytes", "message_bytes"))
+    lines = [
+        f"Self-test: every bit right, {test['transport_reason']}.",
+        f"  all_reduce took {test['latency_us']:.1f} us for {small}, and passed {test['bandwidth_gb_s']:.2f} GB/s for "
+        f"{large} (message size over time; medians of rank 0).",
+    ]
+    cpus = found["hosts"][0]["container"]["cpus"]
+    if test["device"] == "cpu" and test["ranks"] > cpus:
+        lines.append(f"  That is slow because {test['ranks']} ranks share {cpus} CPU{'s' if cpus > 1 else ''}.")
+    return lines
+
+
+def _host(host: dict[str, Any], several: bool) -> list[str]:
     torch, library, box = host["torch"], host["library"], host["container"]
-    codes = ", ".join(library["architectures"]) or "none: host transport only"
-    driver = host["driver"] or "not loaded"
-    api = f", CUDA {host['driver_api'] // 1000}.{host['driver_api'] % 1000 // 10}" if "driver_api" in host else ""
-    marks = ", ".join(box["marks"]) or "no sign of one"
-    imex = f"{len(host['imex']['channels'])} channels" if host["imex"]["channels"] else "no channel visible"
+    where = f" ({ranks_text(host['ranks'])})" if several else ""
+    cuda = f"for CUDA {torch['cuda']}" if torch["cuda"] else "without CUDA"
+    codes = ", ".join(library["architectures"]) or "none, so the host transport only"
+    api = f", for CUDA {host['driver_api'] // 1000}.{host['driver_api'] % 1000 // 10}" if "driver_api" in host else ""
+    marks = f"yes ({', '.join(box['marks'])})" if box["marks"] else "no sign of one"
+    imex = ", ".join(host["imex"]["channels"]) if host["imex"]["channels"] else "no channel"
     refusal = host["multicast_refusal"]
     lines = [
-        f"Host {host['host']}: PyTorch {torch['version']} (CUDA {torch['cuda'] or 'none'}), Python {torch['python']}",
-        f"  library    GPU code: {codes}",
-        f"  driver     {driver}{api}",
-        f"  IMEX       {imex}",
-        f"  multicast  {f'switched off by {refusal}' if refusal else 'allowed by the environment'}",
-        f"  container  {marks}; /dev/shm {box['shm_bytes'] >> 20} MiB, {box['cpus']} CPUs",
+        f"Host {host['host']}{where}: PyTorch {torch['version']} {cuda}, Python {torch['python']}",
+        f"  GPU code   {codes} ({library['path']})",
+        f"  driver     {host['driver'] or 'no kernel module visible'}{api}",
+        f"  IMEX       {imex} (needed between hosts only)",
+        f"  multicast  {f'switched off by {refusal}' if refusal else 'not switched off by any variable'}",
+        f"  container  {marks}; {box['cpus']} CPUs, /dev/shm of {box['shm_bytes'] >> 20} MiB",
     ]
     lines += [f"  variable   {name}={value}" for name, value in host["environment"].items()]
-    if host["driver_error"]:
-        lines.append(f"  GPUs       none ({host['driver_error']})")
-    for gpu in host["gpus"]:
-        about = [f"capability {gpu['capability']}", f"{gpu['memory'] >> 30} GiB"]
-        about.append("multicast" if gpu["multicast"] else "no multicast")
-        about.append("fabric handles" if gpu["fabric_handles"] else "no fabric handles")
-        links = gpu.get("nvlinks")
-        about.append("NVLinks unknown (no nvidia-ml-py)" if links is None else f"{links} NVLinks")
-        if gpu.get("fabric"):
-            about.append(f"fabric state {gpu['fabric']['state']}, status {gpu['fabric']['status']}")
-        lines.append(f"  GPU {gpu['index']}      {gpu['name']}: {', '.join(about)}")
-    if len(host["p2p"]) > 1:
-        lines.append(
-            "  P2P        " + " ".join("".join("x" if reaches else "." for reaches in row) for row in host["p2p"])
-        )
-    return lines
+    if host["gpus"]:
+        lines += [_confidential(host), *(_gpu(gpu, several) for gpu in host["gpus"])]
+    else:
+        lines.append(f"  GPUs       none ({host['driver_error'] or 'the driver shows none to this process'})")
+    if host["nvml_error"]:
+        lines.append(f"  NVML       NVLinks, fabric and confidential computing unknown: {host['nvml_error']}")
+    return lines + _p2p(host["p2p"])
+
+
+def _confidential(host: dict[str, Any]) -> str:
+    about = host["confidential_computing"]
+    if about is None:
+        return "  conf. computing: unknown"
+    mode = f", multi-GPU mode: {about['multi_gpu']}" if about["on"] and about["multi_gpu"] else ""
+    return f"  conf. computing: {'ON' if about['on'] else 'off'}{mode}"
+
+
+def _gpu(gpu: dict[str, Any], several: bool) -> str:
+    about = [f"capability {gpu['capability']}", f"{gpu['memory'] >> 30} GiB"]
+    about.append("multicast" if gpu["multicast"] else "no multicast")
+    about.append("fabric handles" if gpu["fabric_handles"] else "no fabric handles")
+    about.append("NVLinks unknown" if gpu["nvlinks"] is None else f"{gpu['nvlinks']} NVLinks up")
+    if gpu["fabric"]:
+        fabric = gpu["fabric"]
+        about.append(f"fabric {fabric['state']}" + (f" (NVML status {fabric['status']})" if fabric["status"] else ""))
+    who = f" ({ranks_text(gpu['ranks'])})" if several and gpu["ranks"] else ""
+    return f"  GPU {gpu['index']}{who}: {gpu['name']}, {', '.join(about)}"
+
+
+def _p2p(rows: list[list[bool | None]]) -> list[str]:
+    """One line if all pairs are alike, else a matrix; "?" is for a pair that no process sees both GPUs of."""
+    pairs = {reaches for a, row in enumerate(rows) for b, reaches in enumerate(row) if a != b}
+    if not pairs:
+        return []
+    if len(pairs) == 1:
+        word = {True: "each GPU reaches every other", False: "no GPU reaches another", None: "unknown"}[pairs.pop()]
+        return [f"  P2P        {word}"]
+    mark = {True: "x", False: ".", None: "?"}
+    matrix = ["".join(mark[reaches] for reaches in row) for row in rows]
+    return [
+        f"  P2P        {matrix[0]}  (x: reaches, .: does not, ?: unknown)",
+        *(f"{'':13}{row}" for row in matrix[1:]),
+    ]
