@@ -14,9 +14,9 @@ from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
-from mnnvl_ar.memory import SymmetricMemory, allocate
+from mnnvl_ar.memory import Need, SymmetricMemory, allocate_prepared
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import table_for
+from mnnvl_ar.strategy import Table, table_for
 
 __all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
 
@@ -47,7 +47,8 @@ class Workspace:
                 graphs, where no op is called that could raise
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
-    Errors: `BringUpError` on every rank alike, naming rank, step and cause.
+    Errors: arguments that make no sense are refused before any rank is waited for (`ValueError`, `TypeError`,
+    `RuntimeError` of an op); everything else is `BringUpError` on every rank alike, naming rank, step and cause.
     """
 
     def __init__(
@@ -74,13 +75,21 @@ class Workspace:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
         if max_tokens < 1:
             raise ValueError(f"max_tokens: is {max_tokens}, wanted at least 1")
-        self.device = _device(device)
+        self.device = _device_asked(device)
         self.world_size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
-        table = table_for(self.device, self.world_size)
-        row_bytes = hidden * dtype.itemsize
+        row_bytes, table = hidden * dtype.itemsize, Table()
+        # Refuses a bad `hidden` while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
         slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
-        layout = Layout(slot_bytes)
+
+        def prepare() -> Need:
+            nonlocal table, slot_bytes
+            self.device = _with_index(self.device)
+            table = table_for(self.device, self.world_size)
+            slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
+            layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
+            alike = {"strategy": strategy, "strategy table": goes_by}
+            return Need(layout.nbytes, layout.fills, layout.probe_offset, alike)
 
         def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
             self.handle = create(
@@ -98,16 +107,8 @@ class Workspace:
             )
             return lambda: ops._workspace_close(self.handle, True)
 
-        self._memory = allocate(
-            group,
-            layout.nbytes,
-            layout.fills,
-            probe_offset=layout.probe_offset,
-            device=self.device,
-            transport=transport,
-            timeout=timeout,
-            alike={"strategy": strategy, "strategy table": f"{table.digest()}: {table}"},
-            use=use,
+        self._memory = allocate_prepared(
+            group, prepare, device=self.device, transport=transport, timeout=timeout, use=use
         )
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
@@ -193,12 +194,17 @@ class Workspace:
         )
 
 
-def _device(device: torch.device | str | int | None) -> torch.device:
+def _device_asked(device: torch.device | str | int | None) -> torch.device:
+    """Perhaps without an index; asks nothing of a device that may be lost."""
     if device is None:
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: is {device}, wanted a CUDA device or cpu")
+    return device
+
+
+def _with_index(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device

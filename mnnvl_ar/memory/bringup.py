@@ -1,11 +1,11 @@
 """The way from a group to memory that every rank can write to, one voted step after another.
 
-    rendezvous  all ranks have met and ask for the same        exchange  every handle has reached every rank
-    probe       driver, device, granularity                    import    the peers' handles are opened
-    reserve     address space for all blocks                   map       ... and mapped
-    allocate    our physical memory, mapped                    write     a nonce into every peer's block, read back
-    fill        its initial content                            verify    every peer's nonce is in ours; content restored
-                                                               ready     what the memory is for is made
+    prepare     all ranks have met and know what they need     exchange  every handle has reached every rank
+    rendezvous  ... and ask for the same                       import    the peers' handles are opened
+    probe       driver, device, granularity                    map       ... and mapped
+    reserve     address space for all blocks                   write     a nonce into every peer's block, read back
+    allocate    our physical memory, mapped                    verify    every peer's nonce is in ours; content restored
+    fill        its initial content                            ready     what the memory is for is made
 
 From `allocate` to `verify` is one attempt with one kind of handle. If it fails for a reason that another kind may not
 have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`.
@@ -36,25 +36,29 @@ _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 
 
 class BringUp:
-    """One bring-up (or restoration) of one `Block`. After `run`, `transport` and `reason` say what was chosen."""
+    """One bring-up (or restoration) of one `Block`. `prepare` says what this rank asks for; that it depends on the
+    machine and may fail on one rank alone is why it is a step. After `run`, `request` is its answer, and `transport`
+    and `reason` say what was chosen."""
 
-    def __init__(self, block: Block, ballot: Ballot, request: Request, use: Use | None = None) -> None:
-        self._block, self._request, self._use = block, request, use
+    request: Request
+
+    def __init__(self, block: Block, ballot: Ballot, prepare: Callable[[], Request], use: Use | None = None) -> None:
+        self._block, self._prepare, self._use = block, prepare, use
         self._undo: Callable[[], object] | None = None
         self._steps = Steps(ballot)
         self._notes: list[str] = []
         self._members: list[dict[str, Any]] = []  # what each rank told of itself
-        self.transport = "host" if request.device == "cpu" else "unicast"
-        self.reason = ""
+        self.transport = self.reason = ""
 
     def run(self) -> None:
         """Collective. On failure raises `BringUpError` alike on all ranks; what was taken is the block's to close."""
         try:
+            self._steps.run("prepare", self._ask)
             self._rendezvous()
             kinds, alignment = self._probe()
             wanted, alignment = self._consider_multicast(kinds, alignment)
-            if self._request.purpose == "allocate":
-                stride = -(-self._request.nbytes // alignment) * alignment
+            if self.request.purpose == "allocate":
+                stride = -(-self.request.nbytes // alignment) * alignment
                 self._steps.run("reserve", lambda: self._block.reserve(stride, alignment))
             self._attempt_each(kinds)
             if wanted:
@@ -69,12 +73,16 @@ class BringUp:
         where = f"{len(self._members)} ranks on {len(names)} host{'s' if len(names) > 1 else ''}"
         self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *self._notes])
 
+    def _ask(self) -> None:
+        self.request = self._prepare()
+        self.transport = "host" if self.request.device == "cpu" else "unicast"
+
     def _ready(self) -> None:
         if self._use is not None:
             self._undo = self._use(self._block.pointers, self._block.multicast_pointer)
 
     def _rendezvous(self) -> None:
-        request = self._request
+        request = self.request
 
         def body() -> Outcome:
             request.check(self._block.world_size)
@@ -98,8 +106,8 @@ class BringUp:
         driver = self._block.driver
 
         def body() -> Outcome:
-            traits = driver.open(self._request.index)
-            if self._request.purpose == "allocate":
+            traits = driver.open(self.request.index)
+            if self.request.purpose == "allocate":
                 self._block.space.push(driver.close)
             return Outcome(data={"grain": max(map(driver.granularity, driver.kinds)), **asdict(traits)})
 
@@ -117,16 +125,16 @@ class BringUp:
 
     def _consider_multicast(self, kinds: Sequence[str], alignment: int) -> tuple[bool, int]:
         """Whether to try multicast, and the alignment with what it needs added."""
-        if self._request.transport not in ("auto", "multicast") or self._request.device == "cpu":
+        if self.request.transport not in ("auto", "multicast") or self.request.device == "cpu":
             return False, alignment
         rank, why = multicast.obstacle(self._members)
-        if why and self._request.transport == "multicast":
+        if why and self.request.transport == "multicast":
             raise _agreed(rank, "multicast probe", why, 'transport="auto" or "unicast" does without it.')
         if why:
             self._notes.append(why)
             return False, alignment
         try:
-            grain = multicast.granularity(self._steps, self._block, self._request.nbytes, kinds[-1])
+            grain = multicast.granularity(self._steps, self._block, self.request.nbytes, kinds[-1])
         except StepFailed as failed:
             self._without_multicast(failed)
             return False, alignment
@@ -146,9 +154,9 @@ class BringUp:
     def _attempt(self, kind: str) -> None:
         block, steps = self._block, self._steps
         steps.kind = kind
-        handshake = Handshake(block, self._request, self._members[0]["salt"] + kind)
+        handshake = Handshake(block, self.request, self._members[0]["salt"] + kind)
         steps.run("allocate", lambda: block.create(kind))
-        steps.run("fill", lambda: block.fill(self._request.fills))
+        steps.run("fill", lambda: block.fill(self.request.fills))
         with steps.exchange("exchange", lambda: block.driver.export(block.handle, kind)) as tokens:
             steps.run("import", lambda: block.import_peers(tokens))
         steps.run("map", block.map_peers)
@@ -156,7 +164,7 @@ class BringUp:
         steps.run("verify", handshake.verify)
 
     def _multicast(self) -> None:
-        handshake = Handshake(self._block, self._request, self._members[0]["salt"] + "multicast")
+        handshake = Handshake(self._block, self.request, self._members[0]["salt"] + "multicast")
         try:
             multicast.bring_up(self._steps, self._block, handshake)
             self.transport = "multicast"
@@ -167,7 +175,7 @@ class BringUp:
     def _without_multicast(self, failed: StepFailed) -> None:
         """All ranks go on without it, or none does."""
         found = failed.failure
-        if found.fatal or self._request.transport == "multicast":
+        if found.fatal or self.request.transport == "multicast":
             raise failed
         self._block.drop_multicast()
         self._notes.append(f"not multicast, since rank {found.rank} failed at {found.step} ({found.cause})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from .block import Block, Fill
 from .bringup import BringUp, Use
 from .host import HostDriver
 from .rendezvous import meet
-from .request import Request
+from .request import Need, Request
 from .verbs import Verbs
 
 _log = logging.getLogger("mnnvl_ar")
@@ -65,8 +65,8 @@ class SymmetricMemory:
             got, wanted = f"rank {group.rank()} of {group.size()}", f"rank {self.rank} of {self.world_size}"
             raise ValueError(f"restore: got a group in which this is {got}, wanted {wanted}")
         self.drop()
-        transport, reason, kind = _bring_up(self._block, group, timeout, self._request_again())
-        self.transport, self.reason, self.handle_kind = transport, reason, kind
+        done = _bring_up(self._block, group, timeout, self._request_again)
+        self.transport, self.reason, self.handle_kind = done.transport, done.reason, self._block.kind
 
     def _request_again(self) -> Request:
         # Graphs hold the multicast address or they do not, so what was chosen then is what is wanted now.
@@ -109,32 +109,56 @@ def allocate(
     Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
     a process that is not in the group.
     """
+
+    def prepare() -> Need:
+        return Need(nbytes, tuple(fills), probe_offset, dict(alike or {}))
+
+    return allocate_prepared(
+        group, prepare, device=device, transport=transport, timeout=timeout, use=use, driver=driver
+    )
+
+
+def allocate_prepared(
+    group: dist.ProcessGroup,
+    prepare: Callable[[], Need],
+    *,
+    device: torch.device,
+    transport: str = "auto",
+    timeout: float = 60.0,
+    use: Use | None = None,
+    driver: Verbs | None = None,
+) -> SymmetricMemory:
+    """`allocate` for a rank whose need depends on its machine (files, the device), so that finding it out may fail here
+    alone. `prepare` is run in the first voted step: whatever it raises is every rank's `BringUpError` at once."""
     if not isinstance(group, dist.ProcessGroup):
         raise ValueError(f"group: got {group!r}, wanted a process group that this process is a member of")
     device = torch.device(device)
-    request = Request(
-        "allocate", nbytes, tuple(fills), probe_offset, device.type, _index(device), transport, dict(alike or {})
-    )
+
+    def request() -> Request:
+        need = prepare()
+        place = (device.type, _index(device), transport)
+        return Request("allocate", need.nbytes, need.fills, need.probe_offset, *place, need.alike)
+
     block = Block(driver if driver is not None else _driver_for(device), group.rank(), group.size())
     try:
-        chosen, reason, _ = _bring_up(block, group, timeout, request, use)
-        memory = SymmetricMemory(block, request, chosen, reason)
+        done = _bring_up(block, group, timeout, request, use)
+        memory = SymmetricMemory(block, done.request, done.transport, done.reason)
     except BaseException:
         block.close()
         raise
     if memory.rank == 0:
-        _log.info("symmetric memory of %d x %d bytes: %s", memory.world_size, memory.nbytes, reason)
+        _log.info("symmetric memory of %d x %d bytes: %s", memory.world_size, memory.nbytes, memory.reason)
     return memory
 
 
 def _bring_up(
-    block: Block, group: dist.ProcessGroup, timeout: float, request: Request, use: Use | None = None
-) -> tuple[str, str, str]:
+    block: Block, group: dist.ProcessGroup, timeout: float, prepare: Callable[[], Request], use: Use | None = None
+) -> BringUp:
     ballot = meet(group, timeout)
     try:
-        bring_up = BringUp(block, ballot, request, use)
+        bring_up = BringUp(block, ballot, prepare, use)
         bring_up.run()
-        return bring_up.transport, bring_up.reason, block.kind
+        return bring_up
     except BaseException:
         block.drop()
         raise

@@ -17,6 +17,7 @@ from mnnvl_ar.memory import DriverError, Fill, SymmetricMemory, allocate
 from mnnvl_ar.memory.steps import hooks
 
 STEPS = [
+    "prepare",
     "rendezvous",
     "probe",
     "reserve",
