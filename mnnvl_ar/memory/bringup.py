@@ -26,6 +26,7 @@ from .block import Block
 from .handshake import Handshake
 from .request import Request
 from .steps import StepFailed, Steps
+from .undo import Undo
 from .verbs import multicast_refusal
 from .vote import Ballot, Failure, Outcome
 
@@ -44,7 +45,7 @@ class BringUp:
 
     def __init__(self, block: Block, ballot: Ballot, prepare: Callable[[], Request], use: Use | None = None) -> None:
         self._block, self._prepare, self._use = block, prepare, use
-        self._undo: Callable[[], object] | None = None
+        self._made = Undo()
         self._steps = Steps(ballot)
         self._notes: list[str] = []
         self._members: list[dict[str, Any]] = []  # what each rank told of itself
@@ -64,11 +65,12 @@ class BringUp:
             if wanted:
                 self._multicast()
             self._steps.run("ready", self._ready)
-        except StepFailed as failed:
-            if self._undo is not None:
-                self._undo()  # while the memory is still there
+        except BaseException as error:
+            self._made.run()  # while the memory is still there, interrupted or not
+            if not isinstance(error, StepFailed):
+                raise
             before = f" (before that: {'; '.join(self._notes)})" if self._notes else ""
-            raise failed.error(before) from failed.__cause__
+            raise error.error(before) from error.__cause__
         names = list(dict.fromkeys(hosts.name_of(member["host"]) for member in self._members))
         where = f"{len(self._members)} ranks on {len(names)} host{'s' if len(names) > 1 else ''}"
         self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *self._notes])
@@ -79,7 +81,7 @@ class BringUp:
 
     def _ready(self) -> None:
         if self._use is not None:
-            self._undo = self._use(self._block.pointers, self._block.multicast_pointer)
+            self._made.push(self._use(self._block.pointers, self._block.multicast_pointer))
 
     def _rendezvous(self) -> None:
         request = self.request

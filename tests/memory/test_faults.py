@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
 
 from memory import faults, ranks
+from memory.test_allocate import make
+from mnnvl_ar.errors import BringUpError
 from mnnvl_ar.memory.steps import hooks
+from mnnvl_ar.memory.vote import Outcome, Spoke, Verdict
 
 SIZE = 4
 PARALLEL = 3
@@ -129,6 +135,54 @@ def test_one_rank_is_stopped_and_continued(step: str, victim: int) -> None:
     told = ranks.values(ranks.launch(3, stop_body, step, victim))
     check((step, victim), told, [rank for rank in range(3) if rank != victim], 2.0)
     assert told[victim][0][:2] == (victim, step)
+
+
+def use_body(rank: int, size: int, store: dist.Store, how: str) -> tuple[str, int]:
+    """Rank 1 is interrupted while it waits for the last verdict, or cannot undo what `use` made when rank 2 fails.
+    Returns the error, and how often `use` was undone."""
+    group = ranks.group(store, "first", rank, size)
+    undone: list[bytes] = []
+
+    def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
+        if how == "cannot undo" and rank == 2:
+            raise RuntimeError("injected")
+        return lambda: undo(pointers[rank])
+
+    def undo(pointer: int) -> None:
+        undone.append(ctypes.string_at(pointer, 4))  # a segmentation fault if the memory had gone first
+        if how == "cannot undo" and rank == 1:
+            raise RuntimeError("cannot be undone")
+
+    def interrupt(self: Spoke, step: str, outcome: Outcome) -> Verdict:
+        if step == "ready":
+            raise KeyboardInterrupt
+        return vote(self, step, outcome)
+
+    vote = Spoke.vote
+    before = ranks.census()
+    with (
+        mock.patch.object(Spoke, "vote", interrupt if how == "interrupted" and rank == 1 else vote),
+        pytest.raises((BringUpError, KeyboardInterrupt)) as caught,
+    ):
+        make(group, use=use)
+    ranks.meet(store, "failed", size)
+    faults.check_census(before, how)
+    return str(caught.value), len(undone)
+
+
+def test_what_was_made_of_the_memory_goes_first_when_interrupted() -> None:
+    told = ranks.values(ranks.launch(3, use_body, "interrupted"))
+    assert told[1] == ("", 1)
+    assert told[0] == told[2]
+    assert "rank 1 at step 'ready': its process died or gave up" in told[0][0]
+    assert told[0][1] == 1
+
+
+def test_what_cannot_be_undone_does_not_hide_the_error() -> None:
+    told = ranks.values(ranks.launch(3, use_body, "cannot undo"))
+    assert {error for error, _ in told} == {told[0][0]}
+    assert "rank 2 at step 'ready': RuntimeError: injected" in told[0][0]
+    assert [undone for _, undone in told] == [1, 1, 0]
 
 
 def unvoted_body(rank: int, size: int, store: dist.Store, step: str) -> Any:
