@@ -85,10 +85,10 @@ def attempt(
     return told, seconds
 
 
-def check_census(before: dict[str, int], what: str) -> None:
+def check_census(before: dict[str, int], what: str, patience: float = 5.0) -> None:
     """Nothing has grown since `before`. A thread that has been joined may still be on its way out of the kernel's list:
     Python's `join` returns when the thread has done its last Python, so what has grown gets a while to shrink."""
-    until = time.monotonic() + 5.0
+    until = time.monotonic() + patience
     while True:
         now = ranks.census()
         grown = {name: (before[name], now[name]) for name in _LEAKABLE if now[name] > before[name]}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +24,44 @@ from mnnvl_ar.errors import BringUpError, MnnvlArError
 from mnnvl_ar.memory import Fill, allocate
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def leaks_body(rank: int, size: int, store: dist.Store) -> None:
+    before = ranks.census()
+    mine, local = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
+    mine.bind(f"\0mnnvl_ar-{os.getpid()}-leak")
+    local.bind(("127.0.0.1", 0))
+    for sock in (mine, local):
+        unheard = ranks.census()
+        sock.listen(1)
+        assert ranks.census() == {**unheard, "sockets": unheard["sockets"] + 1, "MiB": mock.ANY}
+        with pytest.raises(AssertionError, match="'sockets'"):
+            faults.check_census(unheard, "a listener", patience=0.0)
+    mine.close()
+    local.close()
+    faults.check_census(before, "listeners that were closed", patience=0.0)
+    fd = os.memfd_create("leak")
+    os.ftruncate(fd, 4096)
+    with pytest.raises(AssertionError, match="'fds'"):
+        faults.check_census(before, "a descriptor", patience=0.0)
+    view = mmap.mmap(fd, 4096)
+    os.close(fd)
+    with pytest.raises(AssertionError, match="'mapped'"):
+        faults.check_census(before, "a mapping", patience=0.0)
+    view.close()
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    with pytest.raises(AssertionError, match="'threads'"):
+        faults.check_census(before, "a thread", patience=0.0)
+    end.set()
+    thread.join()
+    faults.check_census(before, "all of it given back")
+
+
+def test_the_census_sees_each_kind_of_leak() -> None:
+    """The control of every test that counts leaks."""
+    ranks.values(ranks.launch(1, leaks_body))
 
 
 def rounds_body(rank: int, size: int, store: dist.Store, rounds: int) -> None:
