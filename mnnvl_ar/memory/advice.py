@@ -18,8 +18,8 @@ _BY_CODE = {
 }
 _HANDLE_CALLS = ("cuMemCreate", "cuMemExportToShareableHandle", "cuMemImportFromShareableHandle")
 _FABRIC = (
-    "Fabric handles need an IMEX channel in the container (/dev/caps-imex-channels) and, across hosts, one IMEX domain "
-    "with its daemon running."
+    "Fabric handles need an IMEX channel in the container (/dev/nvidia-caps-imex-channels) and, across hosts, one IMEX "
+    "domain with its daemon running."
 )
 _ACCESS = (
     "GPUs whose memory cannot be mapped: no NVLink or P2P between them, or a container that does not see the peer's. "
