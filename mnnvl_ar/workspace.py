@@ -38,6 +38,8 @@ class Workspace:
     pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
     timeout:    seconds that making the workspace may take
+    retry:      try again what the driver refused this group before (a kind of handle, multicast); otherwise that is
+                remembered as long as the group lives, and not tried again
     max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once
     concurrent: whether calls on other workspaces of this device may run at the same time, on other streams. Then, from
                 the second workspace on, each has its share of the device, and "early" counts as "late". False is
@@ -64,6 +66,7 @@ class Workspace:
         pdl: str = "early",
         deadline: float | None = DEFAULT_DEADLINE,
         timeout: float = 60.0,
+        retry: bool = False,
         max_ctas: int | None = None,
         concurrent: bool = True,
         monitor: bool = True,
@@ -108,7 +111,7 @@ class Workspace:
             return lambda: ops._workspace_close(self.handle, True)
 
         self._memory = allocate_prepared(
-            group, prepare, device=self.device, transport=transport, timeout=timeout, use=use
+            group, prepare, device=self.device, transport=transport, timeout=timeout, use=use, retry=retry
         )
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes

@@ -8,7 +8,8 @@
     fill        its initial content                            ready     what the memory is for is made
 
 From `allocate` to `verify` is one attempt with one kind of handle. If it fails for a reason that another kind may not
-have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`.
+have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`. What
+the driver refuses is not tried again over the same group, see `refusals.py`.
 Content is in place before any peer can see the block (tvm#16797), and nothing uses a block before all are `ready`.
 """
 
@@ -21,9 +22,10 @@ from typing import Any
 
 import torch
 
-from . import hosts, multicast
+from . import hosts, multicast, refusals
 from .block import Block
 from .handshake import Handshake
+from .refusals import Refusals
 from .request import Request
 from .steps import StepFailed, Steps
 from .undo import Undo
@@ -38,13 +40,21 @@ _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 
 class BringUp:
     """One bring-up (or restoration) of one `Block`. `prepare` says what this rank asks for; that it depends on the
-    machine and may fail on one rank alone is why it is a step. After `run`, `request` is its answer, and `transport`
+    machine and may fail on one rank alone is why it is a step. `refused` is what this group was refused before, and is
+    added to. After `run`, `request` is its answer, and `transport`
     and `reason` say what was chosen."""
 
     request: Request
 
-    def __init__(self, block: Block, ballot: Ballot, prepare: Callable[[], Request], use: Use | None = None) -> None:
-        self._block, self._prepare, self._use = block, prepare, use
+    def __init__(
+        self,
+        block: Block,
+        ballot: Ballot,
+        prepare: Callable[[], Request],
+        refused: Refusals,
+        use: Use | None = None,
+    ) -> None:
+        self._block, self._prepare, self._refused, self._use = block, prepare, refused, use
         self._made = Undo()
         self._steps = Steps(ballot)
         self._notes: list[str] = []
@@ -91,7 +101,8 @@ class BringUp:
             if request.device == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("the current CUDA stream is capturing; make workspaces before a capture begins")
             about = {"alike": request.alike(), "host": hosts.identity(), "refusal": multicast_refusal()}
-            return Outcome(data=about | {"salt": secrets.token_hex(8)})
+            about |= {"refused": {way: asdict(failure) for way, failure in self._refused.items()}}
+            return Outcome(data=about | {"retry": request.retry, "salt": secrets.token_hex(8)})
 
         self._members = self._steps.run("rendezvous", body, needs_peers=True).data
         first = self._members[0]["alike"]
@@ -102,6 +113,8 @@ class BringUp:
                     cause = f"{name} differs: rank {rank} has {value!r}, rank 0 has {wanted!r}"
                     advice = "All ranks of a group must make the same workspaces in the same order."
                     raise _agreed(rank, "rendezvous", cause, advice)
+        retry = any(member["retry"] for member in self._members)
+        refusals.agree(self._refused, [] if retry else [member["refused"] for member in self._members])
 
     def _probe(self) -> tuple[list[str], int]:
         """The handle kinds worth an attempt, and the alignment that suits all ranks and all kinds."""
@@ -136,6 +149,7 @@ class BringUp:
             self._notes.append(why)
             return False, alignment
         try:
+            self._check_not_refused(refusals.MULTICAST)
             grain = multicast.granularity(self._steps, self._block, self.request.nbytes, kinds[-1])
         except StepFailed as failed:
             self._without_multicast(failed)
@@ -145,13 +159,23 @@ class BringUp:
     def _attempt_each(self, kinds: Sequence[str]) -> None:
         for kind in kinds:
             try:
+                self._check_not_refused(kind)
                 return self._attempt(kind)
             except StepFailed as failed:
                 found = failed.failure
+                self._remember(kind, found)
                 if found.fatal or kind == kinds[-1]:
                     raise
                 self._block.drop()
                 self._notes.append(f"not {kind}, since rank {found.rank} failed at {found.step} ({found.cause})")
+
+    def _check_not_refused(self, way: str) -> None:
+        if way in self._refused:
+            raise StepFailed(refusals.again(self._refused[way]))
+
+    def _remember(self, way: str, found: Failure) -> None:
+        if found.lasting:
+            self._refused.setdefault(way, found)
 
     def _attempt(self, kind: str) -> None:
         block, steps = self._block, self._steps
@@ -177,6 +201,7 @@ class BringUp:
     def _without_multicast(self, failed: StepFailed) -> None:
         """All ranks go on without it, or none does."""
         found = failed.failure
+        self._remember(refusals.MULTICAST, found)
         if found.fatal or self.request.transport == "multicast":
             raise failed
         self._block.drop_multicast()

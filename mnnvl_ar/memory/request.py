@@ -26,7 +26,8 @@ class Need:
 @dataclass(frozen=True)
 class Request:
     """`purpose` is "allocate" or "restore"; `index`, of the device, is the one field that may differ between ranks.
-    `caller` is the caller's own, by name: what it will use the memory for must be alike, too."""
+    `caller` is the caller's own, by name: what it will use the memory for must be alike, too. `retry` of one rank is
+    that of all."""
 
     purpose: str
     nbytes: int
@@ -36,6 +37,7 @@ class Request:
     index: int
     transport: str
     caller: Mapping[str, str] = field(default_factory=dict)
+    retry: bool = False
 
     def check(self, world_size: int) -> None:
         """Raises `ValueError` naming argument, got and wanted."""

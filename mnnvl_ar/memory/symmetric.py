@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 
 from ..errors import MnnvlArError
+from . import refusals
 from .block import Block, Fill
 from .bringup import BringUp, Use
 from .host import HostDriver
+from .refusals import Refusals
 from .rendezvous import meet
 from .request import Need, Request
 from .verbs import Verbs
@@ -65,7 +67,8 @@ class SymmetricMemory:
             got, wanted = f"rank {group.rank()} of {group.size()}", f"rank {self.rank} of {self.world_size}"
             raise ValueError(f"restore: got a group in which this is {got}, wanted {wanted}")
         self.drop()
-        done = _bring_up(self._block, group, timeout, self._request_again)
+        # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
+        done = _bring_up(self._block, group, timeout, self._request_again, {})
         self.transport, self.reason, self.handle_kind = done.transport, done.reason, self._block.kind
 
     def _request_again(self) -> Request:
@@ -90,6 +93,7 @@ def allocate(
     timeout: float = 60.0,
     alike: Mapping[str, str] | None = None,
     use: Use | None = None,
+    retry: bool = False,
     driver: Verbs | None = None,
 ) -> SymmetricMemory:
     """Makes `nbytes` of memory on every rank of `group`, each block mapped into all ranks. Collective.
@@ -104,6 +108,8 @@ def allocate(
     alike:        what else must be equal on all ranks, by name: what the memory is to be used for.
     use:          called last, with the pointers and the multicast pointer, to make what the memory is for; a failure in
                   it is voted on like any other, so it fails on all ranks or on none. Returns what undoes it.
+    retry:        try again what the driver refused this group before (a handle kind, multicast), which is remembered
+                  otherwise. On one rank it is for all.
     driver:       for tests; the one that fits the device if None.
 
     Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
@@ -114,7 +120,7 @@ def allocate(
         return Need(nbytes, tuple(fills), probe_offset, dict(alike or {}))
 
     return allocate_prepared(
-        group, prepare, device=device, transport=transport, timeout=timeout, use=use, driver=driver
+        group, prepare, device=device, transport=transport, timeout=timeout, use=use, retry=retry, driver=driver
     )
 
 
@@ -126,6 +132,7 @@ def allocate_prepared(
     transport: str = "auto",
     timeout: float = 60.0,
     use: Use | None = None,
+    retry: bool = False,
     driver: Verbs | None = None,
 ) -> SymmetricMemory:
     """`allocate` for a rank whose need depends on its machine (files, the device), so that finding it out may fail here
@@ -137,11 +144,11 @@ def allocate_prepared(
     def request() -> Request:
         need = prepare()
         place = (device.type, _index(device), transport)
-        return Request("allocate", need.nbytes, need.fills, need.probe_offset, *place, need.alike)
+        return Request("allocate", need.nbytes, need.fills, need.probe_offset, *place, need.alike, retry)
 
     block = Block(driver if driver is not None else _driver_for(device), group.rank(), group.size())
     try:
-        done = _bring_up(block, group, timeout, request, use)
+        done = _bring_up(block, group, timeout, request, refusals.of(group), use)
         memory = SymmetricMemory(block, done.request, done.transport, done.reason)
     except BaseException:
         block.close()
@@ -152,11 +159,16 @@ def allocate_prepared(
 
 
 def _bring_up(
-    block: Block, group: dist.ProcessGroup, timeout: float, prepare: Callable[[], Request], use: Use | None = None
+    block: Block,
+    group: dist.ProcessGroup,
+    timeout: float,
+    prepare: Callable[[], Request],
+    refused: Refusals,
+    use: Use | None = None,
 ) -> BringUp:
     ballot = meet(group, timeout)
     try:
-        bring_up = BringUp(block, ballot, prepare, use)
+        bring_up = BringUp(block, ballot, prepare, refused, use)
         bring_up.run()
         return bring_up
     except BaseException:

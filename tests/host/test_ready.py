@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from common.ranks import RankPool
+from common.ranks import RankPool, rank_pool
 
 
 def test_failure_is_everybodys() -> None:
@@ -40,3 +41,18 @@ def check_no_kernels(rank: Any, victim: int) -> tuple[int, str, str]:
     rank.barrier()
     workspace.close()
     return caught.value.rank, caught.value.step, caught.value.cause
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_retry_is_asked_for(retry: bool) -> None:
+    """What it does is in tests/memory/test_refusals.py."""
+    assert rank_pool(2).run(told_of_refusals, retry) == [0 if retry else 2] * 2
+
+
+def told_of_refusals(rank: Any, retry: bool) -> int:
+    """From how many ranks a bring-up takes what was refused before."""
+    from mnnvl_ar.memory import refusals
+
+    with mock.patch.object(refusals, "agree") as agree:
+        rank.new_workspace(hidden=64, retry=retry and rank.rank == 1).close()
+    return len(agree.call_args.args[1])
