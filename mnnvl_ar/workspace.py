@@ -156,8 +156,8 @@ class Workspace:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
         of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
         memory = self._mapped("wake")
-        ops._workspace_sleep(self.handle, True)  # for `recover`; does nothing to one that sleeps
-        memory.restore(group, timeout)
+        # Sleeping is for `recover`, and does nothing to one that sleeps. It fails on one rank alone if that captures.
+        memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
         self.transport, self.transport_reason = memory.transport, memory.reason
         ops._workspace_reset(self.handle)
         self._watch()

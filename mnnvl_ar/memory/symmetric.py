@@ -59,16 +59,39 @@ class SymmetricMemory:
         self._check_usable("drop")
         self._block.drop()
 
-    def restore(self, group: dist.ProcessGroup, timeout: float = 60.0) -> None:
+    def restore(
+        self, group: dist.ProcessGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None
+    ) -> None:
         """New memory with its initial content, at the same addresses. Collective over `group`, which may be a new one
-        with the same ranks. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
+        with the same ranks. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed.
+
+        `quiesce` is called first, to end all use of the memory on this rank. If it raises, the memory here stays as it
+        is, and it is a failure of all ranks like any other.
+        """
         self._check_usable("restore")
         if (group.rank(), group.size()) != (self.rank, self.world_size):
             got, wanted = f"rank {group.rank()} of {group.size()}", f"rank {self.rank} of {self.world_size}"
             raise ValueError(f"restore: got a group in which this is {got}, wanted {wanted}")
-        self.drop()
+        trouble: Exception | None = None
+        try:
+            if quiesce is not None:
+                quiesce()
+            self.drop()
+        except Exception as error:
+            trouble = error
+
+        def prepare() -> Request:
+            if trouble is not None:
+                raise trouble
+            return self._request_again()
+
         # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
-        done = _bring_up(self._block, group, timeout, self._request_again, {})
+        try:
+            done = _bring_up(self._block, group, timeout, prepare, {})
+        except BaseException:
+            if trouble is None:
+                self._block.drop()
+            raise
         self.transport, self.reason, self.handle_kind = done.transport, done.reason, self._block.kind
 
     def _request_again(self) -> Request:
@@ -171,9 +194,6 @@ def _bring_up(
         bring_up = BringUp(block, ballot, prepare, refused, use)
         bring_up.run()
         return bring_up
-    except BaseException:
-        block.drop()
-        raise
     finally:
         ballot.close()
 

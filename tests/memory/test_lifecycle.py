@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -179,6 +180,37 @@ def failing_restore_body(rank: int, size: int, store: dist.Store) -> None:
 
 def test_a_failed_restore_can_be_tried_again() -> None:
     ranks.values(ranks.launch(2, failing_restore_body))
+
+
+def busy_body(rank: int, size: int, store: dist.Store) -> tuple[int, str, str]:
+    """Rank 1 cannot end its use of the memory."""
+    group = ranks.group(store, "first", rank, size)
+    memory = make(group)
+    pointers, mapped = memory.pointers, ranks.census()["mapped"]
+    began = time.monotonic()
+
+    def quiesce() -> None:
+        if rank == 1:
+            raise RuntimeError("a graph is being captured")
+
+    with pytest.raises(BringUpError) as caught:
+        memory.restore(group, 20.0, quiesce)
+    assert time.monotonic() - began < 10, "nobody waits for the timeout"
+    assert ranks.census()["mapped"] == (mapped if rank == 1 else 0)
+    if rank == 1:
+        check_content(memory)  # what may still use it finds all of it
+    memory.restore(group, 20.0)
+    assert memory.pointers == pointers
+    check_content(memory)
+    check_shared(memory, group)
+    memory.close()
+    assert ranks.census()["mapped"] == 0
+    return caught.value.rank, caught.value.step, caught.value.cause
+
+
+def test_a_rank_that_is_busy_keeps_its_memory_and_all_hear_of_it() -> None:
+    told = ranks.values(ranks.launch(3, busy_body))
+    assert told == [(1, "prepare", "RuntimeError: a graph is being captured")] * 3
 
 
 def fork_body(rank: int, size: int, store: dist.Store) -> None:
