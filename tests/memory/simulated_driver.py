@@ -153,8 +153,11 @@ class SimulatedDriver:
                 for record in self._records(object_):
                     if record[0] == "bind":
                         memory = os.open(f"/proc/{record[1]}/fd/{record[2]}", os.O_RDWR | os.O_CLOEXEC)
-                        os.pwrite(memory, word.to_bytes(4, "little") * (nbytes // 4), address - start)
-                        os.close(memory)
+                        try:  # a rank that has given up may have closed it, and have another file of that number
+                            self._forbid(not _owner(memory), "fill", "what was bound there is gone")
+                            os.pwrite(memory, word.to_bytes(4, "little") * (nbytes // 4), address - start)
+                        finally:
+                            os.close(memory)
                 return
         self._check_mapped(address, nbytes, "fill")
         self._host.fill(address, nbytes, word)
