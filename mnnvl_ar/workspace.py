@@ -14,9 +14,9 @@ from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
-from mnnvl_ar.memory import SymmetricMemory, allocate
+from mnnvl_ar.memory import Need, SymmetricMemory, allocate_prepared
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import table_for
+from mnnvl_ar.strategy import Table, table_for
 
 __all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
 
@@ -38,6 +38,8 @@ class Workspace:
     pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
     timeout:    seconds that making the workspace may take
+    retry:      try again what the driver refused this group before (a kind of handle, multicast); otherwise that is
+                remembered as long as the group lives, and not tried again
     max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once
     concurrent: whether calls on other workspaces of this device may run at the same time, on other streams. Then, from
                 the second workspace on, each has its share of the device, and "early" counts as "late". False is
@@ -47,7 +49,8 @@ class Workspace:
                 graphs, where no op is called that could raise
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
-    Errors: `BringUpError` on every rank alike, naming rank, step and cause.
+    Errors: arguments that make no sense are refused before any rank is waited for (`ValueError`, `TypeError`,
+    `RuntimeError` of an op); everything else is `BringUpError` on every rank alike, naming rank, step and cause.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Workspace:
         pdl: str = "early",
         deadline: float | None = DEFAULT_DEADLINE,
         timeout: float = 60.0,
+        retry: bool = False,
         max_ctas: int | None = None,
         concurrent: bool = True,
         monitor: bool = True,
@@ -74,13 +78,21 @@ class Workspace:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
         if max_tokens < 1:
             raise ValueError(f"max_tokens: is {max_tokens}, wanted at least 1")
-        self.device = _device(device)
+        self.device = _device_asked(device)
         self.world_size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
-        table = table_for(self.device, self.world_size)
-        row_bytes = hidden * dtype.itemsize
+        row_bytes, table = hidden * dtype.itemsize, Table()
+        # Refuses a bad `hidden` while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
         slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
-        layout = Layout(slot_bytes)
+
+        def prepare() -> Need:
+            nonlocal table, slot_bytes
+            self.device = _with_index(self.device)
+            table = table_for(self.device, self.world_size)
+            slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
+            layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
+            alike = {"strategy": strategy, "strategy table": goes_by}
+            return Need(layout.nbytes, layout.fills, layout.probe_offset, alike)
 
         def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
             self.handle = create(
@@ -98,16 +110,8 @@ class Workspace:
             )
             return lambda: ops._workspace_close(self.handle, True)
 
-        self._memory = allocate(
-            group,
-            layout.nbytes,
-            layout.fills,
-            probe_offset=layout.probe_offset,
-            device=self.device,
-            transport=transport,
-            timeout=timeout,
-            alike={"strategy": strategy, "strategy table": f"{table.digest()}: {table}"},
-            use=use,
+        self._memory = allocate_prepared(
+            group, prepare, device=self.device, transport=transport, timeout=timeout, use=use, retry=retry
         )
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
@@ -152,8 +156,8 @@ class Workspace:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
         of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
         memory = self._mapped("wake")
-        ops._workspace_sleep(self.handle, True)  # for `recover`; does nothing to one that sleeps
-        memory.restore(group, timeout)
+        # Sleeping is for `recover`, and does nothing to one that sleeps. It fails on one rank alone if that captures.
+        memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
         self.transport, self.transport_reason = memory.transport, memory.reason
         ops._workspace_reset(self.handle)
         self._watch()
@@ -193,12 +197,17 @@ class Workspace:
         )
 
 
-def _device(device: torch.device | str | int | None) -> torch.device:
+def _device_asked(device: torch.device | str | int | None) -> torch.device:
+    """Perhaps without an index; asks nothing of a device that may be lost."""
     if device is None:
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: is {device}, wanted a CUDA device or cpu")
+    return device
+
+
+def _with_index(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device

@@ -18,8 +18,12 @@ _BY_CODE = {
 }
 _HANDLE_CALLS = ("cuMemCreate", "cuMemExportToShareableHandle", "cuMemImportFromShareableHandle")
 _FABRIC = (
-    "Fabric handles need an IMEX channel in the container (/dev/caps-imex-channels) and, across hosts, one IMEX domain "
-    "with its daemon running."
+    "Fabric handles need an IMEX channel in the container (/dev/nvidia-caps-imex-channels) and, across hosts, one IMEX "
+    "domain with its daemon running."
+)
+_MULTICAST = (
+    "The driver refuses NVLink multicast: no NVSwitch, confidential computing, or a container without it. "
+    'transport="auto" or "unicast" does without.'
 )
 _ACCESS = (
     "GPUs whose memory cannot be mapped: no NVLink or P2P between them, or a container that does not see the peer's. "
@@ -31,8 +35,10 @@ def advise(error: BaseException, kind: str) -> str:
     """One sentence or two; empty if nothing useful is known."""
     if not isinstance(error, DriverError):
         return ""
-    if kind == "fabric" and error.call in _HANDLE_CALLS:
-        return _FABRIC
     if error.code in _BY_CODE:
         return _BY_CODE[error.code]
+    if error.call.startswith("cuMulticast"):
+        return _MULTICAST
+    if kind == "fabric" and error.call in _HANDLE_CALLS:
+        return _FABRIC
     return _ACCESS if error.call in ("cuMemSetAccess", "cuMemMap", "cuMemImportFromShareableHandle") else ""

@@ -1,14 +1,15 @@
 """The way from a group to memory that every rank can write to, one voted step after another.
 
-    rendezvous  all ranks have met and ask for the same        exchange  every handle has reached every rank
-    probe       driver, device, granularity                    import    the peers' handles are opened
-    reserve     address space for all blocks                   map       ... and mapped
-    allocate    our physical memory, mapped                    write     a nonce into every peer's block, read back
-    fill        its initial content                            verify    every peer's nonce is in ours; content restored
-                                                               ready     what the memory is for is made
+    prepare     all ranks have met and know what they need     exchange  every handle has reached every rank
+    rendezvous  ... and ask for the same                       import    the peers' handles are opened
+    probe       driver, device, granularity                    map       ... and mapped
+    reserve     address space for all blocks                   write     a nonce into every peer's block, read back
+    allocate    our physical memory, mapped                    verify    every peer's nonce is in ours; content restored
+    fill        its initial content                            ready     what the memory is for is made
 
 From `allocate` to `verify` is one attempt with one kind of handle. If it fails for a reason that another kind may not
-have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`.
+have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`. What
+the driver refuses is not tried again over the same group, see `refusals.py`.
 Content is in place before any peer can see the block (tvm#16797), and nothing uses a block before all are `ready`.
 """
 
@@ -21,11 +22,13 @@ from typing import Any
 
 import torch
 
-from . import hosts, multicast
+from . import hosts, multicast, refusals
 from .block import Block
 from .handshake import Handshake
+from .refusals import Refusals
 from .request import Request
 from .steps import StepFailed, Steps
+from .undo import Undo
 from .verbs import multicast_refusal
 from .vote import Ballot, Failure, Outcome
 
@@ -36,52 +39,70 @@ _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 
 
 class BringUp:
-    """One bring-up (or restoration) of one `Block`. After `run`, `transport` and `reason` say what was chosen."""
+    """One bring-up (or restoration) of one `Block`. `prepare` says what this rank asks for; that it depends on the
+    machine and may fail on one rank alone is why it is a step. `refused` is what this group was refused before, and is
+    added to. After `run`, `request` is its answer, and `transport`
+    and `reason` say what was chosen."""
 
-    def __init__(self, block: Block, ballot: Ballot, request: Request, use: Use | None = None) -> None:
-        self._block, self._request, self._use = block, request, use
-        self._undo: Callable[[], object] | None = None
+    request: Request
+
+    def __init__(
+        self,
+        block: Block,
+        ballot: Ballot,
+        prepare: Callable[[], Request],
+        refused: Refusals,
+        use: Use | None = None,
+    ) -> None:
+        self._block, self._prepare, self._refused, self._use = block, prepare, refused, use
+        self._made = Undo()
         self._steps = Steps(ballot)
         self._notes: list[str] = []
         self._members: list[dict[str, Any]] = []  # what each rank told of itself
-        self.transport = "host" if request.device == "cpu" else "unicast"
-        self.reason = ""
+        self.transport = self.reason = ""
 
     def run(self) -> None:
         """Collective. On failure raises `BringUpError` alike on all ranks; what was taken is the block's to close."""
         try:
+            self._steps.run("prepare", self._ask)
             self._rendezvous()
             kinds, alignment = self._probe()
             wanted, alignment = self._consider_multicast(kinds, alignment)
-            if self._request.purpose == "allocate":
-                stride = -(-self._request.nbytes // alignment) * alignment
+            if self.request.purpose == "allocate":
+                stride = -(-self.request.nbytes // alignment) * alignment
                 self._steps.run("reserve", lambda: self._block.reserve(stride, alignment))
             self._attempt_each(kinds)
             if wanted:
                 self._multicast()
             self._steps.run("ready", self._ready)
-        except StepFailed as failed:
-            if self._undo is not None:
-                self._undo()  # while the memory is still there
+        except BaseException as error:
+            self._made.run()  # while the memory is still there, interrupted or not
+            if not isinstance(error, StepFailed):
+                raise
             before = f" (before that: {'; '.join(self._notes)})" if self._notes else ""
-            raise failed.error(before) from failed.__cause__
+            raise error.error(before) from error.__cause__
         names = list(dict.fromkeys(hosts.name_of(member["host"]) for member in self._members))
         where = f"{len(self._members)} ranks on {len(names)} host{'s' if len(names) > 1 else ''}"
         self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *self._notes])
 
+    def _ask(self) -> None:
+        self.request = self._prepare()
+        self.transport = "host" if self.request.device == "cpu" else "unicast"
+
     def _ready(self) -> None:
         if self._use is not None:
-            self._undo = self._use(self._block.pointers, self._block.multicast_pointer)
+            self._made.push(self._use(self._block.pointers, self._block.multicast_pointer))
 
     def _rendezvous(self) -> None:
-        request = self._request
+        request = self.request
 
         def body() -> Outcome:
             request.check(self._block.world_size)
             if request.device == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("the current CUDA stream is capturing; make workspaces before a capture begins")
             about = {"alike": request.alike(), "host": hosts.identity(), "refusal": multicast_refusal()}
-            return Outcome(data=about | {"salt": secrets.token_hex(8)})
+            about |= {"refused": {way: asdict(failure) for way, failure in self._refused.items()}}
+            return Outcome(data=about | {"retry": request.retry, "salt": secrets.token_hex(8)})
 
         self._members = self._steps.run("rendezvous", body, needs_peers=True).data
         first = self._members[0]["alike"]
@@ -92,14 +113,16 @@ class BringUp:
                     cause = f"{name} differs: rank {rank} has {value!r}, rank 0 has {wanted!r}"
                     advice = "All ranks of a group must make the same workspaces in the same order."
                     raise _agreed(rank, "rendezvous", cause, advice)
+        retry = any(member["retry"] for member in self._members)
+        refusals.agree(self._refused, [] if retry else [member["refused"] for member in self._members])
 
     def _probe(self) -> tuple[list[str], int]:
         """The handle kinds worth an attempt, and the alignment that suits all ranks and all kinds."""
         driver = self._block.driver
 
         def body() -> Outcome:
-            traits = driver.open(self._request.index)
-            if self._request.purpose == "allocate":
+            traits = driver.open(self.request.index)
+            if self.request.purpose == "allocate":
                 self._block.space.push(driver.close)
             return Outcome(data={"grain": max(map(driver.granularity, driver.kinds)), **asdict(traits)})
 
@@ -117,16 +140,17 @@ class BringUp:
 
     def _consider_multicast(self, kinds: Sequence[str], alignment: int) -> tuple[bool, int]:
         """Whether to try multicast, and the alignment with what it needs added."""
-        if self._request.transport not in ("auto", "multicast") or self._request.device == "cpu":
+        if self.request.transport not in ("auto", "multicast") or self.request.device == "cpu":
             return False, alignment
         rank, why = multicast.obstacle(self._members)
-        if why and self._request.transport == "multicast":
+        if why and self.request.transport == "multicast":
             raise _agreed(rank, "multicast probe", why, 'transport="auto" or "unicast" does without it.')
         if why:
             self._notes.append(why)
             return False, alignment
         try:
-            grain = multicast.granularity(self._steps, self._block, self._request.nbytes, kinds[-1])
+            self._check_not_refused(refusals.MULTICAST)
+            grain = multicast.granularity(self._steps, self._block, self.request.nbytes, kinds[-1])
         except StepFailed as failed:
             self._without_multicast(failed)
             return False, alignment
@@ -135,20 +159,30 @@ class BringUp:
     def _attempt_each(self, kinds: Sequence[str]) -> None:
         for kind in kinds:
             try:
+                self._check_not_refused(kind)
                 return self._attempt(kind)
             except StepFailed as failed:
                 found = failed.failure
+                self._remember(kind, found)
                 if found.fatal or kind == kinds[-1]:
                     raise
                 self._block.drop()
                 self._notes.append(f"not {kind}, since rank {found.rank} failed at {found.step} ({found.cause})")
 
+    def _check_not_refused(self, way: str) -> None:
+        if way in self._refused:
+            raise StepFailed(refusals.again(self._refused[way]))
+
+    def _remember(self, way: str, found: Failure) -> None:
+        if found.lasting:
+            self._refused.setdefault(way, found)
+
     def _attempt(self, kind: str) -> None:
         block, steps = self._block, self._steps
         steps.kind = kind
-        handshake = Handshake(block, self._request, self._members[0]["salt"] + kind)
+        handshake = Handshake(block, self.request, self._members[0]["salt"] + kind)
         steps.run("allocate", lambda: block.create(kind))
-        steps.run("fill", lambda: block.fill(self._request.fills))
+        steps.run("fill", lambda: block.fill(self.request.fills))
         with steps.exchange("exchange", lambda: block.driver.export(block.handle, kind)) as tokens:
             steps.run("import", lambda: block.import_peers(tokens))
         steps.run("map", block.map_peers)
@@ -156,7 +190,7 @@ class BringUp:
         steps.run("verify", handshake.verify)
 
     def _multicast(self) -> None:
-        handshake = Handshake(self._block, self._request, self._members[0]["salt"] + "multicast")
+        handshake = Handshake(self._block, self.request, self._members[0]["salt"] + "multicast")
         try:
             multicast.bring_up(self._steps, self._block, handshake)
             self.transport = "multicast"
@@ -167,7 +201,8 @@ class BringUp:
     def _without_multicast(self, failed: StepFailed) -> None:
         """All ranks go on without it, or none does."""
         found = failed.failure
-        if found.fatal or self._request.transport == "multicast":
+        self._remember(refusals.MULTICAST, found)
+        if found.fatal or self.request.transport == "multicast":
             raise failed
         self._block.drop_multicast()
         self._notes.append(f"not multicast, since rank {found.rank} failed at {found.step} ({found.cause})")

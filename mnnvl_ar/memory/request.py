@@ -14,9 +14,20 @@ _TRANSPORTS = {"cpu": ("auto", "host"), "cuda": ("auto", "unicast", "multicast")
 
 
 @dataclass(frozen=True)
+class Need:
+    """What a rank finds out that it needs, see `symmetric.allocate`. `alike`: its caller's own, by name."""
+
+    nbytes: int
+    fills: tuple[Fill, ...]
+    probe_offset: int
+    alike: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Request:
     """`purpose` is "allocate" or "restore"; `index`, of the device, is the one field that may differ between ranks.
-    `caller` is the caller's own, by name: what it will use the memory for must be alike, too."""
+    `caller` is the caller's own, by name: what it will use the memory for must be alike, too. `retry` of one rank is
+    that of all."""
 
     purpose: str
     nbytes: int
@@ -26,6 +37,7 @@ class Request:
     index: int
     transport: str
     caller: Mapping[str, str] = field(default_factory=dict)
+    retry: bool = False
 
     def check(self, world_size: int) -> None:
         """Raises `ValueError` naming argument, got and wanted."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..errors import BringUpError
 from .advice import advise
 from .line import close_all
+from .refusals import lasts
 from .verbs import DriverError, Token
 from .vote import Ballot, Failure, Outcome, Verdict
 
@@ -57,7 +58,8 @@ class Steps:
             trouble = error
             soft = isinstance(error, (DriverError, OSError))
             cause = str(error) if soft else f"{type(error).__name__}: {error}"
-            outcome = Outcome(Failure(rank, step, cause, advise(error, self.kind), fatal=not soft))
+            failure = Failure(rank, step, cause, advise(error, self.kind), fatal=not soft, lasting=lasts(error))
+            outcome = Outcome(failure)
         voting = hooks.voting or needs_peers
         verdict = self.ballot.vote(step, outcome) if voting else Verdict(outcome.failure)
         if verdict.failure is not None:

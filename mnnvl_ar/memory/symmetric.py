@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
 from ..errors import MnnvlArError
+from . import refusals
 from .block import Block, Fill
 from .bringup import BringUp, Use
 from .host import HostDriver
+from .refusals import Refusals
 from .rendezvous import meet
-from .request import Request
+from .request import Need, Request
 from .verbs import Verbs
 
 _log = logging.getLogger("mnnvl_ar")
@@ -57,16 +59,40 @@ class SymmetricMemory:
         self._check_usable("drop")
         self._block.drop()
 
-    def restore(self, group: dist.ProcessGroup, timeout: float = 60.0) -> None:
+    def restore(
+        self, group: dist.ProcessGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None
+    ) -> None:
         """New memory with its initial content, at the same addresses. Collective over `group`, which may be a new one
-        with the same ranks. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
+        with the same ranks. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed.
+
+        `quiesce` is called first, to end all use of the memory on this rank. If it raises, the memory here stays as it
+        is, and it is a failure of all ranks like any other.
+        """
         self._check_usable("restore")
         if (group.rank(), group.size()) != (self.rank, self.world_size):
             got, wanted = f"rank {group.rank()} of {group.size()}", f"rank {self.rank} of {self.world_size}"
             raise ValueError(f"restore: got a group in which this is {got}, wanted {wanted}")
-        self.drop()
-        transport, reason, kind = _bring_up(self._block, group, timeout, self._request_again())
-        self.transport, self.reason, self.handle_kind = transport, reason, kind
+        trouble: Exception | None = None
+        try:
+            if quiesce is not None:
+                quiesce()
+            self.drop()
+        except Exception as error:
+            trouble = error
+
+        def prepare() -> Request:
+            if trouble is not None:
+                raise trouble
+            return self._request_again()
+
+        # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
+        try:
+            done = _bring_up(self._block, group, timeout, prepare, {})
+        except BaseException:
+            if trouble is None:
+                self._block.drop()
+            raise
+        self.transport, self.reason, self.handle_kind = done.transport, done.reason, self._block.kind
 
     def _request_again(self) -> Request:
         # Graphs hold the multicast address or they do not, so what was chosen then is what is wanted now.
@@ -90,6 +116,7 @@ def allocate(
     timeout: float = 60.0,
     alike: Mapping[str, str] | None = None,
     use: Use | None = None,
+    retry: bool = False,
     driver: Verbs | None = None,
 ) -> SymmetricMemory:
     """Makes `nbytes` of memory on every rank of `group`, each block mapped into all ranks. Collective.
@@ -104,40 +131,69 @@ def allocate(
     alike:        what else must be equal on all ranks, by name: what the memory is to be used for.
     use:          called last, with the pointers and the multicast pointer, to make what the memory is for; a failure in
                   it is voted on like any other, so it fails on all ranks or on none. Returns what undoes it.
+    retry:        try again what the driver refused this group before (a handle kind, multicast), which is remembered
+                  otherwise. On one rank it is for all.
     driver:       for tests; the one that fits the device if None.
 
     Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
     a process that is not in the group.
     """
+
+    def prepare() -> Need:
+        return Need(nbytes, tuple(fills), probe_offset, dict(alike or {}))
+
+    return allocate_prepared(
+        group, prepare, device=device, transport=transport, timeout=timeout, use=use, retry=retry, driver=driver
+    )
+
+
+def allocate_prepared(
+    group: dist.ProcessGroup,
+    prepare: Callable[[], Need],
+    *,
+    device: torch.device,
+    transport: str = "auto",
+    timeout: float = 60.0,
+    use: Use | None = None,
+    retry: bool = False,
+    driver: Verbs | None = None,
+) -> SymmetricMemory:
+    """`allocate` for a rank whose need depends on its machine (files, the device), so that finding it out may fail here
+    alone. `prepare` is run in the first voted step: whatever it raises is every rank's `BringUpError` at once."""
     if not isinstance(group, dist.ProcessGroup):
         raise ValueError(f"group: got {group!r}, wanted a process group that this process is a member of")
     device = torch.device(device)
-    request = Request(
-        "allocate", nbytes, tuple(fills), probe_offset, device.type, _index(device), transport, dict(alike or {})
-    )
+
+    def request() -> Request:
+        need = prepare()
+        place = (device.type, _index(device), transport)
+        return Request("allocate", need.nbytes, need.fills, need.probe_offset, *place, need.alike, retry)
+
     block = Block(driver if driver is not None else _driver_for(device), group.rank(), group.size())
     try:
-        chosen, reason, _ = _bring_up(block, group, timeout, request, use)
-        memory = SymmetricMemory(block, request, chosen, reason)
+        done = _bring_up(block, group, timeout, request, refusals.of(group), use)
+        memory = SymmetricMemory(block, done.request, done.transport, done.reason)
     except BaseException:
         block.close()
         raise
     if memory.rank == 0:
-        _log.info("symmetric memory of %d x %d bytes: %s", memory.world_size, memory.nbytes, reason)
+        _log.info("symmetric memory of %d x %d bytes: %s", memory.world_size, memory.nbytes, memory.reason)
     return memory
 
 
 def _bring_up(
-    block: Block, group: dist.ProcessGroup, timeout: float, request: Request, use: Use | None = None
-) -> tuple[str, str, str]:
+    block: Block,
+    group: dist.ProcessGroup,
+    timeout: float,
+    prepare: Callable[[], Request],
+    refused: Refusals,
+    use: Use | None = None,
+) -> BringUp:
     ballot = meet(group, timeout)
     try:
-        bring_up = BringUp(block, ballot, request, use)
+        bring_up = BringUp(block, ballot, prepare, refused, use)
         bring_up.run()
-        return bring_up.transport, bring_up.reason, block.kind
-    except BaseException:
-        block.drop()
-        raise
+        return bring_up
     finally:
         ballot.close()
 

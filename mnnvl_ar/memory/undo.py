@@ -17,12 +17,12 @@ class Undo:
     """
 
     def __init__(self) -> None:
-        self._calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._calls: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    def push(self, call: Callable[..., None], *arguments: Any) -> None:
+    def push(self, call: Callable[..., object], *arguments: Any) -> None:
         self._calls.append((call, arguments))
 
     def run(self) -> None:

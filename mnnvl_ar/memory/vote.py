@@ -23,13 +23,15 @@ _SEND_SECONDS = 2.0  # longer than any live peer needs to take one small message
 
 @dataclass(frozen=True)
 class Failure:
-    """What a vote agrees on when it fails. `fatal`: there is no use in trying another way."""
+    """What a vote agrees on when it fails. `fatal`: there is no use in trying another way. `lasting`: nor in trying
+    this one again, see `refusals.py`."""
 
     rank: int
     step: str
     cause: str
     advice: str = ""
     fatal: bool = True
+    lasting: bool = False
 
 
 @dataclass

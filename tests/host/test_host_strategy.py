@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -69,12 +72,47 @@ def test_equal_tables_come_up_and_calls_go_by_them(folder: Path, name: str, take
 def unvoted(rank: Rank, folder: Path, names: list[str]) -> str:
     """`tries` as if bring-up did not compare what the caller wants compared."""
     from mnnvl_ar import workspace
-    from mnnvl_ar.memory import allocate
+    from mnnvl_ar.memory import Need, SymmetricMemory, allocate_prepared
 
-    blind = lambda *args, alike, **options: allocate(*args, **options)  # noqa: E731
-    with mock.patch.object(workspace, "allocate", blind):
+    def blind(group: Any, prepare: Callable[[], Need], **options: Any) -> SymmetricMemory:
+        return allocate_prepared(group, lambda: replace(prepare(), alike={}), **options)
+
+    with mock.patch.object(workspace, "allocate_prepared", blind):
         return tries(rank, folder, names)
 
 
 def test_control_without_the_comparison_ranks_come_up_with_two_tables(folder: Path) -> None:
     assert rank_pool(2).run(unvoted, folder, ["one", "shape"]) == ["True [0, 0, 0, 0, 0]", "True [0, 2, 0, 0, 0]"]
+
+
+def test_a_table_that_one_rank_cannot_read_is_the_same_error_on_all_at_once(folder: Path) -> None:
+    (folder / "torn").mkdir()
+    (folder / "torn" / "host.json").write_text('{"machine":')
+    began = time.monotonic()
+    told = rank_pool(3).run(tries, folder, ["one", "torn", "one"])
+    assert told[0] == told[1] == told[2]
+    for words in ("rank 1", "'prepare'", "strategy table host.json: cannot be read"):
+        assert words in told[0]
+    assert time.monotonic() - began < 10, "nobody waits for the timeout of 60 s"
+    assert len(set(rank_pool(3).run(tries, folder, ["one"] * 3))) == 1, "and the next one works"
+
+
+def lost_device(rank: Rank, victim: int) -> tuple[int, str, str]:
+    """A CUDA workspace where torch has lost the device of one rank; no rank has a driver, but none gets that far."""
+    import mnnvl_ar
+
+    def index() -> int:
+        if rank.rank == victim:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return 0
+
+    lost = mock.patch.multiple("torch.cuda", current_device=index, get_device_name=lambda device: "NVIDIA H200")
+    with lost, pytest.raises(mnnvl_ar.BringUpError) as caught:
+        mnnvl_ar.Workspace(rank.group, 8, 64, torch.float32, device="cuda")
+    return caught.value.rank, caught.value.step, caught.value.cause
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_device_that_one_rank_has_lost_is_the_same_error_on_all(victim: int) -> None:
+    cause = "RuntimeError: CUDA error: unspecified launch failure"
+    assert rank_pool(3).run(lost_device, victim) == [(victim, "prepare", cause)] * 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from mnnvl_ar.memory import DriverError, Fill, SymmetricMemory, allocate
 from mnnvl_ar.memory.steps import hooks
 
 STEPS = [
+    "prepare",
     "rendezvous",
     "probe",
     "reserve",
@@ -32,18 +35,21 @@ STEPS = [
 MULTICAST_STEPS = [
     f"multicast {step}" for step in ("probe", "create", "import", "add device", "bind", "map", "write", "verify")
 ]
+RESTORE_STEPS = [step for step in STEPS if step != "reserve"]  # the addresses are still there
 Told = tuple[int, str, str, str]  # rank, step, cause, advice
+WORD = 0x80000000
+CONTENT = WORD.to_bytes(4, "little") * 16_384
 _LEAKABLE = ("fds", "mapped", "threads", "sockets")
 
 
 def make(group: dist.ProcessGroup, kind: str, timeout: float, driver: SimulatedDriver | None = None) -> SymmetricMemory:
-    """`kind`: "host", "cuda" or "multicast"."""
-    fills, place = [Fill(0, 65_536, 0x80000000)], {"probe_offset": 1024, "timeout": timeout}
+    """`kind`: "host", "cuda", "multicast" or "auto"."""
+    fills, place = [Fill(0, 65_536, WORD)], {"probe_offset": 1024, "timeout": timeout}
     if kind == "host":
         return allocate(group, 65_536, fills, device=torch.device("cpu"), **place)
     driver = driver or SimulatedDriver(group.rank(), multicast=True)
     allow_simulated_multicast()
-    transport = "multicast" if kind == "multicast" else "unicast"
+    transport = "unicast" if kind == "cuda" else kind
     return allocate(group, 65_536, fills, device=torch.device("cuda", 0), transport=transport, driver=driver, **place)
 
 
@@ -61,33 +67,45 @@ def go_wrong(mode: str, seconds: float) -> None:
 
 
 def attempt(
-    group: dist.ProcessGroup, kind: str, timeout: float, step: str, mode: str, here: bool
+    group: dist.ProcessGroup, kind: str, timeout: float, wrong: Mapping[str, str], memory: SymmetricMemory | None = None
 ) -> tuple[Told | None, float]:
-    """One bring-up in which, if `here`, this rank goes wrong at `step`: its error if any, and seconds."""
+    """One bring-up, or restoration of `memory`, in which this rank goes wrong as `wrong` says (mode by step): its error
+    if any, and seconds."""
 
-    def enter(name: str) -> None:
-        if here and name == step:
-            go_wrong(mode, timeout * 1.4)
+    def enter(step: str) -> None:
+        if step in wrong:
+            go_wrong(wrong[step], timeout * 1.4)
 
     hooks.enter = enter
     driver = SimulatedDriver(group.rank(), multicast=True)
     start = time.monotonic()
     try:
-        make(group, kind, timeout, driver).close()
+        if memory is None:
+            make(group, kind, timeout, driver).close()
+        else:
+            memory.restore(group, timeout)
         told = None
     except BringUpError as error:
         told = (error.rank, error.step, error.cause, error.advice)
     finally:
         hooks.enter = None
     seconds = time.monotonic() - start
-    assert not driver.held(), f"leaked after {mode} at {step}: {driver.held()}"
+    assert not driver.held(), f"leaked after {wrong}: {driver.held()}"
+    if memory is not None and told is not None:
+        assert ranks.census()["mapped"] == 0, f"memory is left after {wrong}"
     return told, seconds
 
 
-def check_census(before: dict[str, int], what: str) -> None:
+def wrongs(kind: str, mode: str, step: str, here: bool, rank: int) -> dict[str, str]:
+    """What goes wrong on this rank. With "auto", multicast is given up, since rank 1 fails in it."""
+    first = {"multicast bind": "failure"} if kind == "auto" and rank == 1 else {}
+    return first | ({step: mode} if here else {})
+
+
+def check_census(before: dict[str, int], what: str, patience: float = 5.0) -> None:
     """Nothing has grown since `before`. A thread that has been joined may still be on its way out of the kernel's list:
     Python's `join` returns when the thread has done its last Python, so what has grown gets a while to shrink."""
-    until = time.monotonic() + 5.0
+    until = time.monotonic() + patience
     while True:
         now = ranks.census()
         grown = {name: (before[name], now[name]) for name in _LEAKABLE if now[name] > before[name]}
@@ -98,32 +116,60 @@ def check_census(before: dict[str, int], what: str) -> None:
 
 
 def loop_body(
-    rank: int, size: int, store: dist.Store, kind: str, mode: str, cases: list[tuple[str, int]], timeout: float
+    rank: int,
+    size: int,
+    store: dist.Store,
+    kind: str,
+    mode: str,
+    cases: list[tuple[str, int]],
+    timeout: float,
+    purpose: str = "allocate",
 ) -> list[Any]:
-    """Goes through many cases (step, victim) in one process; after each, a bring-up over the same ranks must work."""
+    """Goes through many cases (step, victim) in one process; after each, the same over the same ranks must work."""
     group = ranks.group(store, "first", rank, size)
     for _ in range(3):
         make(group, kind, 20.0).close()
+    memory = make(group, kind, 20.0) if purpose == "restore" else None
+    pointers = memory.pointers if memory else ()
     before = ranks.census()
     results = []
     for number, (step, victim) in enumerate(cases):
-        results.append(attempt(group, kind, timeout, step, mode, rank == victim))
+        wrong = wrongs(kind, mode, step, rank == victim, rank)
+        results.append(attempt(group, kind, timeout, wrong, memory))
         if mode == "stall":  # the others give up earlier than the one that sleeps
             ranks.meet(store, f"case{number}", size)
-        make(group, kind, 20.0).close()
+        if memory is None:
+            make(group, kind, 20.0).close()
+        else:
+            memory.restore(group, 20.0)
+            assert memory.pointers == pointers
+            for pointer in pointers:
+                assert ctypes.string_at(pointer, 65_536) == CONTENT
         ranks.meet(store, f"after{number}", size)
         check_census(before, f"{mode} at {step} on rank {victim}, seen from rank {rank}")
+    if memory is not None:
+        memory.close()
     return results
 
 
 def last_words_body(
-    rank: int, size: int, store: dist.Store, kind: str, step: str, victim: int, timeout: float
+    rank: int,
+    size: int,
+    store: dist.Store,
+    kind: str,
+    step: str,
+    victim: int,
+    timeout: float,
+    purpose: str = "allocate",
 ) -> tuple[Told | None, float]:
     """The victim is killed at `step`; the survivors then bring up memory over a new group of their own."""
     group = ranks.group(store, "first", rank, size)
     make(group, kind, 20.0).close()
     before = ranks.census()
-    told = attempt(group, kind, timeout, step, "kill", rank == victim)
+    memory = make(group, kind, 20.0) if purpose == "restore" else None
+    told = attempt(group, kind, timeout, wrongs(kind, "kill", step, rank == victim, rank), memory)
+    if memory is not None:
+        memory.close()
     check_census(before, f"kill at {step}")
     again = ranks.group(store, "second", rank - (rank > victim), size - 1)
     dist.barrier(again)  # gloo's own descriptors are there now

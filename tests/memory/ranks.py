@@ -119,16 +119,27 @@ def census() -> dict[str, int]:
         mapped = sum("memfd:" in line for line in maps)
     with open("/proc/self/status") as status:
         size = re.search(r"VmSize:\s+(\d+) kB", status.read())
-    with open("/proc/net/unix") as sockets:
-        listening = sum(f"mnnvl_ar-{os.getpid()}" in line for line in sockets)
-    fds = len(os.listdir("/proc/self/fd"))
     return {
-        "fds": fds,
+        "fds": len(os.listdir("/proc/self/fd")),
         "mapped": mapped,
         "threads": len(os.listdir("/proc/self/task")),
-        "sockets": listening,
+        "sockets": _listening(),
         "MiB": int(size[1]) >> 10 if size else 0,
     }
+
+
+def _listening() -> int:
+    """This process's sockets that wait for connections, unix or TCP. What others of this host hold is not counted."""
+    ours = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            ours.add(os.readlink(f"/proc/self/fd/{fd}"))
+    found = 0
+    for table, state, listens, inode in (("unix", 3, "00010000", 6), ("tcp", 3, "0A", 9), ("tcp6", 3, "0A", 9)):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{table}") as lines:  # no tcp6 without IPv6
+            rows = [line.split() for line in lines][1:]
+            found += sum(row[state] == listens and f"socket:[{row[inode]}]" in ours for row in rows)
+    return found
 
 
 def _main(pipe: Connection, meeting: str, rank: int, world_size: int, body: Callable[..., Any], arguments: Any) -> None:

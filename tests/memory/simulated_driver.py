@@ -20,6 +20,14 @@ from mnnvl_ar.memory.host import HostDriver
 from mnnvl_ar.memory.verbs import DriverError, Token, Traits
 
 GRAIN = 2 << 20
+# What a real driver names in its errors. A mapping fails where access is granted, not where addresses are taken.
+_CALLS = {
+    "create": "cuMemCreate",
+    "export": "cuMemExportToShareableHandle",
+    "import": "cuMemImportFromShareableHandle",
+    "map": "cuMemSetAccess",
+    "multicast_create": "cuMulticastCreate",
+}
 
 
 def allow_simulated_multicast(environment: Mapping[str, str] | None = None) -> None:
@@ -32,7 +40,8 @@ def allow_simulated_multicast(environment: Mapping[str, str] | None = None) -> N
 
 
 class SimulatedDriver:
-    """`device` is the physical GPU this rank uses. `fail`: verb ("create" or "create fabric") -> error code."""
+    """`device` is the physical GPU this rank uses. `fail`: verb -> error code, where a verb is "import", of one kind
+    "import fabric", of one owner's memory "import of host-gpu-1", or both, "import fabric of host-gpu-1"."""
 
     kinds: tuple[str, ...] = ("fabric", "posix_fd")
 
@@ -84,7 +93,7 @@ class SimulatedDriver:
     def create(self, nbytes: int, kind: str) -> int:
         self._enter("create", kind)
         self._forbid(nbytes % GRAIN != 0, "create", "not a multiple of the granularity")
-        handle = os.memfd_create("simulated_gpu", os.MFD_CLOEXEC)
+        handle = os.memfd_create(f"simulated of {self._name}", os.MFD_CLOEXEC)
         os.ftruncate(handle, nbytes)
         return self._keep(handle, "memory")
 
@@ -97,7 +106,7 @@ class SimulatedDriver:
         self.live["handles"] -= 1
 
     def map(self, address: int, nbytes: int, handle: int) -> None:
-        self._enter("map", self._handles[handle])
+        self._enter("map", self._handles[handle], _owner(handle))
         inside = any(start <= address and address + nbytes <= start + size for start, (size, *_) in self._space.items())
         self._forbid(not inside, "map", "outside every reservation")
         self._forbid(address in self._maps or address in self._multicast_maps, "map", "mapped already")
@@ -125,14 +134,17 @@ class SimulatedDriver:
         return fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 0)
 
     def import_(self, token: Token, kind: str) -> int:
-        self._enter("import", kind)
         if isinstance(token, bytes):
             pid, fd = token.rstrip(b"\0").split()
             handle = os.open(f"/proc/{int(pid)}/fd/{int(fd)}", os.O_RDWR | os.O_CLOEXEC)
         else:
             handle = fcntl.fcntl(token, fcntl.F_DUPFD_CLOEXEC, 0)
-        name = os.readlink(f"/proc/self/fd/{handle}")
-        return self._keep(handle, "multicast" if "multicast" in name else "memory")
+        try:
+            self._enter("import", kind, _owner(handle))
+        except DriverError:
+            os.close(handle)
+            raise
+        return self._keep(handle, "memory" if _owner(handle) else "multicast")
 
     def fill(self, address: int, nbytes: int, word: int) -> None:
         self._enter("fill")
@@ -141,8 +153,11 @@ class SimulatedDriver:
                 for record in self._records(object_):
                     if record[0] == "bind":
                         memory = os.open(f"/proc/{record[1]}/fd/{record[2]}", os.O_RDWR | os.O_CLOEXEC)
-                        os.pwrite(memory, word.to_bytes(4, "little") * (nbytes // 4), address - start)
-                        os.close(memory)
+                        try:  # a rank that has given up may have closed it, and have another file of that number
+                            self._forbid(not _owner(memory), "fill", "what was bound there is gone")
+                            os.pwrite(memory, word.to_bytes(4, "little") * (nbytes // 4), address - start)
+                        finally:
+                            os.close(memory)
                 return
         self._check_mapped(address, nbytes, "fill")
         self._host.fill(address, nbytes, word)
@@ -182,11 +197,11 @@ class SimulatedDriver:
         del self._bound[multicast]
         self.live["bound"] -= 1
 
-    def _enter(self, verb: str, detail: str = "") -> None:
+    def _enter(self, verb: str, detail: str = "", owner: str = "") -> None:
         self.calls.append(f"{verb} {detail}".strip())
-        for name in (verb, f"{verb} {detail}"):
+        for name in (verb, f"{verb} {detail}", f"{verb} of {owner}", f"{verb} {detail} of {owner}"):
             if name in self._fail:
-                raise DriverError(f"simulated {name}", self._fail[name], "simulated")
+                raise DriverError(_CALLS.get(verb, verb), self._fail[name], "simulated")
 
     def _forbid(self, wrong: bool, call: str, why: str) -> None:
         if wrong:
@@ -210,3 +225,8 @@ class SimulatedDriver:
     @staticmethod
     def _records(object_: int) -> list[list[str]]:
         return [line.split() for line in os.pread(object_, 1 << 20, 0).decode().splitlines()]
+
+
+def _owner(handle: int) -> str:
+    """The device whose memory a handle is; empty for a multicast object."""
+    return os.readlink(f"/proc/self/fd/{handle}").partition(" of ")[2].removesuffix(" (deleted)")

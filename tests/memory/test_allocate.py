@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import torch.distributed as dist
 from memory import ranks
 from memory.simulated_driver import SimulatedDriver
 from mnnvl_ar.memory import Fill, SymmetricMemory, allocate
+from mnnvl_ar.memory.block import Block
+from mnnvl_ar.memory.verbs import Token
 
 NBYTES = 100_000
 FILLS = [Fill(0, 50_000, 0x80000000), Fill(50_000, 40_000, 0x01020304)]
@@ -87,6 +91,39 @@ def cuda_body(rank: int, size: int, store: dist.Store, per_rank: list[dict[str, 
 def test_fabric(size: int) -> None:
     told = ranks.values(ranks.launch(size, cuda_body, [{}] * size, "unicast"))
     assert {t[:3] for t in told} == {("unicast", "fabric", f"unicast over fabric, {size} ranks on 1 host")}
+    for *_, calls in told:
+        check_content_comes_first(calls)
+
+
+def check_content_comes_first(calls: list[str]) -> None:
+    """All of the content is in place before any peer can have the handle (H10, tvm#16797)."""
+    created, exported = calls.index("create fabric"), calls.index("export fabric")
+    assert calls[created:exported].count("fill") == len(FILLS), calls
+    proof = calls.index("read")  # each write of the proof is read back: all before it but one are content
+    assert calls[exported:proof].count("fill") == 1, calls
+
+
+def content_last_body(rank: int, size: int, store: dist.Store, per_rank: list[dict[str, Any]]) -> Any:
+    """`cuda_body` with the steps `fill` and `exchange` exchanged."""
+    fill, import_peers, late = Block.fill, Block.import_peers, []
+
+    def put_off(block: Block, fills: Sequence[Fill]) -> None:
+        if late:
+            fill(block, fills)
+        late.append(fills)
+
+    def fill_first(block: Block, tokens: Sequence[Token | None]) -> None:
+        fill(block, late[0])
+        import_peers(block, tokens)
+
+    with mock.patch.multiple(Block, fill=put_off, import_peers=fill_first):
+        return cuda_body(rank, size, store, per_rank, "unicast")
+
+
+def test_control_content_after_the_handle_is_seen() -> None:
+    for *_, calls in ranks.values(ranks.launch(2, content_last_body, [{}] * 2)):
+        with pytest.raises(AssertionError):
+            check_content_comes_first(calls)
 
 
 @pytest.mark.parametrize("refuser", [0, 2])

@@ -69,7 +69,7 @@ def test_errors_carry_call_code_and_text() -> None:
         real.create(2 << 20, "fabric")
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.call, error.code, error.text) == ("cuMemCreate", "CUDA_ERROR_NOT_PERMITTED", "in words")
-    assert "IMEX" in advice.advise(error, "fabric")
+    assert "/dev/nvidia-caps-imex-channels" in advice.advise(error, "fabric")
 
 
 def test_properties_name_our_device_and_the_handle_kind() -> None:

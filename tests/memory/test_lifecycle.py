@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +25,44 @@ from mnnvl_ar.errors import BringUpError, MnnvlArError
 from mnnvl_ar.memory import Fill, allocate
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def leaks_body(rank: int, size: int, store: dist.Store) -> None:
+    before = ranks.census()
+    mine, local = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)
+    mine.bind(f"\0mnnvl_ar-{os.getpid()}-leak")
+    local.bind(("127.0.0.1", 0))
+    for sock in (mine, local):
+        unheard = ranks.census()
+        sock.listen(1)
+        assert ranks.census() == {**unheard, "sockets": unheard["sockets"] + 1, "MiB": mock.ANY}
+        with pytest.raises(AssertionError, match="'sockets'"):
+            faults.check_census(unheard, "a listener", patience=0.0)
+    mine.close()
+    local.close()
+    faults.check_census(before, "listeners that were closed", patience=0.0)
+    fd = os.memfd_create("leak")
+    os.ftruncate(fd, 4096)
+    with pytest.raises(AssertionError, match="'fds'"):
+        faults.check_census(before, "a descriptor", patience=0.0)
+    view = mmap.mmap(fd, 4096)
+    os.close(fd)
+    with pytest.raises(AssertionError, match="'mapped'"):
+        faults.check_census(before, "a mapping", patience=0.0)
+    view.close()
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    with pytest.raises(AssertionError, match="'threads'"):
+        faults.check_census(before, "a thread", patience=0.0)
+    end.set()
+    thread.join()
+    faults.check_census(before, "all of it given back")
+
+
+def test_the_census_sees_each_kind_of_leak() -> None:
+    """The control of every test that counts leaks."""
+    ranks.values(ranks.launch(1, leaks_body))
 
 
 def rounds_body(rank: int, size: int, store: dist.Store, rounds: int) -> None:
@@ -137,6 +180,37 @@ def failing_restore_body(rank: int, size: int, store: dist.Store) -> None:
 
 def test_a_failed_restore_can_be_tried_again() -> None:
     ranks.values(ranks.launch(2, failing_restore_body))
+
+
+def busy_body(rank: int, size: int, store: dist.Store) -> tuple[int, str, str]:
+    """Rank 1 cannot end its use of the memory."""
+    group = ranks.group(store, "first", rank, size)
+    memory = make(group)
+    pointers, mapped = memory.pointers, ranks.census()["mapped"]
+    began = time.monotonic()
+
+    def quiesce() -> None:
+        if rank == 1:
+            raise RuntimeError("a graph is being captured")
+
+    with pytest.raises(BringUpError) as caught:
+        memory.restore(group, 20.0, quiesce)
+    assert time.monotonic() - began < 10, "nobody waits for the timeout"
+    assert ranks.census()["mapped"] == (mapped if rank == 1 else 0)
+    if rank == 1:
+        check_content(memory)  # what may still use it finds all of it
+    memory.restore(group, 20.0)
+    assert memory.pointers == pointers
+    check_content(memory)
+    check_shared(memory, group)
+    memory.close()
+    assert ranks.census()["mapped"] == 0
+    return caught.value.rank, caught.value.step, caught.value.cause
+
+
+def test_a_rank_that_is_busy_keeps_its_memory_and_all_hear_of_it() -> None:
+    told = ranks.values(ranks.launch(3, busy_body))
+    assert told == [(1, "prepare", "RuntimeError: a graph is being captured")] * 3
 
 
 def fork_body(rank: int, size: int, store: dist.Store) -> None:

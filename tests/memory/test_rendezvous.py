@@ -75,7 +75,7 @@ def test_the_host_transport_joins_one_host() -> None:
 def remote_kill_body(rank: int, size: int, store: dist.Store, victim: int) -> Any:
     group = ranks.group(store, "first", rank, size)
     with on_host(f"host{rank}"):
-        return faults.attempt(group, "cuda", 20.0, "import", "kill", rank == victim)
+        return faults.attempt(group, "cuda", 20.0, {"import": "kill"} if rank == victim else {})
 
 
 @pytest.mark.parametrize("victim", [0, 2])
