@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from mnnvl_ar._library import ops
@@ -54,7 +52,7 @@ def create(
     `table` is what "auto" goes by; all ranks have the same. Of its launch shapes cluster, max_ctas, batch and lag
     replace the figure where they are not 0.
     """
-    deadline_ns = 0 if deadline is None or math.isinf(deadline) else max(1, round(deadline * 1e9))
+    deadline_ns = 0 if deadline is None else max(1, round(deadline * 1e9))
     index = -1 if device.type == "cpu" else device.index
     settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl]
     settings += [cluster, max_ctas, batch, lag, int(concurrent)]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
+from mnnvl_ar.arguments import count, deadline_of, device_of, group_of, seconds, with_index
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
@@ -31,7 +32,8 @@ class Workspace:
     group:      the `ProcessGroup` of the ranks, gloo or NCCL, any subgroup; there is no default
     max_tokens, hidden, dtype: the largest call, [max_tokens, hidden]; smaller ones and other dtypes may share the
                 workspace, `fits` tells
-    device:     a CUDA device, by default the current one; "cpu" for the host transport
+    device:     a CUDA device, by default the current one; "cpu" for the host transport, the default where PyTorch sees
+                no CUDA device
     transport:  "auto", "unicast", "multicast" or, implied by device "cpu", "host"
     strategy:   "auto", "one_shot" or "two_shot", for calls that do not say, the same on all ranks. "auto" goes by what
                 was measured on this class of machine, else by a cost model (`mnnvl_ar.strategy`)
@@ -49,8 +51,8 @@ class Workspace:
                 graphs, where no op is called that could raise
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
-    Errors: arguments that make no sense are refused before any rank is waited for (`ValueError`, `TypeError`,
-    `RuntimeError` of an op); everything else is `BringUpError` on every rank alike, naming rank, step and cause.
+    Errors: arguments that make no sense are refused before any rank is waited for (`ValueError`; a row size that no op
+    takes, `RuntimeError`); everything else is `BringUpError` on every rank alike, naming rank, step and cause.
     """
 
     def __init__(
@@ -76,10 +78,10 @@ class Workspace:
         self.handle, self._monitor, self._on_fault, self._pid = 0, monitor, on_fault, os.getpid()
         if dtype not in DTYPES:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens: is {max_tokens}, wanted at least 1")
-        self.device = _device_asked(device)
-        self.world_size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        group, max_tokens, hidden = group_of(group), count("max_tokens", max_tokens), count("hidden", hidden)
+        deadline, timeout = deadline_of(deadline), seconds("timeout", timeout)
+        most_ctas = 0 if max_ctas is None else count("max_ctas", max_ctas)
+        self.device, self.world_size, self.rank = device_of(device), group.size(), group.rank()
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
         row_bytes, table = hidden * dtype.itemsize, Table()
         # Refuses a bad `hidden` while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
@@ -87,7 +89,7 @@ class Workspace:
 
         def prepare() -> Need:
             nonlocal table, slot_bytes
-            self.device = _with_index(self.device)
+            self.device = with_index(self.device)
             table = table_for(self.device, self.world_size)
             slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
             layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
@@ -105,7 +107,7 @@ class Workspace:
                 strategy=chosen,
                 pdl=mode,
                 deadline=deadline,
-                max_ctas=max_ctas or 0,
+                max_ctas=most_ctas,
                 concurrent=concurrent,
             )
             return lambda: ops._workspace_close(self.handle, True)
@@ -195,22 +197,6 @@ class Workspace:
             f"Workspace(handle={self.handle}, rank={self.rank}/{self.world_size}, device={self.device}, "
             f"transport={self.transport}, nbytes={self.nbytes}{'' if self._memory else ', closed'})"
         )
-
-
-def _device_asked(device: torch.device | str | int | None) -> torch.device:
-    """Perhaps without an index; asks nothing of a device that may be lost."""
-    if device is None:
-        device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: is {device}, wanted a CUDA device or cpu")
-    return device
-
-
-def _with_index(device: torch.device) -> torch.device:
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def _member(kind: type[Strategy] | type[Pdl], name: str, argument: str) -> int:

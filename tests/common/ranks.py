@@ -75,9 +75,9 @@ class Rank:
 
         import mnnvl_ar
 
-        options.setdefault("deadline", 20.0)
+        options = {"deadline": 20.0, "device": self.device, **options}
         return mnnvl_ar.Workspace(
-            options.pop("group", self.group), max_tokens, hidden, dtype or torch.float32, device=self.device, **options
+            options.pop("group", self.group), max_tokens, hidden, dtype or torch.float32, **options
         )
 
     def set_epoch(self, workspace: Any, epoch: int) -> None:

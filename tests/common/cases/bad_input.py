@@ -171,17 +171,34 @@ def expect(call: Callable[[], Any], pattern: str, name: str, kind: type[BaseExce
 
 def check_bad_workspaces(rank: Any) -> None:
     """What cannot become a workspace says so on all ranks, and one that can be made afterwards works."""
+    from mnnvl_ar import BringUpError
+
     options = {"max_tokens": 8, "hidden": 64, "dtype": torch.bfloat16}
     for wrong, pattern, kind in (
         ({"dtype": torch.float64}, r"dtype: is torch.float64, wanted one of", ValueError),
         ({"dtype": torch.int8}, r"dtype: is torch.int8, wanted one of", ValueError),
-        ({"max_tokens": 0}, r"max_tokens: is 0, wanted at least 1", ValueError),
+        ({"max_tokens": 0}, r"max_tokens: is 0, wanted a whole number from 1 to 2147483647", ValueError),
+        ({"max_tokens": 2**32 + 1}, r"max_tokens: is 4294967297, wanted a whole number", ValueError),
+        ({"max_tokens": 2.5}, r"max_tokens: is 2.5, wanted a whole number", ValueError),
+        ({"max_tokens": 2**31 - 1}, r"max_tokens: is 2147483647, .* wanted fewer than 4 GiB", RuntimeError),
+        ({"hidden": 64.0}, r"hidden: is 64.0, wanted a whole number", ValueError),
         ({"hidden": 12}, r"hidden: rows of 24 bytes, wanted a multiple of 16 bytes up to 32768", RuntimeError),
         ({"hidden": 32768}, r"hidden: rows of 65536 bytes, wanted a multiple of 16 bytes up to 32768", RuntimeError),
-        ({"hidden": 0}, r"hidden: rows of 0 bytes, wanted a multiple of 16", RuntimeError),
+        ({"hidden": 0}, r"hidden: is 0, wanted a whole number", ValueError),
+        ({"deadline": 0}, r"deadline: is 0, wanted more than 0 seconds, or None", ValueError),
+        ({"deadline": -1.0}, r"deadline: is -1.0, wanted more than 0 seconds", ValueError),
+        ({"deadline": float("nan")}, r"deadline: is nan, wanted more than 0 seconds", ValueError),
+        ({"deadline": 1e12}, r"deadline: is 1000000000000.0, wanted", ValueError),
+        ({"timeout": 0}, r"timeout: is 0, wanted more than 0 seconds", ValueError),
+        ({"timeout": float("inf")}, r"timeout: is inf, wanted more than 0 seconds, and finite", ValueError),
+        ({"max_ctas": 1.5}, r"max_ctas: is 1.5, wanted a whole number", ValueError),
+        ({"max_ctas": -1}, r"max_ctas: is -1, wanted a whole number from 1", ValueError),
         ({"strategy": "ring"}, r"strategy: is 'ring', wanted one of auto, one_shot, two_shot", ValueError),
         ({"pdl": "always"}, r"pdl: is 'always', wanted one of off, late, early", ValueError),
-        ({"group": None}, r"group", (TypeError, ValueError)),
+        ({"device": "cuda:99"}, r"rank 0 at step 'prepare': .*device: is cuda:99, wanted one of the \d+", BringUpError),
+        ({"device": "meta"}, r"device: is meta, wanted a CUDA device or cpu", ValueError),
+        ({"group": None}, r"group: is None, wanted a process group", ValueError),
+        ({"group": "x"}, r"group: is 'x', wanted a process group", ValueError),
     ):
         expect(lambda wrong=wrong: rank.new_workspace(**{**options, **wrong}), pattern, str(wrong), kind)
     with rank.new_workspace(**options) as workspace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def check_closes_without_group(rank: Any) -> None:
 
 
 def check_forked(rank: Any) -> None:
-    """In a forked child the parent's workspace is refused, closing it there does nothing, and the parent goes on."""
+    """In a forked child the parent's workspace is refused, closing it there does nothing, one of the child's own works,
+    and the parent goes on."""
     from mnnvl_ar import ops
 
     workspace = rank.workspace(**SMALL)
@@ -68,11 +70,28 @@ def check_forked(rank: Any) -> None:
                 "fork",
             )
             workspace.close()
+            check_own_workspace()
             os._exit(0)
-        finally:
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     check_calls(rank, [Call(tokens=3)], handle=workspace.handle)
+
+
+def check_own_workspace() -> None:
+    """Made over a group that is not the default one of this process; nothing is left of it."""
+    import torch.distributed as dist
+
+    from mnnvl_ar import Workspace, ops
+
+    _, before = held()
+    group = dist.ProcessGroup(dist.HashStore(), 0, 1)  # not of this process's default group, and with no backend
+    workspace = Workspace(group, 8, 64, torch.float32, device="cpu")
+    assert torch.equal(ops.all_reduce(torch.ones(2, 64), workspace.handle), torch.ones(2, 64))
+    workspace.check()
+    workspace.close()
+    assert held()[1] == before
 
 
 def open_workspaces(rank: Any) -> None:
