@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -88,6 +90,7 @@ def call(
 
 def serve(pipe: Connection, task: Task, rank: int) -> None:
     """A rank's process: sends ("progress", share done, calls) and at last ("result", ...) or ("error", text)."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if task.device == "cuda":
             torch.cuda.set_device(rank)
@@ -106,6 +109,14 @@ def serve(pipe: Connection, task: Task, rank: int) -> None:
         dist.destroy_process_group()
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed, or stopped while it started this rank, cannot end it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(2)
 
 
 class Worker:
@@ -146,9 +157,10 @@ class Worker:
             made += CALLS
             seconds = time.monotonic() - began
             share = made / self.task.calls if self.task.calls else seconds / self.task.seconds
-            if self._agree(share >= 1):
+            enough = self._agree(share >= 1)
+            self.tell("progress", 1.0 if enough else min(share, 0.99), made)
+            if enough:
                 break
-            self.tell("progress", share, made)
 
     def _agree(self, enough: bool) -> bool:
         """Rank 0 decides for all."""
