@@ -8,12 +8,13 @@ bit; 2, a rank failed, died or hung, or an argument is wrong; 130 and 143, stopp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -127,13 +128,14 @@ def _run_ranks(task: Task) -> list[tuple[Any, ...]]:
     processes = []
     bar = show.Bar()
     try:
-        for rank in range(task.world_size):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=serve, args=(theirs, task, rank), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            pipes[ours] = rank
+        with _whole():
+            for rank in range(task.world_size):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=serve, args=(theirs, task, rank), daemon=True)
+                process.start()
+                theirs.close()
+                processes.append(process)
+                pipes[ours] = rank
         return _listen(pipes, bar)
     finally:
         bar.close()
@@ -152,6 +154,21 @@ def _start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait: a start that is cut short leaves a rank that nobody knows of."""
+    came: list[signal.Signals] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: came.append(signal.Signals(number))) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _listen(pipes: dict[Connection, int], bar: show.Bar) -> list[tuple[Any, ...]]:

@@ -112,7 +112,7 @@ def serve(pipe: Connection, task: Task, rank: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed, or stopped while it started this rank, cannot end it."""
+    """A parent that was killed cannot end its ranks."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
