@@ -1,22 +1,17 @@
 """The ops, `torch.ops.mnnvl_ar.*`. They live in C++ (csrc/torch/ops.cpp); here are their names, their shapes for the
 compiler, and their documentation.
 
-In all of them `x` is this rank's share, [..., hidden], bf16, fp16 or fp32, contiguous and 16-byte aligned, with rows
-of a multiple of 16 bytes up to 32 KiB; `workspace` is `Workspace.handle`. All ranks of the group make the same calls,
-with the same shapes, in the same order. CUDA tensors run on the current stream and may be captured; CPU tensors run at
-once.
-
-`strategy` is a `Strategy`, `pdl` a `Pdl`; -1 leaves the choice to the workspace. Outputs of the `_out` forms may be `x`
-or `residual` themselves (not a part of one), but not each other.
-
-Errors: `RuntimeError`, naming argument, got and wanted, before anything is launched. A workspace that broke raises too.
-Source: mnnvl_ar design, docs/numerics.md for every bit of the results.
+All ranks of the group make the same calls, with the same shapes, in the same order. CUDA tensors run on the current
+stream and may be captured; CPU tensors run at once.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from enum import IntEnum
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -42,21 +37,93 @@ class Pdl(IntEnum):
     EARLY = 2
 
 
-all_reduce = ops.all_reduce.default
-"""all_reduce(x, workspace, *, strategy=-1, pdl=-1) -> Tensor: the sum over ranks, like `x`."""
+_Contract = TypeVar("_Contract", bound=Callable[..., Any])
 
-all_reduce_out = ops.all_reduce_out.default
-"""all_reduce_out(x, out, workspace, *, strategy=-1, pdl=-1): the same into `out`, like `x`."""
 
-all_reduce_rms_norm = ops.all_reduce_rms_norm.default
-"""all_reduce_rms_norm(x, residual, weight, eps, workspace, *, weight_bias=0.0, strategy=-1, pdl=-1) -> (norm,
-residual_out): residual_out = sum over ranks + residual, norm = residual_out / rms(residual_out) * (weight_bias +
-weight); `residual` like `x`, `weight` [hidden] in the dtype of `x` or fp32. Both outputs like `x`."""
+def _op(contract: _Contract) -> _Contract:
+    """The op that has the name of `contract`, with its signature and docstring: to readers and type checkers it is
+    `contract`, to PyTorch an `OpOverload`.
+    """
+    packet = getattr(ops, contract.__name__)
+    packet.__doc__ = packet.default.__doc__ = contract.__doc__
+    packet.default.__signature__ = inspect.signature(contract)
+    return cast(_Contract, packet.default)
 
-all_reduce_rms_norm_out = ops.all_reduce_rms_norm_out.default
-"""all_reduce_rms_norm_out(x, residual, weight, eps, norm_out, residual_out, workspace, *, weight_bias=0.0,
-strategy=-1, pdl=-1)
-"""
+
+@_op
+def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1) -> torch.Tensor:  # type: ignore[empty-body]
+    """The sum over ranks of `x`, a new tensor like `x`.
+
+    x:         [..., hidden], this rank's share: bf16, fp16 or fp32, contiguous, 16-byte aligned, with rows of a
+               multiple of 16 bytes up to 32 KiB; the same shape and dtype on all ranks
+    workspace: `Workspace.handle`
+    strategy:  a `Strategy`; -1: the workspace's
+    pdl:       a `Pdl`; -1: the workspace's
+
+    Errors: `RuntimeError`, naming argument, got and wanted, before anything is launched. `RuntimeError` too where the
+    workspace broke in an earlier call, on the host also in this one; `Workspace.check` raises that as its own kind.
+    Source: mnnvl_ar design; docs/numerics.md for every bit of the results.
+    """
+
+
+@_op
+def all_reduce_out(x: torch.Tensor, out: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1) -> None:
+    """`all_reduce` into `out`.
+
+    out: like `x`: rows, dtype, device, contiguous, 16-byte aligned. May be `x` itself, but not a part of it
+
+    The rest, and errors, as in `all_reduce`.
+    """
+
+
+@_op
+def all_reduce_rms_norm(  # type: ignore[empty-body]
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    workspace: int,
+    *,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(norm, residual_out)`, two new tensors like `x`: residual_out = sum over ranks of `x` + residual, norm =
+    residual_out / sqrt(mean of residual_out ** 2 over hidden + eps) * (weight_bias + weight).
+
+    x:           [..., hidden], this rank's share, as in `all_reduce`
+    residual:    rows, dtype and device like `x`, the same bits on all ranks
+    weight:      [hidden], in the dtype of `x` or fp32, the same bits on all ranks
+    eps:         added to the mean square, in fp32
+    weight_bias: added to `weight`, in fp32: 1.0 for Gemma's norm
+    workspace, strategy, pdl: as in `all_reduce`
+
+    Errors and source: as in `all_reduce`.
+    """
+
+
+@_op
+def all_reduce_rms_norm_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    norm_out: torch.Tensor,
+    residual_out: torch.Tensor,
+    workspace: int,
+    *,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> None:
+    """`all_reduce_rms_norm` into `norm_out` and `residual_out`.
+
+    norm_out, residual_out: like `x`: rows, dtype, device, contiguous, 16-byte aligned. Each may be `x` or `residual`
+                            itself, but not a part of one, and not the other output
+
+    The rest, and errors, as in `all_reduce_rms_norm`.
+    """
+
 
 NAMES = ("all_reduce", "all_reduce_out", "all_reduce_rms_norm", "all_reduce_rms_norm_out")
 

@@ -2,26 +2,32 @@
 reference.
 
 One process a GPU where there are two or more, else 4 ranks on the host. Exit status: 0, all bits right; 1, a wrong
-bit; 2, a rank failed, died or hung.
+bit; 2, a rank failed, died or hung, or an argument is wrong; 130 and 143, stopped by Ctrl-C and by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
+from mnnvl_ar._library import ops as library
 from mnnvl_ar.demo import show
 from mnnvl_ar.demo.rank import Task, serve
 from mnnvl_ar.demo.traffic import CAPTURED
 
 HOST_RANKS = 4
+MOST_RANKS: int = library._block_layout(0)[-1]
 MOST_TOKENS = {"cpu": 16, "cuda": 512}
 SILENCE = 90.0  # seconds without a word from any rank after which they are taken for hung
 
@@ -32,41 +38,82 @@ class RankError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=float, default=40.0, help="how long to call, after setting up (default 40)")
+    seconds = _number(float, 0.001, 1_000_000)
+    length.add_argument("--seconds", type=seconds, default=40.0, help="how long to call, after setting up (default 40)")
     length.add_argument(
-        "--calls", type=int, default=0, help="how many calls to make instead, rounded up to whole passes"
+        "--calls",
+        type=_number(int, 1, 10**12),
+        default=0,
+        help="how many calls to make instead, rounded up to whole passes",
     )
-    parser.add_argument("--ranks", type=int, default=0, help="how many ranks (default: one a GPU, or 4 on the host)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--deadline", type=float, default=20.0, help="seconds that a call waits for its peers (20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs and of the order of calls")
+    parser.add_argument(
+        "--ranks",
+        type=_number(int, 1, MOST_RANKS),
+        default=0,
+        help="how many ranks (default: one a GPU, or 4 on the host)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the ranks are: on GPUs, on the host, or (auto) on GPUs if there are two or more",
+    )
+    parser.add_argument(
+        "--deadline", type=seconds, default=20.0, help="seconds that a call waits for its peers (default 20)"
+    )
+    parser.add_argument(
+        "--seed", type=_number(int, 0, 2**32 - 1), default=0, help="of the inputs and of the order of calls (default 0)"
+    )
     parser.add_argument(
         "--broken-rules", type=int, default=0, help=argparse.SUPPRESS
     )  # negative control; test builds only
 
 
+def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:  # NaN is not
+            raise argparse.ArgumentTypeError(f"is {text}, wanted a number from {least} to {most}")
+        return value
+
+    return parse
+
+
 def run(args: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an end that cleans up
+    try:
+        return _run(args)
+    except RankError as error:
+        print(f"mnnvl_ar demo: FAILED: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mnnvl_ar demo: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(args: argparse.Namespace) -> int:
     gpus = torch.cuda.device_count()
     device = args.device if args.device != "auto" else "cuda" if gpus >= 2 else "cpu"
     ranks = args.ranks or (gpus if device == "cuda" else HOST_RANKS)
     if device == "cuda" and not 1 <= ranks <= gpus:
-        print(f"mnnvl_ar demo: --ranks: is {ranks}, wanted 1 to {gpus}, the GPUs here", file=sys.stderr)
+        wanted = f"{ranks} GPUs are wanted" if ranks else "a GPU is wanted"
+        print(f"mnnvl_ar demo: {wanted}, there are {gpus}. --device cpu runs on the host.", file=sys.stderr)
         return 2
     most = MOST_TOKENS[device]
     where = f"one a GPU ({torch.cuda.get_device_name(0)})" if device == "cuda" else "on the host"
-    print(f"mnnvl_ar demo: {ranks} ranks, {where}")
+    print(f"mnnvl_ar demo: {ranks} ranks, {where}", flush=True)
     if device == "cpu":
         why = f"there are {gpus} GPUs, and two are needed" if args.device == "auto" else "asked for"
         left_out = sum(tokens > most for tokens in CAPTURED)
-        print(f"Host transport: {why}. Left out: CUDA graphs, and the {left_out} captured sizes above {most} tokens.")
+        text = f"Host transport: {why}. Left out: CUDA graphs, and the {left_out} captured sizes above {most} tokens."
+        print(text, flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mnnvl_ar-demo-") as meeting:
         task = Task(meeting, ranks, device, args.seed, most, args.seconds, args.calls, args.deadline, args.broken_rules)
-        try:
-            results = _run_ranks(task)
-        except RankError as error:
-            print(f"mnnvl_ar demo: FAILED: {error}", file=sys.stderr)
-            return 2
+        results = _run_ranks(task)
     wrong = show.table(results)
     print(f"{time.monotonic() - began:.0f} s, set-up included.")
     return 1 if wrong else 0
@@ -76,17 +123,19 @@ def _run_ranks(task: Task) -> list[tuple[Any, ...]]:
     """Each rank's result. Raises `RankError`; no process outlives this."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mnnvl_ar.demo.rank"])  # PyTorch is imported once, not once a rank
+    _start_server()
     pipes: dict[Connection, int] = {}
     processes = []
     bar = show.Bar()
     try:
-        for rank in range(task.world_size):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=serve, args=(theirs, task, rank), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            pipes[ours] = rank
+        with _whole():
+            for rank in range(task.world_size):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=serve, args=(theirs, task, rank), daemon=True)
+                process.start()
+                theirs.close()
+                processes.append(process)
+                pipes[ours] = rank
         return _listen(pipes, bar)
     finally:
         bar.close()
@@ -95,6 +144,31 @@ def _run_ranks(task: Task) -> list[tuple[Any, ...]]:
             if process.is_alive():
                 process.kill()
             process.join()
+
+
+def _start_server() -> None:
+    """Starts what ranks are forked from, without ears for Ctrl-C, which a terminal sends to all processes: only this
+    one answers, and ends the others."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait: a start that is cut short leaves a rank that nobody knows of."""
+    came: list[signal.Signals] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: came.append(signal.Signals(number))) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _listen(pipes: dict[Connection, int], bar: show.Bar) -> list[tuple[Any, ...]]:

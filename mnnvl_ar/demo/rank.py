@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -19,9 +21,10 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 import mnnvl_ar
 from mnnvl_ar._library import ops as library
 from mnnvl_ar.demo.rows import hostile_rows
-from mnnvl_ar.demo.traffic import CALLS, LAYERS, MODELS, SETS, Pass, bucket_of, passes
+from mnnvl_ar.demo.traffic import CALLS, EMBEDDING, LAYERS, MODELS, PIECES, SETS, Form, Pass, bucket_of, passes
 
 EPS = 1e-6
+POISON = 3.0  # no row of answers is all this
 DISTINCT = (
     131  # rows of a set of inputs, then they come again: more would take the CPU longer than the GPU all its calls
 )
@@ -54,16 +57,40 @@ class Tally:
 
 @dataclass(frozen=True)
 class Set:
-    """One set of inputs, [most_tokens, hidden], with all the answers; a call of fewer tokens takes the first rows."""
+    """One set of inputs, [most_tokens, hidden], with all the answers; a call of fewer tokens takes the first rows.
+    Never written: calls in place get copies.
+    """
 
     x: torch.Tensor
     residual: torch.Tensor
     weight: torch.Tensor
-    answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sum, norm, residual_out
+    answers: dict[str, torch.Tensor]  # by `Form.outputs`
+
+    def inputs(self, tokens: int, copy: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(x, residual, weight) of a call, to be written only if `copy`."""
+        x, residual, weight = self.x[:tokens], self.residual[:tokens], self.weight
+        return (x.clone(), residual.clone(), weight.clone()) if copy else (x, residual, weight)
+
+
+def call(
+    form: Form, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, handle: int
+) -> tuple[torch.Tensor, ...]:
+    """Makes one call; its outputs, as `form.outputs` names them."""
+    if form is Form.FUSED:
+        return mnnvl_ar.ops.all_reduce_rms_norm(x, residual, weight, EPS, handle)
+    if form is Form.FUSED_IN_PLACE:
+        mnnvl_ar.ops.all_reduce_rms_norm_out(x, residual, weight, EPS, x, residual, handle)
+        return x, residual
+    if form is Form.PLAIN:
+        return (mnnvl_ar.ops.all_reduce(x, handle),)
+    out = x if form is Form.PLAIN_IN_PLACE else torch.empty_like(x)
+    mnnvl_ar.ops.all_reduce_out(x, out, handle)
+    return (out,)
 
 
 def serve(pipe: Connection, task: Task, rank: int) -> None:
     """A rank's process: sends ("progress", share done, calls) and at last ("result", ...) or ("error", text)."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if task.device == "cuda":
             torch.cuda.set_device(rank)
@@ -84,6 +111,14 @@ def serve(pipe: Connection, task: Task, rank: int) -> None:
         pipe.send(("error", traceback.format_exc()))
 
 
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its ranks."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(2)
+
+
 class Worker:
     def __init__(self, task: Task, rank: int, device: torch.device, tell: Callable[..., None]) -> None:
         self.task, self.rank, self.device, self.tell = task, rank, device, tell
@@ -96,7 +131,7 @@ class Worker:
             library._sabotage(self.workspace.handle, task.broken_rules, 0, 0, 0)
         self.sets = {hidden: [self._make_set(hidden, turn) for turn in range(SETS)] for hidden in MODELS}
         self.turn = 0
-        self.graphs: dict[tuple[int, int], Piece] = {}
+        self.graphs: dict[tuple[tuple[Form, Form], int, int], Piece] = {}
 
     def _make_set(self, hidden: int, turn: int) -> Set:
         tokens, world = min(self.task.most_tokens, DISTINCT), self.task.world_size
@@ -107,7 +142,8 @@ class Worker:
         total = mnnvl_ar.reference.all_reduce(xs)
         norm, residual_out = mnnvl_ar.reference.all_reduce_rms_norm(xs, residual, weight, EPS)
         self.tell("progress", 0.0, 0)
-        answers = (self._repeat(total), self._repeat(norm), self._repeat(residual_out))
+        named = {"all_reduce": total, "norm": norm, "residual_out": residual_out}
+        answers = {name: self._repeat(answer) for name, answer in named.items()}
         return Set(self._repeat(xs[self.rank]), self._repeat(residual), weight.to(self.device), answers)
 
     def _repeat(self, rows: torch.Tensor) -> torch.Tensor:
@@ -121,9 +157,10 @@ class Worker:
             made += CALLS
             seconds = time.monotonic() - began
             share = made / self.task.calls if self.task.calls else seconds / self.task.seconds
-            if self._agree(share >= 1):
+            enough = self._agree(share >= 1)
+            self.tell("progress", 1.0 if enough else min(share, 0.99), made)
+            if enough:
                 break
-            self.tell("progress", share, made)
 
     def _agree(self, enough: bool) -> bool:
         """Rank 0 decides for all."""
@@ -134,67 +171,58 @@ class Worker:
     def _pass(self, each: Pass) -> None:
         tally = self.tallies[each.hidden, bucket_of(each.tokens)]
         checks = Checks(tally, each, self.device)
-        self._embed(each, checks)
-        piece = None
-        if each.captured and self.device.type == "cuda":
-            key = (each.hidden, each.tokens)
-            if key not in self.graphs:
-                self.graphs[key] = Piece(self.sets[each.hidden][0], each.tokens, self.workspace.handle)
-            piece = self.graphs[key]
-        for _ in range(LAYERS):
-            pair = [self._next(each.hidden) for _ in range(2)]
-            if piece is not None:
-                piece.replay(pair, checks)
-                continue
-            for inputs in pair:
-                self._fused(each, inputs, checks)
+        self._eager(EMBEDDING, each, checks)
+        for layer in range(LAYERS):
+            forms = PIECES[layer % len(PIECES)]
+            if each.captured and self.device.type == "cuda":
+                piece = self._piece(forms, each)
+                piece.replay([self._next(each.hidden) for _ in forms], checks)
+            else:
+                for form in forms:
+                    self._eager(form, each, checks)
         checks.settle()
 
     def _next(self, hidden: int) -> Set:
         self.turn += 1
         return self.sets[hidden][self.turn % SETS]
 
-    def _embed(self, each: Pass, checks: Checks) -> None:
-        inputs, handle = self._next(each.hidden), self.workspace.handle
-        x = inputs.x[: each.tokens]
+    def _eager(self, form: Form, each: Pass, checks: Checks) -> None:
+        taken = self._next(each.hidden)
+        inputs = taken.inputs(each.tokens, copy=form.in_place)
         with checks.timed(1):
-            out = mnnvl_ar.ops.all_reduce(x, handle)
-        checks.compare("all_reduce", out, inputs.answers[0])
+            outputs = call(form, *inputs, self.workspace.handle)
+        checks.compare(form, outputs, taken)
 
-    def _fused(self, each: Pass, inputs: Set, checks: Checks) -> None:
-        x, residual, handle = inputs.x[: each.tokens], inputs.residual[: each.tokens], self.workspace.handle
-        if each.in_place:
-            norm, total = x.clone(), residual.clone()
-            with checks.timed(1):
-                mnnvl_ar.ops.all_reduce_rms_norm_out(norm, total, inputs.weight, EPS, norm, total, handle)
-        else:
-            with checks.timed(1):
-                norm, total = mnnvl_ar.ops.all_reduce_rms_norm(x, residual, inputs.weight, EPS, handle)
-        checks.compare("norm", norm, inputs.answers[1])
-        checks.compare("residual_out", total, inputs.answers[2])
+    def _piece(self, forms: tuple[Form, Form], each: Pass) -> Piece:
+        key = (forms, each.hidden, each.tokens)
+        if key not in self.graphs:
+            self.graphs[key] = Piece(forms, self.sets[each.hidden][0], each.tokens, self.workspace.handle)
+        return self.graphs[key]
 
 
 class Piece:
-    """The part of a layer between two attentions as a CUDA graph: two fused calls, on inputs that are copied in."""
+    """The part of a layer between two attentions as a CUDA graph: its two calls, on inputs that are copied in."""
 
-    def __init__(self, example: Set, tokens: int, handle: int) -> None:
-        self.tokens = tokens
-        like = (example.x[:tokens], example.residual[:tokens], example.weight)
-        self.inputs = [(like[0].clone(), like[1].clone(), like[2].clone()) for _ in range(2)]
+    def __init__(self, forms: tuple[Form, Form], example: Set, tokens: int, handle: int) -> None:
+        self.forms, self.tokens = forms, tokens
+        self.inputs = [example.inputs(tokens, copy=True) for _ in forms]
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.outputs = [mnnvl_ar.ops.all_reduce_rms_norm(*inputs, EPS, handle) for inputs in self.inputs]
+            self.outputs = [call(form, *inputs, handle) for form, inputs in zip(forms, self.inputs, strict=True)]
 
     def replay(self, pair: list[Set], checks: Checks) -> None:
-        for (x, residual, weight), new in zip(self.inputs, pair, strict=True):
+        """One replay, on the inputs of `pair`. Nothing of the last one is left: not what calls in place made of their
+        inputs, and not its outputs, which may be the right ones again."""
+        for (x, residual, weight), outputs, new in zip(self.inputs, self.outputs, pair, strict=True):
+            for output in outputs:
+                output.fill_(POISON)
             x.copy_(new.x[: self.tokens])
             residual.copy_(new.residual[: self.tokens])
             weight.copy_(new.weight)
-        with checks.timed(2):
+        with checks.timed(len(self.forms)):
             self.graph.replay()
-        for (norm, total), new in zip(self.outputs, pair, strict=True):
-            checks.compare("norm", norm, new.answers[1])
-            checks.compare("residual_out", total, new.answers[2])
+        for form, outputs, new in zip(self.forms, self.outputs, pair, strict=True):
+            checks.compare(form, outputs, new)
 
 
 class Checks:
@@ -227,12 +255,13 @@ class Checks:
         else:
             self.tally.times.append((time.perf_counter() - self._began) * 1e6)
 
-    def compare(self, name: str, got: torch.Tensor, answers: torch.Tensor) -> None:
-        want = answers[: got.shape[0]]
-        same = got.view(torch.int16) == want.view(torch.int16)
-        if self.device.type == "cuda" or not bool(same.all()):
-            self._good.append((same | (got.isnan() & want.isnan())).all())
-            self._names.append(name)
+    def compare(self, form: Form, outputs: tuple[torch.Tensor, ...], taken: Set) -> None:
+        for name, got in zip(form.outputs, outputs, strict=True):
+            want = taken.answers[name][: got.shape[0]]
+            same = got.view(torch.int16) == want.view(torch.int16)
+            if self.device.type == "cuda" or not bool(same.all()):
+                self._good.append((same | (got.isnan() & want.isnan())).all())
+                self._names.append(f"{name} ({form.value})")
 
     def settle(self) -> None:
         """Waits for the pass and adds it to the tally."""

@@ -52,13 +52,14 @@ def _signed(words: tuple[int, ...], bits: int, dtype: torch.dtype) -> torch.Tens
 
 
 @functools.cache
-def _patterns(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Words of any kind, and those that leave a row finite, as int32."""
+def _patterns(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Words of any kind, those that are finite, and those that are small too, as int32."""
     words = list(_WORDS[dtype.itemsize])
     if dtype.itemsize == 2:
         words += [half | 0x3C00 << 16 for half in _HALVES[dtype]] + [half << 16 for half in _HALVES[dtype]]
     every = _signed(tuple(words), 32, torch.int32)
-    return every, every[every.view(dtype).float().unflatten(0, (len(words), -1)).isfinite().all(-1)]
+    largest = every.view(dtype).float().abs().unflatten(0, (len(words), -1)).amax(-1)  # NaN where one is
+    return every, every[largest.isfinite()], every[largest <= 1]
 
 
 def hostile_rows(
@@ -68,25 +69,27 @@ def hostile_rows(
     above.
 
     Row t is of kind (t + seed) % 8: 0 and 1 hold infinities and NaN too, 2 and 3 elements whose sum over ranks depends
-    on the order of addition, 5 is nothing but zeros of both signs, 6 nothing but sentinels.
+    on the order of addition, 5 is nothing but zeros of both signs, 6 nothing but sentinels, 7 holds the largest
+    numbers. Of 0, 1 and 7 the square sum is mostly NaN or infinite, and the norm NaN or 0; of 2, 3 and 4 it is neither.
     """
     generator = torch.Generator().manual_seed(1009 * seed + rank)
     kind = ((torch.arange(tokens) + seed) % 8).unsqueeze(-1)
     rows = torch.randn(tokens, hidden, generator=generator)
     # In fp32, (large + small) - large is not small + (large - large).
-    large, small = (2.0**15, 1.5 * 2.0**-10) if dtype == torch.float16 else (2.0**30, 1.5)
+    large, small = (2.0**14, 1.5 * 2.0**-11) if dtype == torch.float16 else (2.0**30, 1.5)
     ordered = (torch.arange(hidden) % 16 == 5) & ((kind == 2) | (kind == 3))
     rows[ordered] = (large, small, -large)[rank % 3]
     rows = rows.to(dtype)
     if rows.numel() == 0:
         return rows
     words = rows.view(torch.int32)
-    every, finite = _patterns(dtype)
+    every, finite, modest = _patterns(dtype)
     count = max(4, math.ceil(words.shape[1] * share))
     place = torch.randint(words.shape[1], (tokens, count), generator=generator)
     wild = every[torch.randint(len(every), (tokens, count), generator=generator)]
-    tame = finite[torch.randint(len(finite), (tokens, count), generator=generator)]
-    words.scatter_(1, place, torch.where(kind < 2, wild, tame))
+    huge = finite[torch.randint(len(finite), (tokens, count), generator=generator)]
+    tame = modest[torch.randint(len(modest), (tokens, count), generator=generator)]
+    words.scatter_(1, place, torch.where(kind < 2, wild, torch.where(kind == 7, huge, tame)))
     zeros = _signed(
         (0x80000000, 0x00008000, 0x80008000, 0) if dtype.itemsize == 2 else (0x80000000, 0), 32, torch.int32
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -21,14 +22,15 @@ class Bar:
 
     def show(self, share: float, calls: int) -> None:
         now = time.monotonic()
-        if now - self._last < (0.1 if self._terminal else 10.0):
+        if share < 1 and now - self._last < (0.1 if self._terminal else 10.0):
             return
         self._last = now
         full = round(min(share, 1.0) * _WIDTH)
-        state = f"{calls} calls, all of their bits compared" if calls else "inputs and right answers"
+        state = f"{calls} calls, all of their bits compared" if calls else "making inputs and right answers"
         text = f"[{'#' * full}{'.' * (_WIDTH - full)}] {min(share, 1.0):4.0%}  {state}"
         if self._terminal:
-            print(f"\r{text:<90}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps is not rewritten
+            print(f"\r{text[:width]:<{width}}", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -63,6 +65,6 @@ def table(results: list[tuple[Any, ...]]) -> int:
             p50, p99 = (f"{percentile(times, share):.1f}" for share in (0.5, 0.99))
             print(line.format(hidden, size, MODELS[hidden], calls, p50, p99, transport.strip("'"), verdict))
             total, wrong = total + calls, wrong + bad
-    print(f"{reason}. Times are of all ranks and include the wait for the slowest.")
+    print(f"{reason}. Times are of all ranks, of fused and plain calls, and include the wait for the slowest rank.")
     print(f"{total} calls on each of {len(results)} ranks: {f'{wrong} outputs WRONG' if wrong else 'every bit right'}.")
     return wrong

@@ -1,4 +1,6 @@
-"""The ops under the compiler: schemas and fakes as `torch.library.opcheck` wants them, and no graph break."""
+"""The ops under the compiler: schemas and fakes as `torch.library.opcheck` wants them, no graph break, and calls in
+place that stay what they are.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +49,9 @@ def check_fakes(rank: Any) -> None:
             assert ops.all_reduce_out(x, x, 1) is None
 
 
+ALIASED = ("A", "C", "A behind an operation", "all_reduce_out")
+
+
 def layer(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, matrix: torch.Tensor, handle: int) -> Any:
     """A transformer layer's skeleton: both ops, work between them, inputs that are transposed on the way."""
     from mnnvl_ar import ops
@@ -87,6 +92,52 @@ def check_compiles(rank: Any, backend: str) -> None:
 
         assert "mnnvl_ar::all_reduce_rms_norm" in FALLBACK_ALLOW_LIST
         assert mnnvl_ar.ops.all_reduce_rms_norm in lowerings
+
+
+def aliased(
+    case: str, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, handle: int
+) -> tuple[torch.Tensor, ...]:
+    """One call that writes over its inputs (`common.cases.calls.ALIASING`): its outputs, used once more, as they are
+    and behind another operation.
+    """
+    from mnnvl_ar import ops
+
+    if case == "A behind an operation":  # what is written over is of the graph, not of the caller
+        x, residual = x * 2, residual + 1
+    if case == "all_reduce_out":
+        ops.all_reduce_out(x, x, handle)
+        return x, x + 1
+    norm_out, residual_out = (torch.full_like(x, 3.0), x) if case == "C" else (x, residual)
+    ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, norm_out, residual_out, handle)
+    return norm_out.clone(), residual_out.clone(), norm_out + residual_out
+
+
+def check_compiles_aliased(rank: Any, backend: str, case: str) -> None:
+    """A call in place compiles as one graph; its outputs, and its inputs afterwards, have the reference's bits."""
+    from mnnvl_ar import reference
+
+    torch._dynamo.reset()
+    torch._inductor.config.force_disable_caches = True
+    torch._inductor.config.compile_threads = 1
+    handle = rank.workspace().handle
+    xs = [torch.randn(5, 64, generator=torch.Generator().manual_seed(source)).bfloat16() for source in range(2)]
+    residual, weight = torch.linspace(-2, 2, 5 * 64).view(5, 64).bfloat16(), torch.linspace(0.5, 1.5, 64)
+    x_now, residual_now = (t.to(rank.device, copy=True) for t in (xs[rank.rank], residual))
+    rank.barrier()
+    compiled = torch.compile(aliased, fullgraph=True, backend=backend)
+    got = compiled(case, x_now, residual_now, weight.to(rank.device), handle)
+    rank.barrier()
+    if case == "all_reduce_out":
+        total = reference.all_reduce(xs)
+        want, after = (total, total + 1), (total, residual)
+    elif case == "A behind an operation":
+        norm, total = reference.all_reduce_rms_norm([x * 2 for x in xs], residual + 1, weight, 1e-6)
+        want, after = (norm, total, norm + total), (xs[rank.rank], residual)
+    else:
+        norm, total = reference.all_reduce_rms_norm(xs, residual, weight, 1e-6)
+        want, after = (norm, total, norm + total), (norm, total) if case == "A" else (total, residual)
+    for g, w in zip((*got, x_now, residual_now), (*want, *after), strict=True):
+        assert reference.same_bits(g, w), f"{backend}, {case}"
 
 
 def check_wanted_is_traced(rank: Any) -> None:
