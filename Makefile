@@ -13,7 +13,6 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 GPU := $(wildcard /dev/nvidiactl /dev/nvidia0 /dev/nvgpu)
-HAVE_NVCC := $(shell command -v nvcc "$${CUDA_HOME:-/none}/bin/nvcc" 2> /dev/null)
 
 ifeq ($(origin PY),undefined)
 PY := .venv/bin/python
@@ -107,9 +106,7 @@ PIP_INSTALL = $(PIP) install -c .venv/.constraint
 .venv/.installed: .venv/.constraint pyproject.toml
 	$(PIP_INSTALL) 'setuptools>=77' ninja
 ifneq ($(GPU),)
-ifeq ($(HAVE_NVCC),)
-	$(PIP_INSTALL) 'cuda-toolkit[nvcc,cccl,cudart]==13.*'
-endif
+	$(PY) setup.py --quiet find_nvcc > /dev/null 2>&1 || $(PIP_INSTALL) 'cuda-toolkit[nvcc,cccl,cudart]==13.*'
 endif
 	@$(PY) -c 'import torch' || { echo "mnnvl_ar: this PyTorch cannot be imported; choose another by TORCH="; exit 1; }
 	$(PY) setup.py --quiet build_ext --inplace

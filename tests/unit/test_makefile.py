@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = """#!/bin/sh
 echo "$*" >> log
-case "$*" in *importlib.metadata*) echo torch==2.10.0;; esac
+case "$*" in *importlib.metadata*) echo torch==2.10.0;; *find_nvcc*) exit ${LACKS_NVCC:-0};; esac
 """
 
 
@@ -48,6 +48,17 @@ def test_another_torch_sets_up_anew_and_the_same_does_not(tree: Path) -> None:
     again = make(tree, ".venv/.installed", "TORCH=torch==2.11.0 --index-url here")
     assert any(line.endswith("install torch==2.11.0 --index-url here") for line in again)
     assert any("-e .[test]" in line for line in again)
+
+
+@pytest.mark.parametrize(("gpu", "lacks", "installed"), [("", 1, 0), ("/dev/nvidia0", 0, 0), ("/dev/nvidia0", 1, 1)])
+def test_pips_nvcc_is_for_machines_with_a_gpu_that_lack_one(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, gpu: str, lacks: int, installed: int
+) -> None:
+    monkeypatch.setenv("LACKS_NVCC", str(lacks))
+    told = make(tree, ".venv/.installed", f"GPU={gpu}")
+    assert (
+        sum("install -c .venv/.constraint cuda-toolkit[nvcc,cccl,cudart]==13.*" in line for line in told) == installed
+    )
 
 
 # What PyPI's PyTorch asks for on x86_64; one that no version of ours satisfies would be replaced by a newer PyTorch.
