@@ -174,10 +174,17 @@ class BuildLibrary(build_ext):
         link += " -lrt -ldl -lpthread" + (sanitize or " -Wl,-z,defs")
         edges.append(f"build build/{VARIANT}/out.so: link {' '.join(objects)}\n  flags = {link}")
         run_ninja(VARIANT, {"cxx": cxx, "nvcc": nvcc or ""}, edges, target)
-        config = {"cuda": nvcc is not None, "archs": ARCHS if nvcc else [], "ptxas": ptxas}
+        config = {
+            "cuda": nvcc is not None,
+            "wanted": env("MNNVL_AR_ARCHS"),
+            "archs": ARCHS if nvcc else [],
+            "ptxas": ptxas,
+        }
         (ROOT / "build" / VARIANT / "config.json").write_text(json.dumps(config))
         if not self.inplace and not self.editable_mode:
-            self.copy_file(str(target), self.get_ext_fullpath("mnnvl_ar._C"))
+            copy = self.get_ext_fullpath("mnnvl_ar._C")
+            self.mkpath(os.path.dirname(copy))
+            self.copy_file(str(target), copy)
 
 
 class BuildProtocol(build_ext):

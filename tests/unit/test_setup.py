@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from setuptools import Distribution
+from setuptools import Distribution, Extension
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -129,3 +129,29 @@ def test_the_makefiles_question(
     with pytest.raises(SystemExit) as ended:
         load(PATH=f"{tmp_path}/bin", **variables)["FindNvcc"](Distribution()).run()
     assert int(ended.value.code) == status
+
+
+def test_the_default_architectures(load: Any) -> None:
+    assert load()["ARCHS"] == ["90a", "100f", "ptx"]
+
+
+# ---- the build
+
+
+def test_a_build_that_is_not_in_place(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain `setup.py build_ext` makes the folder that it copies the library to."""
+    found = load()
+
+    def run_ninja(variant: str, variables: dict[str, str], edges: list[str], target: Path) -> None:
+        (tmp_path / "build" / variant).mkdir(parents=True)
+        target.parent.mkdir()
+        target.write_bytes(b"built")
+
+    stand_ins = {"ROOT": tmp_path, "run_ninja": run_ninja, "find_cxx": lambda: "g++", "package_folder": str}
+    for name, value in stand_ins.items():
+        monkeypatch.setitem(found["find_nvcc"].__globals__, name, value)
+    command = found["BuildLibrary"](Distribution({"name": "mnnvl_ar", "ext_modules": [Extension("mnnvl_ar._C", [])]}))
+    command.build_lib = str(tmp_path / "lib")
+    command.ensure_finalized()
+    command.run()
+    assert (tmp_path / "lib/mnnvl_ar/_C.so").read_bytes() == b"built"
