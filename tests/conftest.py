@@ -10,7 +10,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from common.multicast import keep_multicast_off
 from gpu import record
+
+keep_multicast_off()  # before any rank starts
 
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100, print_blob=True)
