@@ -1,6 +1,6 @@
 #!/bin/bash
-# One built mnnvl_ar/_C.so under many PyTorches and Pythons, each installed from PyPI into an environment of its own, which
-# is deleted again: it must load, and the demo on the CPU must find every bit right.
+# One built mnnvl_ar/_C.so under many PyTorches and Pythons, each installed from PyPI into an environment of its own,
+# deleted afterwards: it must load, and the demo on the CPU must find every bit right.
 #
 #   tests/versions.sh [TORCH VERSION...]           2.10.0 to 2.15.0 by default; needs `make build` first
 #   PYTHONS="python3.10 python3.13" tests/versions.sh 2.12.0
