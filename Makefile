@@ -13,7 +13,6 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 GPU := $(wildcard /dev/nvidiactl /dev/nvidia0 /dev/nvgpu)
-HAVE_NVCC := $(shell command -v nvcc "$${CUDA_HOME:-/none}/bin/nvcc" 2> /dev/null)
 
 ifeq ($(origin PY),undefined)
 PY := .venv/bin/python
@@ -98,20 +97,24 @@ format: $(READY_DEV)
 	$(PIP) install $(foreach word,$(TORCH),'$(word)')
 	@touch $@
 
-.venv/.installed: .venv/.torch pyproject.toml
-	$(PIP) install 'setuptools>=77' ninja
+# What is installed after PyTorch must go with it: a package that wants another one is pip's error, not a silent change.
+PIP_INSTALL = $(PIP) install -c .venv/.constraint
+
+.venv/.constraint: .venv/.torch
+	@$(PY) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
+
+.venv/.installed: .venv/.constraint pyproject.toml
+	$(PIP_INSTALL) 'setuptools>=77' ninja
 ifneq ($(GPU),)
-ifeq ($(HAVE_NVCC),)
-	$(PIP) install 'cuda-toolkit[nvcc,cccl,cudart]==13.*'
-endif
+	$(PY) setup.py --quiet find_nvcc > /dev/null 2>&1 || $(PIP_INSTALL) 'cuda-toolkit[nvcc,cccl,cudart]==13.*'
 endif
 	@$(PY) -c 'import torch' || { echo "mnnvl_ar: this PyTorch cannot be imported; choose another by TORCH="; exit 1; }
 	$(PY) setup.py --quiet build_ext --inplace
-	$(PIP) install --no-build-isolation -e '.[test]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[test]'
 	@touch $@
 
 .venv/.dev: .venv/.installed
-	$(PIP) install --no-build-isolation -e '.[test,dev]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
 	@touch $@
 
 .PHONY: FORCE
@@ -119,4 +122,4 @@ FORCE:
 
 clean:
 	rm -rf build dist *.egg-info mnnvl_ar/_C.so tests/_C_*.so tests/_protocol*.so
-	rm -f .venv/.torch .venv/.torch-wanted .venv/.installed .venv/.dev
+	rm -f .venv/.torch .venv/.torch-wanted .venv/.constraint .venv/.installed .venv/.dev

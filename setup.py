@@ -7,7 +7,7 @@ MNNVL_AR_SANITIZE      thread -> tests/_C_tsan.so, address -> tests/_C_asan.so; 
 CXX, CUDA_HOME, MAX_JOBS as usual
 
 `setup.py build_ext --inplace` builds that; `setup.py build_protocol` builds the unit tests' pybind11 module
-tests/_protocol.<abi>.so.
+tests/_protocol.<abi>.so; `setup.py find_nvcc` fails where an nvcc is still to be installed.
 """
 
 import fcntl
@@ -21,8 +21,9 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -32,6 +33,8 @@ ARCHS = [arch for arch in env("MNNVL_AR_ARCHS", "90a;100f;ptx").split(";") if ar
 SANITIZE = env("MNNVL_AR_SANITIZE", "")
 PLAIN = "test" if env("MNNVL_AR_TEST_BUILD") == "1" else "release"
 VARIANT = {"thread": "tsan", "address": "asan", "": PLAIN}[SANITIZE]
+CUDA_WANTED = env("MNNVL_AR_CUDA") != "0" and not SANITIZE
+GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvgpu")  # as in the Makefile
 CXX_FLAGS = "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Icsrc"
 NVCC_FLAGS = (
     "-std=c++20 -O3 -lineinfo -t 1 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --expt-relaxed-constexpr"
@@ -80,22 +83,34 @@ def find_cxx() -> str:
     return stop(f"no C++20 compiler ({first}): install g++ 10 or later, or set CXX") if got.returncode else cxx
 
 
-def find_nvcc() -> str | None:
-    """nvcc of $CUDA_HOME, of pip's cuda-toolkit[nvcc,cccl,cudart], or on PATH. None, and a line to say so, without."""
-    wanted = env("MNNVL_AR_CUDA") != "0" and not SANITIZE
-    pip = importlib.util.find_spec("nvidia")
-    folders = (pip and pip.submodule_search_locations) or ()
-    places = [Path(env("CUDA_HOME", "/none"), "bin"), *(bin for f in folders for bin in Path(f).glob("cu*/bin"))]
-    nvcc = next(filter(None, (shutil.which("nvcc", path=place) for place in [*places, env("PATH")])), None)
-    if nvcc is None or not wanted:
-        print(f"mnnvl_ar: {'no nvcc' if wanted else 'CUDA not wanted'}: host transport only", flush=True)
-        return None
+def release_of(nvcc: str) -> tuple[int, int]:
+    """nvcc's version; (0, 0) if it does not say."""
     said = subprocess.run([nvcc, "--version"], text=True, capture_output=True).stdout
     release = re.search(r"release (\d+)\.(\d+)", said)
-    if release is None or (int(release[1]), int(release[2])) < (12, 9):  # the first that knows sm_100f
-        found = release[0] if release else "of no known release"
-        stop(f"{nvcc} is {found}, 12.9 or later is needed: set CUDA_HOME, or MNNVL_AR_CUDA=0 to go without")
-    return nvcc
+    return (int(release[1]), int(release[2])) if release else (0, 0)
+
+
+def find_nvcc() -> str | None:
+    """The first nvcc new enough: of $CUDA_HOME, of pip's cuda-toolkit[nvcc,cccl,cudart], on PATH. None, and a line to
+    say so, where there is none; but where all are too old and there is a GPU, an error: it would be left unused.
+    """
+    if not CUDA_WANTED:
+        print("mnnvl_ar: CUDA not wanted: host transport only", flush=True)
+        return None
+    pip = importlib.util.find_spec("nvidia")
+    folders = (pip and pip.submodule_search_locations) or ()
+    places = [f"{env('CUDA_HOME') or '/none'}/bin", *(str(bin) for f in folders for bin in Path(f).glob("cu*/bin"))]
+    old = []
+    for nvcc in (shutil.which("nvcc", path=place) for place in [*places, *env("PATH", os.defpath).split(os.pathsep)]):
+        release = release_of(nvcc) if nvcc else (0, 0)
+        if release >= (12, 9):  # the first that knows sm_100f
+            return nvcc
+        if nvcc:
+            old.append(f"nvcc {release[0]}.{release[1]} at {nvcc} is too old (12.9 needed)")
+    if old and any(map(os.path.exists, GPUS)):
+        stop(f"{old[0]}: set CUDA_HOME to a newer one, or MNNVL_AR_CUDA=0 to go without")
+    print(f"mnnvl_ar: {old[0] if old else 'no nvcc'}: host transport only", flush=True)
+    return None
 
 
 def toolkit_folders(nvcc: str) -> tuple[list[str], list[str]]:
@@ -159,10 +174,17 @@ class BuildLibrary(build_ext):
         link += " -lrt -ldl -lpthread" + (sanitize or " -Wl,-z,defs")
         edges.append(f"build build/{VARIANT}/out.so: link {' '.join(objects)}\n  flags = {link}")
         run_ninja(VARIANT, {"cxx": cxx, "nvcc": nvcc or ""}, edges, target)
-        config = {"cuda": nvcc is not None, "archs": ARCHS if nvcc else [], "ptxas": ptxas}
+        config = {
+            "cuda": nvcc is not None,
+            "wanted": env("MNNVL_AR_ARCHS"),
+            "archs": ARCHS if nvcc else [],
+            "ptxas": ptxas,
+        }
         (ROOT / "build" / VARIANT / "config.json").write_text(json.dumps(config))
         if not self.inplace and not self.editable_mode:
-            self.copy_file(str(target), self.get_ext_fullpath("mnnvl_ar._C"))
+            copy = self.get_ext_fullpath("mnnvl_ar._C")
+            self.mkpath(os.path.dirname(copy))
+            self.copy_file(str(target), copy)
 
 
 class BuildProtocol(build_ext):
@@ -181,6 +203,19 @@ class BuildProtocol(build_ext):
         run_ninja("protocol", {"cxx": find_cxx()}, edges, target)
 
 
+class FindNvcc(Command):
+    """Fails if CUDA is wanted and there is no nvcc for it, so that the Makefile can install pip's."""
+
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None: ...
+
+    def finalize_options(self) -> None: ...
+
+    def run(self) -> None:
+        sys.exit(CUDA_WANTED and find_nvcc() is None)
+
+
 class OneWheel(bdist_wheel):
     """One wheel for every Python: `_C.so` has no PyInit and is loaded by torch.ops.load_library."""
 
@@ -190,5 +225,10 @@ class OneWheel(bdist_wheel):
 
 setup(
     ext_modules=[Extension("mnnvl_ar._C", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "build_protocol": BuildProtocol, "bdist_wheel": OneWheel},
+    cmdclass={
+        "build_ext": BuildLibrary,
+        "build_protocol": BuildProtocol,
+        "find_nvcc": FindNvcc,
+        "bdist_wheel": OneWheel,
+    },
 )

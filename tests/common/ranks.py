@@ -27,6 +27,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from common.multicast import keep_multicast_off
+
 ROOT = Path(__file__).parent.parent.parent
 TEST_LIBRARY = ROOT / "tests" / "_C_test.so"
 GRACE = 5.0  # seconds that the other ranks get once one has failed
@@ -274,6 +276,7 @@ def _forks() -> Any:
 def _serve(pipe: Connection, meeting: str, rank: int, world_size: int, device: str, env: dict[str, str]) -> None:
     """A rank's life: runs what comes down the pipe until it is closed."""
     os.environ.update(env)
+    keep_multicast_off()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
     import torch.distributed as dist

@@ -42,7 +42,7 @@ def launch(ops: Any, handles: list[int], strategy: int, *tensors: Any) -> None:
 
 def work(ranks: int) -> int:
     """What runs under the tool. 0: all bits right; WRONG; SERIALISED: a rank's deadline passed."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT)]
     import torch
 
     from common.rows import hostile_rows, weights
@@ -112,6 +112,10 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds a tool and world size")
     parser.add_argument("--work", type=int, metavar="RANKS", help="what runs under the tool, by itself")
     options = parser.parse_args()
+    sys.path[:0] = [str(ROOT / "tests")]
+    from common.multicast import keep_multicast_off
+
+    keep_multicast_off()
     if options.work is not None:
         return work(options.work)
     sanitizer = find_sanitizer()

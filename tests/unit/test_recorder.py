@@ -1,0 +1,77 @@
+"""`--gpu-record` tells whether all of tests/gpu ran: conftest.py in a tree of small tests and of stand-ins."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TREE = {
+    "hypothesis.py": "class settings:\n    register_profile = load_profile = staticmethod(lambda *_, **__: None)\n",
+    "torch.py": "class cuda:\n    device_count = staticmethod(lambda: 2)\n",
+    "common/multicast.py": "def keep_multicast_off(): pass\n",
+    "gpu/record.py": "import json\n\n\n"
+    "def write_run(file, counts, partial):\n    file.write_text(json.dumps([counts, partial]))\n",
+    "gpu/test_one.py": "import pytest\n\n\ndef test_a(): pass\n\n\n@pytest.mark.slow\ndef test_b(): pass\n",
+    "gpu/test_two.py": "import pytest\n\n\n@pytest.mark.gpu(2)\ndef test_c(): pass\n\n\n"
+    "@pytest.mark.gpu(4)\ndef test_d(): pass\n",
+    "unit/test_other.py": "def test_e(): pass\n",
+}
+ONE, TWO, FOUR = (
+    {"passed": 2, "failed": 0, "skipped": 0},
+    {"passed": 1, "failed": 0, "skipped": 0},
+    {"passed": 0, "failed": 0, "skipped": 1},
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, text in TREE.items():
+        file = tmp_path / "tests" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path / "tests")
+    return tmp_path
+
+
+def recorded(tree: Path, *arguments: str) -> tuple[dict[str, dict[str, int]], bool]:
+    command = [sys.executable, "-m", "pytest", "-q", "--gpu-record", "record.json", *arguments]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    got = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=env)
+    counts, partial = json.loads((tree / "record.json").read_text())
+    assert ("as partial" in got.stdout) == partial, got.stdout
+    return counts, partial
+
+
+@pytest.mark.parametrize("arguments", [("-m", "gpu", "tests/gpu"), ("tests",), ("-m", "gpu")])
+def test_a_whole_run(tree: Path, arguments: tuple[str, ...]) -> None:
+    """Also where there are fewer GPUs than a test needs, and where only other tests were left out."""
+    assert recorded(tree, *arguments) == ({"1": ONE, "2": TWO, "4": FOUR}, False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-k", "test_a"),
+        ("-m", "gpu and not slow"),
+        ("--gpus", "1"),
+        ("--deselect", "tests/gpu/test_one.py::test_b"),
+        ("--ignore", "tests/gpu/test_two.py"),
+        ("tests/gpu/test_one.py",),
+        ("tests/gpu/test_two.py::test_c", "tests/unit"),
+    ],
+)
+def test_a_run_with_tests_left_out(tree: Path, arguments: tuple[str, ...]) -> None:
+    assert recorded(tree, *arguments)[1]
+
+
+def test_a_run_that_ended_early(tree: Path) -> None:
+    file = tree / "tests/gpu/test_one.py"
+    file.write_text(file.read_text().replace("test_b(): pass", "test_b(): assert False"))
+    assert recorded(tree, "tests/gpu")[1] is False  # failures are no omission
+    assert recorded(tree, "tests/gpu", "-x")[1]

@@ -1,0 +1,157 @@
+"""setup.py finds the compilers that fit, and says what is wrong in words that tell what to do."""
+
+import importlib.util
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from setuptools import Distribution, Extension
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """setup.py's functions, under these variables, on a machine that has no compiler, nvcc or GPU but those given."""
+
+    def load(gpu: bool = False, **variables: str) -> dict[str, Any]:
+        for name in ("CXX", "CUDA_HOME", "PATH", "MNNVL_AR_CUDA", "MNNVL_AR_ARCHS", "MNNVL_AR_SANITIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"PATH": "", **variables}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+        monkeypatch.chdir(ROOT)
+        found = runpy.run_path("setup.py")
+        pip = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+        monkeypatch.setattr(importlib.util, "find_spec", {"nvidia": pip}.get)
+        monkeypatch.setitem(found["find_nvcc"].__globals__, "GPUS", (str(ROOT),) if gpu else ())
+        return found
+
+    return load
+
+
+def nvcc(folder: Path, release: str) -> str:
+    """A stand-in for nvcc in `folder`/bin; its path."""
+    program = folder / "bin" / "nvcc"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\necho Cuda compilation tools, release {release}, V{release}.1\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+# ---- the C++ compiler
+
+
+def test_no_compiler(load: Any) -> None:
+    with pytest.raises(SystemExit, match=r"no C\+\+20 compiler \(.*g\+\+.*\): install g\+\+ 10 or later, or set CXX"):
+        load()["find_cxx"]()
+
+
+def test_a_compiler_of_ones_own_that_is_not_there(load: Any) -> None:
+    with pytest.raises(SystemExit, match=r"no C\+\+20 compiler \(.*nosuch\+\+.*\)"):
+        load(CXX="nosuch++")["find_cxx"]()
+
+
+def test_a_compiler_too_old(load: Any, tmp_path: Path) -> None:
+    old = tmp_path / "g++"
+    old.write_text("#!/bin/sh\necho unknown option -std=c++20 >&2\nexit 1\n")
+    old.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"no C\+\+20 compiler \(unknown option"):
+        load(PATH=str(tmp_path))["find_cxx"]()
+
+
+# ---- nvcc
+
+
+def test_no_nvcc(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for gpu in (False, True):  # one without nvcc may do without CUDA, GPU or not
+        assert load(gpu, CUDA_HOME="")["find_nvcc"]() is None
+        assert "mnnvl_ar: no nvcc: host transport only\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variables", [{"MNNVL_AR_CUDA": "0"}, {"MNNVL_AR_SANITIZE": "thread"}])
+def test_cuda_not_wanted(
+    load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], variables: dict[str, str]
+) -> None:
+    nvcc(tmp_path, "13.0")
+    assert load(CUDA_HOME=str(tmp_path), **variables)["find_nvcc"]() is None
+    assert "mnnvl_ar: CUDA not wanted: host transport only\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("release", "enough"), [("12.8", False), ("12.9", True), ("13.0", True), ("14.1", True)])
+def test_how_new_an_nvcc_must_be(load: Any, tmp_path: Path, release: str, enough: bool) -> None:
+    program = nvcc(tmp_path, release)
+    assert load(CUDA_HOME=str(tmp_path))["find_nvcc"]() == (program if enough else None)
+
+
+def test_an_nvcc_too_old_is_told_and_done_without(
+    load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = nvcc(tmp_path, "12.4")
+    assert load(PATH=f"/none:{tmp_path}/bin")["find_nvcc"]() is None
+    told = f"mnnvl_ar: nvcc 12.4 at {program} is too old (12.9 needed): host transport only\n"
+    assert told in capsys.readouterr().out
+
+
+def test_an_nvcc_too_old_beside_a_gpu_is_an_error(load: Any, tmp_path: Path) -> None:
+    program = nvcc(tmp_path, "12.4")
+    with pytest.raises(SystemExit, match=rf"nvcc 12.4 at {program} is too old \(12.9 needed\): set CUDA_HOME .*CUDA=0"):
+        load(gpu=True, PATH=f"{tmp_path}/bin")["find_nvcc"]()
+
+
+@pytest.mark.parametrize("good", ["home", "nvidia/cu13", "first", "last"])
+def test_an_nvcc_too_old_hides_no_good_one(load: Any, tmp_path: Path, good: str) -> None:
+    """Wherever it is: $CUDA_HOME, pip's toolkit, or further along PATH."""
+    places = {good, "home", "first"}
+    found = {place: nvcc(tmp_path / place, "13.0" if place == good else "12.4") for place in places}
+    path = f"{tmp_path}/first/bin:{tmp_path}/last/bin"
+    assert load(gpu=True, CUDA_HOME=f"{tmp_path}/home", PATH=path)["find_nvcc"]() == found[good]
+
+
+def test_the_order_of_places(load: Any, tmp_path: Path) -> None:
+    for place in ("path", "nvidia/cu13", "home"):
+        program = nvcc(tmp_path / place, "13.0")
+        assert load(CUDA_HOME=f"{tmp_path}/home", PATH=f"{tmp_path}/path/bin")["find_nvcc"]() == program
+
+
+@pytest.mark.parametrize(
+    ("release", "variables", "status"), [("13.0", {}, 0), ("12.4", {}, 1), ("12.4", {"MNNVL_AR_CUDA": "0"}, 0)]
+)
+def test_the_makefiles_question(
+    load: Any, tmp_path: Path, release: str, variables: dict[str, str], status: int
+) -> None:
+    """`setup.py find_nvcc` fails where one is to be installed."""
+    nvcc(tmp_path, release)
+    with pytest.raises(SystemExit) as ended:
+        load(PATH=f"{tmp_path}/bin", **variables)["FindNvcc"](Distribution()).run()
+    assert int(ended.value.code) == status
+
+
+def test_the_default_architectures(load: Any) -> None:
+    assert load()["ARCHS"] == ["90a", "100f", "ptx"]
+
+
+# ---- the build
+
+
+def test_a_build_that_is_not_in_place(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain `setup.py build_ext` makes the folder that it copies the library to."""
+    found = load()
+
+    def run_ninja(variant: str, variables: dict[str, str], edges: list[str], target: Path) -> None:
+        (tmp_path / "build" / variant).mkdir(parents=True)
+        target.parent.mkdir()
+        target.write_bytes(b"built")
+
+    stand_ins = {"ROOT": tmp_path, "run_ninja": run_ninja, "find_cxx": lambda: "g++", "package_folder": str}
+    for name, value in stand_ins.items():
+        monkeypatch.setitem(found["find_nvcc"].__globals__, name, value)
+    command = found["BuildLibrary"](Distribution({"name": "mnnvl_ar", "ext_modules": [Extension("mnnvl_ar._C", [])]}))
+    command.build_lib = str(tmp_path / "lib")
+    command.ensure_finalized()
+    command.run()
+    assert (tmp_path / "lib/mnnvl_ar/_C.so").read_bytes() == b"built"
