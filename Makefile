@@ -30,7 +30,7 @@ test: build test-build
 	$(PY) -m pytest $(ARGS)
 
 gpu-test: build test-build
-	$(PY) -m pytest -m gpu tests/gpu --gpu-record tests/gpu/record.json $(ARGS)
+	$(PY) tests/gpu/campaign.py $(ARGS)
 
 record-check:
 	@$(PYTHON) tests/gpu/record.py --check

@@ -57,23 +57,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Recorder:
-    """Counts the GPU tests' outcomes by the number of GPUs that they need. The record is partial if tests of tests/gpu
-    were left out, by an option or by an end before the last, and not just skipped for want of GPUs.
+    """Counts the GPU tests' outcomes by the number of GPUs that they need, and says which tests of tests/gpu were left
+    out, by an option or by an end before the last, and not just skipped for want of GPUs.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.outcomes: dict[str, tuple[int, str]] = {}  # a failure at any stage stays
-        self.collected: set[str] = set()
-        self.left_out = False
+        self.wanted: set[str] = set()  # tests, and files of which nothing was collected
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        self.left_out = self.left_out or any(map(gpus_needed, items))
+        self.wanted |= {item.nodeid for item in items if gpus_needed(item)}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.collected = {item.nodeid for item in session.items if gpus_needed(item)}
-        files = set(Path(__file__).parent.glob("gpu/test_*.py"))
-        self.left_out = self.left_out or not files <= {item.path for item in session.items}
+        self.wanted |= {item.nodeid for item in session.items if gpus_needed(item)}
+        seen = {test.split("::")[0] for test in self.wanted}
+        files = {str(file.relative_to(session.config.rootpath)) for file in Path(__file__).parent.glob("gpu/test_*.py")}
+        self.wanted |= files - seen
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         gpus = dict(report.user_properties).get("gpus")
@@ -87,9 +87,10 @@ class Recorder:
             count = counts.setdefault(str(gpus), {"passed": 0, "failed": 0, "skipped": 0})
             count[outcome] += 1
         if any(count["passed"] for count in counts.values()):
-            partial = self.left_out or not self.collected <= self.outcomes.keys()
-            record.write_run(self.file, counts, partial=partial)
-            terminalreporter.write_line(f"recorded in {self.file}{', as partial: tests were left out' * partial}")
+            left_out = sorted(self.wanted - self.outcomes.keys())
+            record.write_run(self.file, counts, left_out)
+            partial = f", as partial: {len(left_out)} tests were left out" if left_out else ""
+            terminalreporter.write_line(f"recorded in {self.file}{partial}")
         else:
             terminalreporter.write_line(f"no GPU test passed: {self.file} is left as it was")
 

@@ -22,7 +22,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILE = Path(__file__).with_name("record.json")
-COVERED = ("csrc/**/*", "mnnvl_ar/**/*.py", "mnnvl_ar/**/*.json", "tests/gpu/**/*.py", "tests/replay/**/*.py")
+# What the tests run, how it is compiled, and what they import.
+COVERED = (
+    "csrc/**/*",
+    "setup.py",
+    "mnnvl_ar/**/*.py",
+    "mnnvl_ar/**/*.json",
+    "tests/conftest.py",
+    "tests/common/**/*.py",
+    "tests/gpu/**/*.py",
+    "tests/native/exhaustive.cu",
+    "tests/replay/**/*.py",
+)
 
 
 def source_files(root: Path = ROOT) -> dict[str, str]:
@@ -79,7 +90,12 @@ def _sum(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         gpus: {key: one["tests"].get(gpus, nothing)[key] + two["tests"].get(gpus, nothing)[key] for key in nothing}
         for gpus in sorted({*one["tests"], *two["tests"]}, key=int)
     }
-    return {**two, "tests": tests, "world_sizes": sorted({*one["world_sizes"], *two["world_sizes"]})}
+    return {
+        **two,
+        "tests": tests,
+        "world_sizes": sorted({*one["world_sizes"], *two["world_sizes"]}),
+        "left_out": sorted({*one.get("left_out", ())} & {*two.get("left_out", ())}),
+    }
 
 
 def hardware() -> str:
@@ -95,8 +111,9 @@ def merge(key: str, figures: dict[str, Any], file: Path = FILE) -> None:
     _put(file, "figures", key, figures)
 
 
-def write_run(file: Path, tests: dict[str, dict[str, int]]) -> None:
-    """Records a test run on the GPUs at hand. `tests`: passed, failed, skipped by number of GPUs needed ("1", "2")."""
+def write_run(file: Path, tests: dict[str, dict[str, int]], left_out: list[str]) -> None:
+    """Records a test run on the GPUs at hand. `tests`: passed, failed, skipped by number of GPUs needed ("1", "2").
+    `left_out`: tests that neither ran nor were skipped for want of GPUs."""
     import torch
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -112,6 +129,7 @@ def write_run(file: Path, tests: dict[str, dict[str, int]]) -> None:
         "machine": platform.machine(),
         "world_sizes": sorted(int(gpus) for gpus, count in tests.items() if count["passed"]),
         "tests": tests,
+        "left_out": left_out,
     }
     _put(file, "runs", hardware(), entry)
 
@@ -123,7 +141,8 @@ def changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
-    """(fresh?, what to say). Fresh: there is a run, every entry is of the sources as they are, no test failed."""
+    """(fresh?, what to say). Fresh: there is a run, every entry is of the sources as they are, no test failed or was
+    left out. World sizes that nobody ran are told, and are no reason: not everybody has eight GPUs."""
     record, now = load(file), source_files(root)
     if not record["runs"]:
         return False, [f"GPU record: none in {file.name}; make it by `make gpu-test` where there are GPUs"]
@@ -136,7 +155,11 @@ def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
         lines.append(f"GPU record: {'STALE' if stale else 'fresh'}: {name} ({entry['date']}{counts})")
         if stale:
             lines += [f"  {line}" for line in changes(record["sources"].get(entry["digest"], {}), now)]
-        good = good and not stale and not failed
+        left_out = entry.get("left_out", [])
+        lines += [f"  left out: {len(left_out)} tests, such as {left_out[0]}"] if left_out else []
+        good = good and not stale and not failed and not left_out
+    sizes = {size for entry in record["runs"].values() for size in entry["world_sizes"]}
+    lines += [f"GPU record: no run of {size} GPUs" for size in (2, 4, 8) if size not in sizes]
     return good, lines
 
 

@@ -110,6 +110,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS))
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds a tool and world size")
+    parser.add_argument("--record", type=Path, help="add what was found to this file, as tests/gpu/record.py")
     parser.add_argument("--work", type=int, metavar="RANKS", help="what runs under the tool, by itself")
     options = parser.parse_args()
     sys.path[:0] = [str(ROOT / "tests")]
@@ -122,13 +123,17 @@ def main() -> int:
     if sanitizer is None:
         print("no compute-sanitizer: it comes with the CUDA toolkit, or pip install nvidia-cuda-sanitizer-api")
         return 1
-    results = []
+    results: dict[str, bool] = {}
     for tool in options.tools:
         for ranks in options.ranks:
             clean, line = check(sanitizer, tool, ranks, options.timeout)
             print(line, flush=True)
-            results.append(clean)
-    return 0 if all(results) else 1
+            results[f"{tool}, {ranks} virtual ranks"] = clean
+    if options.record:
+        from gpu import record
+
+        record.merge("compute-sanitizer clean", results, options.record)
+    return 0 if all(results.values()) else 1
 
 
 if __name__ == "__main__":

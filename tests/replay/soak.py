@@ -3,7 +3,7 @@
     python tests/replay/soak.py --ranks 8                     1,000,000 calls of 1 to 8 tokens, hidden size 4096
     python tests/replay/soak.py --ranks 2 --device cpu --calls 20000 --hidden 64
 
-Prints its progress and a line of JSON, `--merge` adds that to tests/gpu/record.json. Exits 1 if a row was wrong.
+Prints its progress and a line of JSON; `--record` adds that to a record of the GPU tests. Exits 1 if a row was wrong.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--merge", action="store_true", help="add the figures to tests/gpu/record.json")
+    parser.add_argument("--record", type=Path, help="add the figures to this file, as tests/gpu/record.py")
     options = parser.parse_args()
 
     from common.ranks import RankPool
@@ -121,10 +121,10 @@ def main() -> None:
         "microseconds_a_call": round(figures[0]["seconds"] / figures[0]["calls"] * 1e6, 2),
     }
     print(json.dumps(result))
-    if options.merge:
+    if options.record:
         from gpu import record
 
-        record.merge(f"soak, {options.ranks} ranks", result)
+        record.merge(f"soak, {options.ranks} ranks", result, options.record)
     sys.exit(result["wrong_rows"] > 0)
 
 

@@ -33,7 +33,7 @@ def test_a_change_makes_it_stale_and_is_named(tree: Path) -> None:
     (tree / "csrc/new.h").write_text("")
     good, lines = record.check(tree / "tests/gpu/record.json", tree)
     assert not good
-    assert lines[1:] == ["  added csrc/new.h", "  changed csrc/protocol/ring.h", "  removed mnnvl_ar/ops.py"]
+    assert lines[1:4] == ["  added csrc/new.h", "  changed csrc/protocol/ring.h", "  removed mnnvl_ar/ops.py"]
 
 
 def test_a_failed_test_is_no_good_record(tree: Path) -> None:
@@ -53,3 +53,39 @@ def test_figures_keep_runs_and_sources(tree: Path) -> None:
     assert content["figures"]["soak"]["calls"] == 5
     assert content["runs"].keys() == {"2 x GPU"}
     assert content["sources"].keys() == {content["figures"]["soak"]["digest"], content["runs"]["2 x GPU"]["digest"]}
+
+
+def part(folder: Path, name: str, hardware: str, passed: int, left_out: list[str]) -> Path:
+    """The record of one process, of today's sources."""
+    file = folder / f"{name}.json"
+    files = record.source_files()
+    entry = {"world_sizes": [passed], "tests": {"2": {"passed": passed, "failed": 0, "skipped": 1}}}
+    entry |= {"digest": record.digest(files), "date": "2026-01-01", "left_out": left_out}
+    file.write_text(
+        json.dumps(
+            {
+                "runs": {hardware: entry},
+                "figures": {name: {"digest": entry["digest"], "date": "2026-01-01"}},
+                "sources": {},
+            }
+        )
+    )
+    return file
+
+
+def test_parts_of_one_run_are_put_together(tmp_path: Path) -> None:
+    whole = tmp_path / "record.json"
+    part(tmp_path, "record", "4 x GPU", 100, [])  # an older run of the same machine is replaced, not added to
+    parts = [part(tmp_path, "a", "2 x GPU", 2, ["y", "z"]), part(tmp_path, "b", "4 x GPU", 4, ["x", "z"])]
+    record.join(parts, whole, hardware="4 x GPU")
+    content = json.loads(whole.read_text())
+    assert content["runs"].keys() == {"4 x GPU"}
+    run = content["runs"]["4 x GPU"]
+    assert run["tests"] == {"2": {"passed": 6, "failed": 0, "skipped": 2}}
+    assert (run["world_sizes"], run["left_out"]) == ([2, 4], ["z"])
+    assert content["figures"].keys() == {"a", "b", "record"}
+    assert not record.check(whole)[0], "z was left out by both"
+    record.join([*parts, part(tmp_path, "c", "1 x GPU", 1, [])], whole, hardware="4 x GPU")
+    good, lines = record.check(whole)
+    assert good, lines
+    assert "GPU record: no run of 8 GPUs" in lines

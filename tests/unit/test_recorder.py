@@ -15,7 +15,7 @@ TREE = {
     "torch.py": "class cuda:\n    device_count = staticmethod(lambda: 2)\n",
     "common/multicast.py": "def keep_multicast_off(): pass\n",
     "gpu/record.py": "import json\n\n\n"
-    "def write_run(file, counts, partial):\n    file.write_text(json.dumps([counts, partial]))\n",
+    "def write_run(file, counts, left_out):\n    file.write_text(json.dumps([counts, left_out]))\n",
     "gpu/test_one.py": "import pytest\n\n\ndef test_a(): pass\n\n\n@pytest.mark.slow\ndef test_b(): pass\n",
     "gpu/test_two.py": "import pytest\n\n\n@pytest.mark.gpu(2)\ndef test_c(): pass\n\n\n"
     "@pytest.mark.gpu(4)\ndef test_d(): pass\n",
@@ -39,39 +39,53 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def recorded(tree: Path, *arguments: str) -> tuple[dict[str, dict[str, int]], bool]:
+ALL = {"tests/gpu/test_one.py::test_a", "tests/gpu/test_one.py::test_b"}
+ALL |= {"tests/gpu/test_two.py::test_c", "tests/gpu/test_two.py::test_d"}
+
+
+def recorded(tree: Path, *arguments: str) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """The counts, and what was left out."""
     command = [sys.executable, "-m", "pytest", "-q", "--gpu-record", "record.json", *arguments]
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     got = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=env)
-    counts, partial = json.loads((tree / "record.json").read_text())
-    assert ("as partial" in got.stdout) == partial, got.stdout
-    return counts, partial
+    counts, left_out = json.loads((tree / "record.json").read_text())
+    assert ("as partial" in got.stdout) == bool(left_out), got.stdout
+    return counts, left_out
 
 
 @pytest.mark.parametrize("arguments", [("-m", "gpu", "tests/gpu"), ("tests",), ("-m", "gpu")])
 def test_a_whole_run(tree: Path, arguments: tuple[str, ...]) -> None:
     """Also where there are fewer GPUs than a test needs, and where only other tests were left out."""
-    assert recorded(tree, *arguments) == ({"1": ONE, "2": TWO, "4": FOUR}, False)
+    assert recorded(tree, *arguments) == ({"1": ONE, "2": TWO, "4": FOUR}, [])
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "ran"),
     [
-        ("-k", "test_a"),
-        ("-m", "gpu and not slow"),
-        ("--gpus", "1"),
-        ("--deselect", "tests/gpu/test_one.py::test_b"),
-        ("--ignore", "tests/gpu/test_two.py"),
-        ("tests/gpu/test_one.py",),
-        ("tests/gpu/test_two.py::test_c", "tests/unit"),
+        (("-k", "test_a"), "a"),
+        (("-m", "gpu and not slow"), "acd"),
+        (("--gpus", "1"), "ab"),
+        (("--deselect", "tests/gpu/test_one.py::test_b"), "acd"),
     ],
 )
-def test_a_run_with_tests_left_out(tree: Path, arguments: tuple[str, ...]) -> None:
-    assert recorded(tree, *arguments)[1]
+def test_tests_that_were_left_out(tree: Path, arguments: tuple[str, ...], ran: str) -> None:
+    assert recorded(tree, *arguments)[1] == sorted(test for test in ALL if test[-1] not in ran)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (("--ignore", "tests/gpu/test_two.py"), "two"),
+        (("tests/gpu/test_one.py",), "two"),
+        (("tests/gpu/test_two.py::test_c", "tests/unit"), "one"),
+    ],
+)
+def test_files_that_were_left_out(tree: Path, arguments: tuple[str, ...], file: str) -> None:
+    assert recorded(tree, *arguments)[1] == [f"tests/gpu/test_{file}.py"]
 
 
 def test_a_run_that_ended_early(tree: Path) -> None:
     file = tree / "tests/gpu/test_one.py"
     file.write_text(file.read_text().replace("test_b(): pass", "test_b(): assert False"))
-    assert recorded(tree, "tests/gpu")[1] is False  # failures are no omission
-    assert recorded(tree, "tests/gpu", "-x")[1]
+    assert recorded(tree, "tests/gpu")[1] == []  # failures are no omission
+    assert recorded(tree, "tests/gpu", "-x")[1] == ["tests/gpu/test_two.py::test_c", "tests/gpu/test_two.py::test_d"]

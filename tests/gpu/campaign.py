@@ -1,0 +1,177 @@
+"""`make gpu-test`: all that GPUs have to show, packed onto the GPUs at hand, and tests/gpu/record.json written from it.
+
+    python tests/gpu/campaign.py [--seconds 1800] [--only tests,soak] [--record FILE] [--logs FOLDER]
+
+A job is a process that needs so many GPUs and sees no others; large ones go first, and as many run side by side as
+there are GPUs for. A job that outlasts its limit, or the campaign's end, is interrupted (pytest then still records what
+has run) and soon killed. Exit status: 0 if every job ran and passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+from gpu import record  # noqa: E402
+
+GRACE = 10.0  # seconds between the interrupt and the end
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process. `command` is given `--record`'s option last; `limit` is in seconds."""
+
+    name: str
+    gpus: int
+    limit: float
+    command: tuple[str, ...]
+
+
+def _tests(gpus: int, part: str, which: str, limit: float) -> Job:
+    options = ["-k", which] if which else []
+    command = ("-m", "pytest", "-q", "-m", "gpu", "--gpus", str(gpus), "tests/gpu", *options, "--gpu-record")
+    return Job(f"tests of {gpus}{part}", gpus, limit, (sys.executable, *command))
+
+
+def _script(name: str, gpus: int, limit: float, *command: str) -> Job:
+    return Job(name, gpus, limit, (sys.executable, *command, "--record"))
+
+
+def jobs(here: int) -> Iterator[Job]:
+    """What `here` GPUs can run, in the order in which it is to begin."""
+    for n in (8, 4, 2):
+        if n > here:
+            continue
+        yield _tests(n, "", "not test_replay", 400)
+        yield _tests(n, ", replays", "test_replay", 400)
+        yield _script(
+            f"faults of {n}", n, 400, "tests/faults/run.py", "--device", "cuda", "--ranks", str(n), "--deadline", "0.5"
+        )
+        if n * 2 > here:
+            yield _script(f"soak of {n}", n, 200, "tests/replay/soak.py", "--ranks", str(n))
+    if here >= 1:
+        virtual = ("virtual-2 or virtual-3", "virtual-4 or virtual-8", "virtual-9")
+        for which in virtual:
+            yield _tests(1, f", {which}", which, 400)
+        yield _tests(1, ", controls", "controls", 300)
+        yield _tests(1, ", others", f"not (controls or {' or '.join(virtual)})", 300)
+        yield _script("sanitizers", 1, 600, "tests/gpu/sanitize.py")
+
+
+@dataclass
+class Running:
+    job: Job
+    gpus: list[str]
+    process: subprocess.Popen[bytes]
+    log: Path
+    began: float = field(default_factory=time.monotonic)
+    interrupted: float = 0.0
+
+    def hurry(self, end: float) -> None:
+        """Interrupts, and later kills, a process that has no more time."""
+        now = time.monotonic()
+        if now < min(self.began + self.job.limit, end):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if self.interrupted == 0.0:
+                self.interrupted = now
+                os.kill(self.process.pid, signal.SIGINT)
+            elif now > self.interrupted + GRACE:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def outcome(self) -> str:
+        text = self.log.read_text(errors="replace").strip().split("\n")
+        status = self.process.returncode
+        said = (
+            "passed" if status == 0 else f"interrupted after {self.job.limit:.0f} s" if self.interrupted else "FAILED"
+        )
+        return f"{self.job.name}: {said} (exit {status}), {time.monotonic() - self.began:.0f} s: {text[-1][-200:]}"
+
+
+def run(wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, parts: Path) -> list[Job]:
+    """Runs the jobs in order, each as soon as there are GPUs for it. Records go to `parts`. Returns what did not
+    pass."""
+    free, waiting, running, bad = list(gpus), list(wanted), list[Running](), list[Job]()
+    end = time.monotonic() + seconds
+    while waiting or running:
+        while waiting and waiting[0].gpus <= len(free) and time.monotonic() < end:
+            job = waiting.pop(0)
+            mine, free = free[: job.gpus], free[job.gpus :]
+            running.append(_start(job, mine, logs, parts))
+        if time.monotonic() >= end and waiting:
+            print(*(f"{job.name}: NOT RUN, no time" for job in waiting), sep="\n", flush=True)
+            bad += waiting
+            waiting = []
+        for one in list(running):
+            if one.process.poll() is None:
+                one.hurry(end)
+                continue
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # ranks that outlived it
+                os.killpg(one.process.pid, signal.SIGKILL)
+            print(one.outcome(), flush=True)
+            running.remove(one)
+            free += one.gpus
+            bad += [one.job] if one.process.returncode else []
+        time.sleep(0.1)
+    return bad
+
+
+def _start(job: Job, gpus: list[str], logs: Path, parts: Path) -> Running:
+    file = job.name.replace(" ", "-").replace(",", "")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+    log = logs / f"{file}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*job.command, str(parts / f"{file}.json")],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Running(job, gpus, process, log)
+
+
+def visible_gpus() -> list[str]:
+    import torch
+
+    masked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return masked.split(",") if masked else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="for all of it")
+    parser.add_argument("--only", default="", help="jobs whose name holds one of these words, separated by commas")
+    parser.add_argument("--record", type=Path, default=record.FILE)
+    parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu-test")
+    options = parser.parse_args()
+    gpus = visible_gpus()
+    words = [word.strip() for word in options.only.split(",")]
+    wanted = [job for job in jobs(len(gpus)) if any(word in job.name for word in words)]
+    if not wanted:
+        print(f"nothing to run: {len(gpus)} GPUs here")
+        return 1
+    options.logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as parts:
+        bad = run(wanted, gpus, options.seconds, options.logs, Path(parts))
+        record.join(sorted(Path(parts).glob("*.json")), options.record, hardware=record.hardware())
+    print(f"{len(wanted) - len(bad)} of {len(wanted)} jobs passed; {options.record} written, logs in {options.logs}")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

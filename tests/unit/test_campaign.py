@@ -1,0 +1,66 @@
+"""The GPU campaign's scheduling, with stand-ins for jobs and GPUs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpu import campaign
+from gpu.campaign import Job
+
+# Writes which GPUs it saw, when it began and ended.
+WORK = """
+import json, os, sys, time
+began = time.monotonic()
+time.sleep({seconds})
+content = [os.environ["CUDA_VISIBLE_DEVICES"].split(","), began, time.monotonic()]
+open(sys.argv[1], "w").write(json.dumps(content))
+print("done"); sys.exit({status})
+"""
+
+
+def job(name: str, gpus: int, seconds: float = 0.2, status: int = 0, limit: float = 20.0) -> Job:
+    return Job(name, gpus, limit, (sys.executable, "-c", WORK.format(seconds=seconds, status=status)))
+
+
+def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
+    jobs = [job("four", 4), job("two a", 2), job("two b", 2), *(job(f"one {n}", 1) for n in range(5))]
+    assert campaign.run(jobs, ["0", "1", "2", "5"], 60.0, tmp_path, tmp_path) == []
+    ran = [(each.gpus, *json.loads((tmp_path / f"{each.name.replace(' ', '-')}.json").read_text())) for each in jobs]
+    for n, (count, gpus, began, ended) in enumerate(ran):
+        assert len(set(gpus)) == count
+        for _, others, from_, to in ran[:n]:
+            assert not {*gpus} & {*others} or began >= to or ended <= from_
+    (_, _, from_, to), (_, _, also_from, _) = ran[1:3]
+    assert also_from < to, "two pairs of four GPUs work side by side"
+
+
+def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    bad = campaign.run([job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path)
+    assert [each.name for each in bad] == ["bad", "slow"]
+    said = capsys.readouterr().out
+    assert "bad: FAILED (exit 3)" in said
+    assert "slow: interrupted after 1 s" in said
+    assert time.monotonic() - began < 15
+
+
+def test_what_there_is_no_time_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = campaign.run([job("first", 1, 5), job("second", 1)], ["0"], 1.0, tmp_path, tmp_path)
+    assert [each.name for each in bad] == ["second", "first"]
+    assert "second: NOT RUN, no time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("here", [1, 2, 4, 8])
+def test_every_world_size_that_fits_is_asked_for(here: int) -> None:
+    """By tests, and by faults; the soak takes all GPUs."""
+    names = [each.name for each in campaign.jobs(here)]
+    for n in (2, 4, 8):
+        assert (f"tests of {n}" in names) == (f"faults of {n}" in names) == (n <= here)
+    assert [name for name in names if "soak" in name] == ([f"soak of {here}"] if here > 1 else [])
+    assert all(each.gpus <= here for each in campaign.jobs(here))
+    assert not list(campaign.jobs(0))
