@@ -125,7 +125,7 @@ void run(int64_t handle, protocol::Op op, const Agreement& a, const Choice& choi
   params.description = protocol::describe(op, a.dtype, pick.strategy, shape.vectors);
   params.launch = workspace.launches++;
 #ifdef MNNVL_AR_TEST_BUILD
-  params.sabotage.frozen_epoch = params.launch;
+  params.sabotage.frozen_epoch = workspace.host_calls++;
 #endif
   if (a.device < 0) {
     if (!host::run(params, op, a.dtype, pick.strategy)) refuse(workspace, handle, "broke in this call");

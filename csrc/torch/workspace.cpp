@@ -173,7 +173,7 @@ void reset(int64_t handle) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
   *workspace.params.record = protocol::FaultRecord{};
-  workspace.launches = 0;
+  workspace.host_calls = 0;
   workspace.finding = Finding{};
   workspace.found = false;
   workspace.asleep = false;

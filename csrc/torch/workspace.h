@@ -44,8 +44,9 @@ struct Workspace {
   std::atomic<bool> busy = false;      // a thread is in a call
   std::atomic<bool> found = false;     // `finding` says what is wrong
   std::mutex reading;                  // held by whoever reads or writes blocks outside of calls
-  uint32_t launches = 0;               // by the thread that is in a call
+  uint32_t launches = 0;               // counted by the thread that is in a call, and never again from the start
   Finding finding;
+  uint32_t host_calls = 0;  // test builds: what a host counter would say
 };
 
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.

@@ -113,6 +113,7 @@ Step = Warm | Capture | Forward | Update | Reopen
 class Profile:
     """How much of it.
 
+    max_tokens: of a captured size; eager passes may be larger.
     forwards: how many passes are made after all captures. eager, garbage: shares of the passes. late: the largest skew
     in seconds. one_shot_tokens: calls of more are not forced to be one-shot, since its slot would be too small.
     impatient: whether calls may follow an impatient kernel. aside: whether some calls run on a stream aside; without
@@ -130,6 +131,11 @@ class Profile:
     eager: float = 0.25
     impatient: bool = False
     aside: bool = True
+
+    @property
+    def largest(self) -> int:
+        """Of all passes: servers run eagerly what is larger than every captured size."""
+        return self.max_tokens + self.max_tokens // 4
 
     @property
     def one_shot_tokens(self) -> int:
@@ -238,7 +244,7 @@ class _Writer:
                 self.script.steps.append(Reopen("spare", body))
 
     def eager(self) -> None:
-        size = self.draw.randint(1, self.profile.max_tokens)
+        size = self.draw.randint(1, self.profile.largest)
         self.forward(("eager", size), (self.middle(size), self.middle(size)), captured=False)
 
     def updates(self) -> None:

@@ -64,18 +64,18 @@ class Server:
         profile, device = script.profile, rank.device
         self.dtype = DTYPES[profile.dtype]
         self.tables = make_tables(
-            rank.rank, rank.world_size, profile.hidden, profile.dtype, profile.seed, device, profile.max_tokens
+            rank.rank, rank.world_size, profile.hidden, profile.dtype, profile.seed, device, profile.largest
         )
         self.words = self.tables.x.shape[1]
         self.plans = {
-            real: plan(real, profile.max_tokens, self.tables.padding).to(device)
-            for real in {*script.reals, 0, profile.max_tokens}
+            real: plan(real, profile.largest, self.tables.padding).to(device)
+            for real in {*script.reals, 0, profile.largest}
         }
-        self.cursor = self.plans[profile.max_tokens][0].clone()  # [call % SETS, token] -> row
-        self.live = torch.ones(profile.max_tokens, dtype=torch.bool, device=device)
-        self.lives = {r: (torch.arange(profile.max_tokens) < r).to(device) for r in self.plans}
+        self.cursor = self.plans[profile.largest][0].clone()  # [call % SETS, token] -> row
+        self.live = torch.ones(profile.largest, dtype=torch.bool, device=device)
+        self.lives = {r: (torch.arange(profile.largest) < r).to(device) for r in self.plans}
         self.attention = self.tables.x.index_select(0, self.plans[0][0, 0])  # what attention writes
-        self.zeros = torch.zeros(profile.max_tokens, profile.hidden, dtype=self.dtype, device=device)
+        self.zeros = torch.zeros(profile.largest, profile.hidden, dtype=self.dtype, device=device)
         self.wrong = torch.zeros(len(self.FORMS), dtype=torch.int64, device=device)
         self.handles: dict[str, int] = {}
         self.open: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class Server:
 
     def open_workspace(self, name: str) -> None:
         self.open[name] = self.machine.workspace(
-            max_tokens=self.profile.max_tokens,
+            max_tokens=self.profile.largest,
             hidden=self.profile.hidden,
             dtype=self.dtype,
             concurrent=self.profile.aside,

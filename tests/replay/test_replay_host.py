@@ -12,8 +12,9 @@ import pytest
 
 from common.ranks import TEST_LIBRARY, RanksFailed, close_pools, rank_pool
 from replay.host import serve, total
-from replay.script import Profile, Script, sglang, vllm
+from replay.script import Capture, Forward, Profile, Script, sglang, vllm
 
+made: dict[int, list[int]] = {}  # calls, by seed
 FRESH = int.from_bytes(os.urandom(4), "little")
 
 # (engine, ranks, what else): together more than 20,000 calls under each seed
@@ -48,6 +49,22 @@ def test_serves(
     assert figures["wrong_rows"] == 0
     assert figures["updates"] > 0
     assert figures["reopened"] > 0
+    made.setdefault(seed, []).append(figures["calls"])
+
+
+def test_that_was_enough() -> None:
+    """20,000 calls under each seed, if all scripts of it ran."""
+    for seed, calls in made.items():
+        assert len(calls) < len(SCRIPTS) or sum(calls) >= 20_000, (seed, calls)
+
+
+@pytest.mark.parametrize("engine", [vllm, sglang])
+def test_eager_passes_come_between_captured_sizes_and_beyond(engine: Callable[[Profile], Script]) -> None:
+    steps = engine(Profile(2, 1, forwards=200)).steps
+    captured = {step.key[1] for step in steps if isinstance(step, Capture) and step.kind != "update"}
+    eager = {step.bodies[0].tokens for step in steps if isinstance(step, Forward) and not step.captured}
+    assert max(eager) > max(captured)
+    assert any(size < max(captured) and size not in captured for size in eager)
 
 
 # Rules that host replays depend on. Three slots matter in a race that a script only sometimes meets: that control is in
