@@ -21,7 +21,7 @@ READY_DEV := .venv/.dev
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test gpu-test record-check model lint format build test-build bench bench-report tune faults clean
+.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults clean
 
 demo: build
 	$(PY) -m mnnvl_ar demo $(ARGS)
@@ -29,7 +29,7 @@ demo: build
 test: build test-build
 	$(PY) -m pytest $(ARGS)
 
-gpu-test: build test-build
+gpu-test: build test-build bare-build
 	$(PY) tests/gpu/campaign.py $(ARGS)
 
 record-check:
@@ -59,6 +59,10 @@ build: $(READY)
 test-build: $(READY)
 	$(PY) setup.py --quiet build_protocol
 	MNNVL_AR_TEST_BUILD=1 MNNVL_AR_CUDA=$(if $(GPU),1,0) $(PY) setup.py --quiet build_ext --inplace
+
+# For bench/safety_cost.py.
+bare-build: $(READY)
+	MNNVL_AR_BARE=1 $(PY) setup.py --quiet build_ext --inplace
 
 # ---- style
 

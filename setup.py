@@ -3,6 +3,7 @@
 MNNVL_AR_ARCHS         GPU code, default "90a;100f;ptx"; never guessed from the GPU at hand
 MNNVL_AR_CUDA=0        leave the CUDA transport out even where there is an nvcc
 MNNVL_AR_TEST_BUILD=1  -> tests/_C_test.so, in which tests can switch guards off (negative controls)
+MNNVL_AR_BARE=1        -> tests/_C_bare.so, without what ends a wait or notices a mistake; bench/safety_cost.py times it
 MNNVL_AR_SANITIZE      thread -> tests/_C_tsan.so, address -> tests/_C_asan.so; host transport only
 CXX, CUDA_HOME, MAX_JOBS as usual
 
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 env = os.environ.get
 ARCHS = [arch for arch in env("MNNVL_AR_ARCHS", "90a;100f;ptx").split(";") if arch]
 SANITIZE = env("MNNVL_AR_SANITIZE", "")
-PLAIN = "test" if env("MNNVL_AR_TEST_BUILD") == "1" else "release"
+PLAIN = "bare" if env("MNNVL_AR_BARE") == "1" else "test" if env("MNNVL_AR_TEST_BUILD") == "1" else "release"
 VARIANT = {"thread": "tsan", "address": "asan", "": PLAIN}[SANITIZE]
 CUDA_WANTED = env("MNNVL_AR_CUDA") != "0" and not SANITIZE
 GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvgpu")  # as in the Makefile
@@ -150,7 +151,9 @@ class BuildLibrary(build_ext):
         target = ROOT / ("mnnvl_ar/_C.so" if VARIANT == "release" else f"tests/_C_{VARIANT}.so")
         cxx, nvcc, torch = find_cxx(), find_nvcc(), package_folder("torch")
         includes, libraries = toolkit_folders(nvcc) if nvcc else ([], [])
-        defines = f"-DMNNVL_AR_CUDA={int(nvcc is not None)}" + " -DMNNVL_AR_TEST_BUILD" * (VARIANT != "release")
+        defines = f"-DMNNVL_AR_CUDA={int(nvcc is not None)}" + {"release": "", "bare": " -DMNNVL_AR_BARE"}.get(
+            VARIANT, " -DMNNVL_AR_TEST_BUILD"
+        )
         sanitize = f" -g -fno-omit-frame-pointer -fsanitize={SANITIZE}" if SANITIZE else ""
         host = f"{CXX_FLAGS} {defines}{sanitize}" + "".join(f" -isystem {folder}" for folder in includes)
         stable = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # PyTorch 2.10

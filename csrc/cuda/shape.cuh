@@ -18,8 +18,8 @@ __device__ __forceinline__ protocol::Vector poison_vector() {
 }
 
 __device__ __forceinline__ bool is_as_planned(const Params& p) {
-  return ptx::cluster_size() == p.cluster && gridDim.x == p.cluster && gridDim.y == p.clusters &&
-         blockDim.x == p.threads && ptx::cluster_rank() == blockIdx.x;
+  return protocol::kBare || ptx::cluster_size() == p.cluster && gridDim.x == p.cluster && gridDim.y == p.clusters &&
+                                blockDim.x == p.threads && ptx::cluster_rank() == blockIdx.x;
 }
 
 // What a call in another shape does, every thread of it: reports, and stores NaN.

@@ -8,6 +8,14 @@
 
 namespace mnnvl_ar::protocol {
 
+// A bare build has none of what ends a wait or notices a mistake: it is timed beside the real one (bench/safety_cost.py), to show
+// what that costs, and is good for nothing else.
+#ifdef MNNVL_AR_BARE
+inline constexpr bool kBare = true;
+#else
+inline constexpr bool kBare = false;
+#endif
+
 enum class Rule : uint32_t {
   device_epoch = 0,     // off: the epoch is the host's, frozen at capture
   device_dirty = 1,     // off: what to clear is the host's, frozen at capture
@@ -43,6 +51,8 @@ template <class Call>
 MNNVL_AR_HD constexpr bool is_off([[maybe_unused]] const Call& call, [[maybe_unused]] Rule rule) {
 #ifdef MNNVL_AR_TEST_BUILD
   return (call.sabotage.broken & (1u << static_cast<uint32_t>(rule))) != 0;
+#elif defined(MNNVL_AR_BARE)
+  return rule == Rule::deadline || rule == Rule::signature || rule == Rule::two_at_once || rule == Rule::told;
 #else
   return false;
 #endif

@@ -61,6 +61,7 @@ def jobs(here: int) -> Iterator[Job]:
         )
         if n * 2 > here:
             yield _script(f"soak of {n}", n, 200, "tests/replay/soak.py", "--ranks", str(n))
+            yield _script(f"cost of safety of {n}", n, 120, "bench/safety_cost.py", "--ranks", str(n))
     if here >= 1:
         virtual = ("virtual-2 or virtual-3", "virtual-4 or virtual-8", "virtual-9")
         for which in virtual:

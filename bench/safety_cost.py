@@ -1,0 +1,92 @@
+"""What safety costs: the library beside a build of it that has none. `python bench/safety_cost.py --ranks 4`
+
+The bare build (`MNNVL_AR_BARE=1 python setup.py build_ext --inplace` -> tests/_C_bare.so) has no deadline, signature,
+verdict, launch-shape check or watch for two calls at once. Both are timed by turns, in processes of their own: a graph
+of 200 fused calls of one token, replayed; the median over replays, the slowest rank, and the median over turns. The
+spread over turns says how far to believe the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:1] = [str(ROOT / "tests"), str(ROOT)]
+
+CALLS, REPLAYS, TURNS = 200, 60, 5
+
+
+def microseconds_a_call(rank: Any, tokens: int, hidden: int) -> float:
+    """Runs by every rank. On the host, where there are no graphs, the calls are made one by one."""
+    import torch
+
+    from mnnvl_ar import ops
+
+    dtype = torch.bfloat16
+    workspace = rank.new_workspace(max_tokens=tokens, hidden=hidden, dtype=dtype)
+    x, residual, norm = (torch.ones(tokens, hidden, dtype=dtype, device=rank.device) for _ in range(3))
+    weight = torch.ones(hidden, dtype=dtype, device=rank.device)
+
+    def calls() -> None:
+        for _ in range(CALLS):
+            ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, norm, residual, workspace.handle)
+
+    replay, times = calls, []
+    if rank.device.type == "cuda":
+        calls()
+        rank.barrier()
+        replay = rank.capture(calls).replay
+    for _ in range(REPLAYS):
+        rank.barrier()
+        began = time.perf_counter()
+        replay()
+        rank.synchronize()
+        times.append((time.perf_counter() - began) / CALLS * 1e6)
+    workspace.close()
+    return statistics.median(times)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--hidden", type=int, default=7168)
+    parser.add_argument("--record", type=Path, help="add the figures to this file, as tests/gpu/record.py")
+    options = parser.parse_args()
+
+    from bench import safety_cost as module  # by its name, so that ranks can import it
+    from common.ranks import RankPool
+
+    builds = {"safe": ROOT / "mnnvl_ar/_C.so", "bare": ROOT / "tests/_C_bare.so"}
+    if missing := [str(file.relative_to(ROOT)) for file in builds.values() if not file.exists()]:
+        print(f"not built: {', '.join(missing)}")
+        return 1
+    pools = {name: RankPool(options.ranks, options.device, library=file) for name, file in builds.items()}
+    took: dict[str, list[float]] = {name: [] for name in builds}
+    for _ in range(TURNS):
+        for name, pool in pools.items():
+            took[name].append(max(pool.run(module.microseconds_a_call, options.tokens, options.hidden, timeout=120)))
+    for pool in pools.values():
+        pool.close()
+    figures: dict[str, Any] = {"ranks": options.ranks, "tokens": options.tokens, "hidden": options.hidden}
+    for name, times in took.items():
+        figures[f"{name}_us"] = round(statistics.median(times), 3)
+        figures[f"{name}_spread_us"] = round(max(times) - min(times), 3)
+    figures["cost_us"] = round(figures["safe_us"] - figures["bare_us"], 3)
+    print(json.dumps(figures))
+    if options.record:
+        from gpu import record
+
+        record.merge(f"cost of safety, {options.ranks} ranks", figures, options.record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
