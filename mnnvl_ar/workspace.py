@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 
@@ -117,6 +119,8 @@ class Workspace:
         )
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
+        self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)
+        self._dropped.atexit = False
         self._watch()
 
     def fits(self, tokens: int, hidden: int, dtype: torch.dtype) -> bool:
@@ -140,6 +144,7 @@ class Workspace:
             return
         may_unmap = ops._workspace_close(self.handle, force) if self.handle else True
         memory, self._memory = self._memory, None
+        self._dropped.detach()
         watchers.forget(self.handle)
         if may_unmap:
             memory.close()
@@ -197,6 +202,13 @@ class Workspace:
             f"Workspace(handle={self.handle}, rank={self.rank}/{self.world_size}, device={self.device}, "
             f"transport={self.transport}, nbytes={self.nbytes}{'' if self._memory else ', closed'})"
         )
+
+
+def _tell_of_dropped(handle: int, nbytes: int, pid: int) -> None:
+    """The ops take plain integers, so that nobody holds a workspace says nothing about who may still call on it."""
+    if os.getpid() == pid:
+        text = f"workspace {handle} was dropped without close(): its {nbytes} bytes stay mapped until the process ends"
+        warnings.warn(text, ResourceWarning, stacklevel=2)
 
 
 def _member(kind: type[Strategy] | type[Pdl], name: str, argument: str) -> int:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from common.cases.ends import check_closes, check_closes_without_group, check_forked, open_workspaces, survive
+from common.cases.ends import (
+    check_closes,
+    check_closes_without_group,
+    check_dropped,
+    check_forked,
+    open_workspaces,
+    survive,
+)
 from common.ranks import RankPool, rank_pool
 
 
@@ -35,6 +42,10 @@ def test_close_gives_all_back() -> None:
 
 def test_close_after_the_group(pool: RankPool) -> None:
     pool.run(check_closes_without_group)
+
+
+def test_dropped_workspace_is_told_of(pool: RankPool) -> None:
+    pool.run(check_dropped)
 
 
 def test_forked_child_is_refused() -> None:

@@ -41,6 +41,29 @@ def check_closes(rank: Any) -> None:
     assert held() == before
 
 
+def check_dropped(rank: Any) -> None:
+    """A workspace that nobody holds any more is not closed, since its handle may be in use; a warning says so."""
+    import gc
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kept = rank.new_workspace(**SMALL)
+        dropped = rank.new_workspace(**SMALL)
+        handle = dropped.handle
+        del dropped
+        gc.collect()
+        check_calls(rank, [Call(tokens=2)], handle=handle)
+        kept.close()
+        del kept
+        gc.collect()
+    said = [
+        str(each.message) for each in caught if each.category is ResourceWarning and "workspace" in str(each.message)
+    ]
+    assert len(said) == 1, said
+    assert f"workspace {handle} was dropped without close()" in said[0]
+
+
 def check_closes_without_group(rank: Any) -> None:
     """`close` needs no process group. The rank is of no use afterwards."""
     import torch.distributed as dist
