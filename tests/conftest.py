@@ -64,16 +64,16 @@ class Recorder:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.outcomes: dict[str, tuple[int, str]] = {}  # a failure at any stage stays
-        self.wanted: set[str] = set()  # tests, and files of which nothing was collected
+        self.wanted: dict[str, int] = {}  # GPUs needed, by test; 0 for files of which nothing was collected
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        self.wanted |= {item.nodeid for item in items if gpus_needed(item)}
+        self.wanted |= {item.nodeid: gpus_needed(item) for item in items if gpus_needed(item)}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.wanted |= {item.nodeid for item in session.items if gpus_needed(item)}
+        self.wanted |= {item.nodeid: gpus_needed(item) for item in session.items if gpus_needed(item)}
         seen = {test.split("::")[0] for test in self.wanted}
         files = {str(file.relative_to(session.config.rootpath)) for file in Path(__file__).parent.glob("gpu/test_*.py")}
-        self.wanted |= files - seen
+        self.wanted |= dict.fromkeys(files - seen, 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         gpus = dict(report.user_properties).get("gpus")
@@ -87,7 +87,7 @@ class Recorder:
             count = counts.setdefault(str(gpus), {"passed": 0, "failed": 0, "skipped": 0})
             count[outcome] += 1
         if any(count["passed"] for count in counts.values()):
-            left_out = sorted(self.wanted - self.outcomes.keys())
+            left_out = {test: self.wanted[test] for test in sorted(self.wanted.keys() - self.outcomes.keys())}
             record.write_run(self.file, counts, left_out)
             partial = f", as partial: {len(left_out)} tests were left out" if left_out else ""
             terminalreporter.write_line(f"recorded in {self.file}{partial}")

@@ -169,7 +169,7 @@ def main() -> int:
     options.logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as parts:
         bad = run(wanted, gpus, options.seconds, options.logs, Path(parts))
-        record.join(sorted(Path(parts).glob("*.json")), options.record, hardware=record.hardware())
+        record.join(sorted(Path(parts).glob("*.json")), options.record, record.hardware(), len(gpus))
     print(f"{len(wanted) - len(bad)} of {len(wanted)} jobs passed; {options.record} written, logs in {options.logs}")
     return int(bool(bad))
 

@@ -65,10 +65,11 @@ def _write(file: Path, record: dict[str, Any]) -> None:
     file.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-def join(others: Iterable[Path], file: Path = FILE, hardware: str | None = None) -> None:
+def join(others: Iterable[Path], file: Path = FILE, hardware: str | None = None, gpus: int | None = None) -> None:
     """Takes over all entries of `others`. Runs of one hardware and one digest are parts of one run: their tests add up.
 
     hardware: counts every run of `others` as one on this, such as "4 x NVIDIA H200" for tests that saw two of the four.
+    gpus: so many there are in all; tests that need more were not left out, but could not be run.
     """
     record, taken = load(file), set()
     for other in map(load, others):
@@ -76,6 +77,8 @@ def join(others: Iterable[Path], file: Path = FILE, hardware: str | None = None)
         record["figures"].update(other["figures"])
         for name, run in other["runs"].items():
             key = hardware or name
+            if gpus is not None:
+                run["left_out"] = {test: need for test, need in run.get("left_out", {}).items() if need <= gpus}
             if key in taken and record["runs"][key]["digest"] == run["digest"]:
                 run = _sum(record["runs"][key], run)
             record["runs"][key] = run
@@ -94,7 +97,7 @@ def _sum(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         **two,
         "tests": tests,
         "world_sizes": sorted({*one["world_sizes"], *two["world_sizes"]}),
-        "left_out": sorted({*one.get("left_out", ())} & {*two.get("left_out", ())}),
+        "left_out": {test: need for test, need in two.get("left_out", {}).items() if test in one.get("left_out", {})},
     }
 
 
@@ -111,9 +114,9 @@ def merge(key: str, figures: dict[str, Any], file: Path = FILE) -> None:
     _put(file, "figures", key, figures)
 
 
-def write_run(file: Path, tests: dict[str, dict[str, int]], left_out: list[str]) -> None:
+def write_run(file: Path, tests: dict[str, dict[str, int]], left_out: dict[str, int]) -> None:
     """Records a test run on the GPUs at hand. `tests`: passed, failed, skipped by number of GPUs needed ("1", "2").
-    `left_out`: tests that neither ran nor were skipped for want of GPUs."""
+    `left_out`: tests that neither ran nor were skipped for want of GPUs, and the GPUs that they need."""
     import torch
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -155,8 +158,8 @@ def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
         lines.append(f"GPU record: {'STALE' if stale else 'fresh'}: {name} ({entry['date']}{counts})")
         if stale:
             lines += [f"  {line}" for line in changes(record["sources"].get(entry["digest"], {}), now)]
-        left_out = entry.get("left_out", [])
-        lines += [f"  left out: {len(left_out)} tests, such as {left_out[0]}"] if left_out else []
+        left_out = entry.get("left_out", {})
+        lines += [f"  left out: {len(left_out)} tests, such as {min(left_out)}"] if left_out else []
         good = good and not stale and not failed and not left_out
     sizes = {size for entry in record["runs"].values() for size in entry["world_sizes"]}
     lines += [f"GPU record: no run of {size} GPUs" for size in (2, 4, 8) if size not in sizes]

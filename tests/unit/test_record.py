@@ -55,12 +55,12 @@ def test_figures_keep_runs_and_sources(tree: Path) -> None:
     assert content["sources"].keys() == {content["figures"]["soak"]["digest"], content["runs"]["2 x GPU"]["digest"]}
 
 
-def part(folder: Path, name: str, hardware: str, passed: int, left_out: list[str]) -> Path:
+def part(folder: Path, name: str, hardware: str, passed: int, left_out: str) -> Path:
     """The record of one process, of today's sources."""
     file = folder / f"{name}.json"
     files = record.source_files()
     entry = {"world_sizes": [passed], "tests": {"2": {"passed": passed, "failed": 0, "skipped": 1}}}
-    entry |= {"digest": record.digest(files), "date": "2026-01-01", "left_out": left_out}
+    entry |= {"digest": record.digest(files), "date": "2026-01-01", "left_out": dict.fromkeys(left_out, 2)}
     file.write_text(
         json.dumps(
             {
@@ -75,17 +75,23 @@ def part(folder: Path, name: str, hardware: str, passed: int, left_out: list[str
 
 def test_parts_of_one_run_are_put_together(tmp_path: Path) -> None:
     whole = tmp_path / "record.json"
-    part(tmp_path, "record", "4 x GPU", 100, [])  # an older run of the same machine is replaced, not added to
-    parts = [part(tmp_path, "a", "2 x GPU", 2, ["y", "z"]), part(tmp_path, "b", "4 x GPU", 4, ["x", "z"])]
+    part(tmp_path, "record", "4 x GPU", 100, "")  # an older run of the same machine is replaced, not added to
+    parts = [part(tmp_path, "a", "2 x GPU", 2, "yz"), part(tmp_path, "b", "4 x GPU", 4, "xz")]
     record.join(parts, whole, hardware="4 x GPU")
     content = json.loads(whole.read_text())
     assert content["runs"].keys() == {"4 x GPU"}
     run = content["runs"]["4 x GPU"]
     assert run["tests"] == {"2": {"passed": 6, "failed": 0, "skipped": 2}}
-    assert (run["world_sizes"], run["left_out"]) == ([2, 4], ["z"])
+    assert (run["world_sizes"], run["left_out"]) == ([2, 4], {"z": 2})
     assert content["figures"].keys() == {"a", "b", "record"}
     assert not record.check(whole)[0], "z was left out by both"
-    record.join([*parts, part(tmp_path, "c", "1 x GPU", 1, [])], whole, hardware="4 x GPU")
+    record.join([*parts, part(tmp_path, "c", "1 x GPU", 1, "")], whole, hardware="4 x GPU")
     good, lines = record.check(whole)
     assert good, lines
     assert "GPU record: no run of 8 GPUs" in lines
+
+
+def test_tests_that_need_more_gpus_than_there_are_were_not_left_out(tmp_path: Path) -> None:
+    whole = tmp_path / "record.json"
+    record.join([part(tmp_path, "a", "1 x GPU", 1, "x")], whole, "1 x GPU", gpus=1)
+    assert json.loads(whole.read_text())["runs"]["1 x GPU"]["left_out"] == {}

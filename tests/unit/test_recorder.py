@@ -39,11 +39,11 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-ALL = {"tests/gpu/test_one.py::test_a", "tests/gpu/test_one.py::test_b"}
-ALL |= {"tests/gpu/test_two.py::test_c", "tests/gpu/test_two.py::test_d"}
+ALL = {"tests/gpu/test_one.py::test_a": 1, "tests/gpu/test_one.py::test_b": 1}
+ALL |= {"tests/gpu/test_two.py::test_c": 2, "tests/gpu/test_two.py::test_d": 4}
 
 
-def recorded(tree: Path, *arguments: str) -> tuple[dict[str, dict[str, int]], list[str]]:
+def recorded(tree: Path, *arguments: str) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """The counts, and what was left out."""
     command = [sys.executable, "-m", "pytest", "-q", "--gpu-record", "record.json", *arguments]
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -56,7 +56,7 @@ def recorded(tree: Path, *arguments: str) -> tuple[dict[str, dict[str, int]], li
 @pytest.mark.parametrize("arguments", [("-m", "gpu", "tests/gpu"), ("tests",), ("-m", "gpu")])
 def test_a_whole_run(tree: Path, arguments: tuple[str, ...]) -> None:
     """Also where there are fewer GPUs than a test needs, and where only other tests were left out."""
-    assert recorded(tree, *arguments) == ({"1": ONE, "2": TWO, "4": FOUR}, [])
+    assert recorded(tree, *arguments) == ({"1": ONE, "2": TWO, "4": FOUR}, {})
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_whole_run(tree: Path, arguments: tuple[str, ...]) -> None:
     ],
 )
 def test_tests_that_were_left_out(tree: Path, arguments: tuple[str, ...], ran: str) -> None:
-    assert recorded(tree, *arguments)[1] == sorted(test for test in ALL if test[-1] not in ran)
+    assert recorded(tree, *arguments)[1] == {test: gpus for test, gpus in ALL.items() if test[-1] not in ran}
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,12 @@ def test_tests_that_were_left_out(tree: Path, arguments: tuple[str, ...], ran: s
     ],
 )
 def test_files_that_were_left_out(tree: Path, arguments: tuple[str, ...], file: str) -> None:
-    assert recorded(tree, *arguments)[1] == [f"tests/gpu/test_{file}.py"]
+    assert recorded(tree, *arguments)[1] == {f"tests/gpu/test_{file}.py": 0}
 
 
 def test_a_run_that_ended_early(tree: Path) -> None:
     file = tree / "tests/gpu/test_one.py"
     file.write_text(file.read_text().replace("test_b(): pass", "test_b(): assert False"))
-    assert recorded(tree, "tests/gpu")[1] == []  # failures are no omission
-    assert recorded(tree, "tests/gpu", "-x")[1] == ["tests/gpu/test_two.py::test_c", "tests/gpu/test_two.py::test_d"]
+    assert recorded(tree, "tests/gpu")[1] == {}  # failures are no omission
+    left = {test: gpus for test, gpus in ALL.items() if "test_two" in test}
+    assert recorded(tree, "tests/gpu", "-x")[1] == left
