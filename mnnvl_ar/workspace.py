@@ -25,7 +25,7 @@ __all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-_kept: list[SymmetricMemory] = []  # of closed workspaces that captured graphs may still use, until the process ends
+_kept: list[tuple[int, SymmetricMemory]] = []  # of closed workspaces that captured graphs may still use
 
 
 class Workspace:
@@ -114,6 +114,7 @@ class Workspace:
             )
             return lambda: ops._workspace_close(self.handle, True)
 
+        _give_back_kept()
         self._memory = allocate_prepared(
             group, prepare, device=self.device, transport=transport, timeout=timeout, use=use, retry=retry
         )
@@ -137,8 +138,9 @@ class Workspace:
         group is gone, or at exit. Peers that go on calling time out.
 
         If calls were captured, graphs that hold them may still run: ops raise from now on, but the memory stays mapped
-        until the process ends. `force` gives it back all the same, and ends calls that still wait for a peer; a graph
-        that is replayed afterwards touches memory that is not there.
+        until those graphs are destroyed, and is given back when a workspace is made or closed after that. `force` gives
+        it back all the same, and ends calls that still wait for a peer; a graph that is replayed afterwards touches
+        memory that is not there.
         """
         if self._memory is None or os.getpid() != self._pid:
             return
@@ -149,7 +151,8 @@ class Workspace:
         if may_unmap:
             memory.close()
         else:
-            _kept.append(memory)
+            _kept.append((self.handle, memory))
+        _give_back_kept()
 
     def sleep(self) -> None:
         """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank
@@ -202,6 +205,15 @@ class Workspace:
             f"Workspace(handle={self.handle}, rank={self.rank}/{self.world_size}, device={self.device}, "
             f"transport={self.transport}, nbytes={self.nbytes}{'' if self._memory else ', closed'})"
         )
+
+
+def _give_back_kept() -> None:
+    """The memory of closed workspaces whose graphs are gone by now."""
+    for entry in list(_kept):
+        handle, memory = entry
+        if ops._workspace_close(handle, False):
+            _kept.remove(entry)
+            memory.close()
 
 
 def _tell_of_dropped(handle: int, nbytes: int, pid: int) -> None:

@@ -10,6 +10,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "cuda/launch.h"
+#include "torch/graphs.h"
 
 // Defined in libtorch_cuda only: null under a CPU-only PyTorch, where no CUDA tensor can reach us.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
@@ -47,16 +48,6 @@ class OnDevice {
   int before_ = 0;
   bool changed_ = false;
 };
-
-// Graphs keep addresses, so close() must know of them. Asked until the first capture, and never on the legacy stream, which
-// cannot capture.
-void note_capture(Workspace& workspace, cudaStream_t stream) {
-  if (stream == nullptr || workspace.captured.load(std::memory_order_relaxed)) return;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess && status == cudaStreamCaptureStatusActive) {
-    workspace.captured = true;
-  }
-}
 
 void launch(Workspace& workspace, protocol::Op op, const Agreement& a, const Pick& pick, int64_t pdl,
             protocol::Shape shape, protocol::Params& params) {

@@ -151,7 +151,7 @@ bool close(int64_t handle, bool force) {
   }
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (workspace.asleep) return true;
-  if (workspace.captured && !force) return false;
+  if (workspace.graphs != 0 && !force) return false;
   if (force) end_calls(workspace);
   return quiesce(workspace) || force;
 }

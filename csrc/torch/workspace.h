@@ -39,19 +39,21 @@ struct Workspace {
   protocol::Params params;  // what does not change from call to call
   uint64_t slot_vectors;
   std::atomic<bool> closed = false;
-  std::atomic<bool> asleep = false;    // addresses without memory
-  std::atomic<bool> captured = false;  // a graph may hold our addresses
-  std::atomic<bool> busy = false;      // a thread is in a call
-  std::atomic<bool> found = false;     // `finding` says what is wrong
-  std::mutex reading;                  // held by whoever reads or writes blocks outside of calls
-  uint32_t launches = 0;               // counted by the thread that is in a call, and never again from the start
+  std::atomic<bool> asleep = false;  // addresses without memory
+  std::atomic<uint32_t> graphs = 0;  // that hold our addresses (graphs.h)
+  unsigned long long last_capture = 0;
+  std::atomic<bool> busy = false;   // a thread is in a call
+  std::atomic<bool> found = false;  // `finding` says what is wrong
+  std::mutex reading;               // held by whoever reads or writes blocks outside of calls
+  uint32_t launches = 0;            // counted by the thread that is in a call, and never again from the start
   Finding finding;
   uint32_t host_calls = 0;  // test builds: what a host counter would say
 };
 
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
 int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast, Table table);
-// Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`.
+// Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`. If not, it may be
+// asked again.
 bool close(int64_t handle, bool force);
 // Ops raise from here on; no call of this rank runs any more. With `end`, calls that wait end now, without their result.
 void put_to_sleep(int64_t handle, bool end);

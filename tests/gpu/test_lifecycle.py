@@ -9,7 +9,13 @@ from common.cases.diagnosis import (
     check_monitor,
     check_overwritten,
 )
-from common.cases.lifecycle import check_closed_with_graphs, check_recover, check_rounds, check_sleep
+from common.cases.lifecycle import (
+    check_closed_until_graphs_are_gone,
+    check_closed_with_graphs,
+    check_recover,
+    check_rounds,
+    check_sleep,
+)
 from common.ranks import rank_pool
 
 pytestmark = pytest.mark.gpu(2)
@@ -25,6 +31,10 @@ def test_recover_keeps_graphs() -> None:
 
 def test_close_with_graphs_alive() -> None:
     rank_pool(2, "cuda").run(check_closed_with_graphs)
+
+
+def test_close_until_graphs_are_gone() -> None:
+    rank_pool(2, "cuda").run(check_closed_until_graphs_are_gone)
 
 
 def test_rounds_leave_nothing() -> None:

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from common.cases.lifecycle import check_closed_with_graphs, check_recover, check_rounds, check_sleep
-from common.ranks import rank_pool
+from common.cases.lifecycle import (
+    check_closed_with_graphs,
+    check_kept_is_given_back,
+    check_recover,
+    check_rounds,
+    check_sleep,
+)
+from common.ranks import RankPool, rank_pool
 
 
 def test_sleep() -> None:
@@ -22,6 +28,14 @@ def test_recover(ranks: int) -> None:
 
 def test_close() -> None:
     rank_pool(2).run(check_closed_with_graphs)
+
+
+def test_kept_memory_is_given_back() -> None:
+    pool = RankPool(2)  # which has no other workspaces
+    try:
+        pool.run(check_kept_is_given_back)
+    finally:
+        pool.discard()
 
 
 def test_rounds_leave_nothing() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -144,6 +146,44 @@ def check_closed_with_graphs(rank: Any) -> None:
     expect(lambda: ops.all_reduce(x, workspace.handle), "is closed", "closed")
     check_replays(rank, graphs)
     rank.barrier()
+
+
+def check_closed_until_graphs_are_gone(rank: Any) -> None:
+    """What graphs may use is given back once they are destroyed, when a workspace is made or closed."""
+    from mnnvl_ar.workspace import _give_back_kept
+
+    workspace = rank.new_workspace(max_tokens=512, hidden=8192)
+    graphs = captured(rank, workspace)
+    rank.barrier()
+    workspace.close()
+    check_replays(rank, graphs)
+    rank.barrier()
+    before = used(rank)
+    graphs.clear()
+    gc.collect()
+    torch.cuda.synchronize()
+    until = time.monotonic() + 5.0
+    while used(rank) > before - workspace.nbytes:
+        assert time.monotonic() < until, "the memory was not given back"
+        _give_back_kept()
+        time.sleep(0.05)
+    rank.barrier()
+
+
+def check_kept_is_given_back(rank: Any) -> None:
+    """What could not be unmapped at close is unmapped when the next workspace is made."""
+    import mnnvl_ar.workspace as module
+    from mnnvl_ar import ops
+
+    workspace = rank.new_workspace(max_tokens=512, hidden=4096)
+    ops.all_reduce(torch.ones(512, 4096), workspace.handle)
+    rank.barrier()
+    with mock.patch.object(module, "ops", mock.Mock(wraps=module.ops, _workspace_close=lambda *_: False)):
+        workspace.close()
+    before = used(rank)
+    assert before >= workspace.nbytes // 2
+    rank.new_workspace(**SMALL).close()
+    assert used(rank) < before // 2
 
 
 def check_rounds(rank: Any, rounds: int = 200) -> None:
