@@ -13,18 +13,16 @@ from every other, so receiving is what bounds it.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from bench.floor import H200, Machine
+from bench.floor import MACHINES, Machine
 
 PAGE = Path(__file__).resolve().parent / "gb200" / "predictions.md"
 TPS = (8, 16, 24, 32, 48, 64, 72)
 TOKENS = (1, 4, 16, 64, 256, 1024)
 HIDDEN = (7168,)
 
-# NVLink 5 by its datasheet: 900 GB/s each way and GPU. All else is what H200 measured, as nothing better is known here.
-GB200 = replace(H200, link=900e3)
+GB200 = MACHINES["gb200"]
 
 
 def one_shot_us(nbytes: int, ranks: int, machine: Machine = GB200, *, multicast: bool = True) -> float:

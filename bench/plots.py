@@ -37,8 +37,9 @@ def latency(rows: Sequence[Row], title: str, file: Path) -> None:
             if variant == OURS:
                 style.update(linewidth=2.4, marker="o", markersize=4)
             axis.plot([row["tokens"] for row in mine], [row["p50_us"] for row in mine], **style)
-        floor = sorted({(int(row["tokens"]), float(row["floor_us"])) for row in here})
-        axis.plot([t for t, _ in floor], [us for _, us in floor], "k--", linewidth=1, label="floor")
+        floor = sorted({(int(row["tokens"]), float(row["floor_us"])) for row in here if row["floor_us"] is not None})
+        if floor:
+            axis.plot([t for t, _ in floor], [us for _, us in floor], "k--", linewidth=1, label="floor")
         axis.set(xscale="log", yscale="log", title=f"TP{tp}, hidden {hidden}")
         axis.grid(True, which="both", alpha=0.25)
     for axis in axes[-1]:

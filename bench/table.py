@@ -19,7 +19,7 @@ def line(name: str, rows: Iterable[Row]) -> str:
     text += f"{ours['p50_us']:>9.2f}{ours['p99_us']:>8.2f}" if ours else f"{'-':>9}{'-':>8}"
     text += f"{best['p50_us']:>14.2f} {best['variant']:<24}" if best else f"{'-':>14} {'':<24}"
     text += f"{best['p50_us'] / ours['p50_us']:>8.2f}x" if ours and best else f"{'-':>9}"
-    if ours:
+    if ours and ours["floor_us"] is not None:
         text += f"{ours['floor_us']:>8.2f}{ours['p50_us'] / ours['floor_us']:>8.2f}x"
     else:
         text += f"{'-':>8}{'-':>9}"

@@ -17,7 +17,7 @@ from bench import options, peers, progress, results, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset
 from bench.cells import Cell, grid
 from bench.check import Oracle, verdict
-from bench.floor import floor_us
+from bench.floor import floor_us, machine_of
 from bench.launch import WRONG
 from bench.ours import Ours
 from bench.team import Team, join_world, make_team
@@ -52,6 +52,7 @@ class Run:
         file: Path | None = args.json
         if file is None and args.whole:
             file = results.FOLDER / f"{results.machine_slug(machine)}.json"
+        self.figures = machine_of(machine)
         self.named, file = file, file or args.scratch
         self.results = results.Results(machine, results.source_digest(), file if rank == 0 else None)
         if args.resume and file is not None:
@@ -164,6 +165,8 @@ class Session:
             self.settle()
         progress.report(f"{cell}: rounds", limit=SETUP_LIMIT)
         times = self.clock.measure(cell, [replay for _, _, replay, _ in ready], self.run_.args.rounds)
+        figures = self.run_.figures
+        floor = None if figures is None else round(floor_us(cell, figures), 3)
         rows = []
         for (peer, variant, replay, outputs), timed in zip(ready, times, strict=True):
             progress.report(f"{cell}: checking {variant.name}", peer)
@@ -178,7 +181,7 @@ class Session:
                 "variant": variant.name,
                 "p50_us": round(timed.p50_us, 3),
                 "p99_us": round(timed.p99_us, 3),
-                "floor_us": round(floor_us(cell), 3),
+                "floor_us": floor,
                 "ok": wrong is None,
                 "calls": calls,
                 **variant.extra,

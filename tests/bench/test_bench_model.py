@@ -16,7 +16,7 @@ def test_over_unicast_it_is_the_floor():
     for tokens in (1, 64, 2048):
         cell = Cell("fused", 8, tokens, 7168, "bfloat16")
         both = [f(cell.nbytes, 8, H200, multicast=False) for f in (model.one_shot_us, model.two_shot_us)]
-        assert min(both) == pytest.approx(floor_us(cell))
+        assert min(both) == pytest.approx(floor_us(cell, H200))
 
 
 def test_the_crossover_is_where_both_take_as_long():

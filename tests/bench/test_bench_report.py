@@ -77,9 +77,20 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(
     assert "reached      geometric mean" in printed
 
 
-def test_pictures(tmp_path: Path):
+def test_a_machine_without_a_floor_is_shown_without(tmp_path: Path):
+    rows = [{**row, "floor_us": None} for row in synthetic.rows((8,))]
+    figures = by_name(targets.judge(rows))
+    assert {figures[f"time over floor, T {which} 8"].reached for which in ("<=", ">")} == {None}
+    section = report.readme_section({"b": {"machine": "8 x B", "source_digest": "0", "rows": rows}}, [], tmp_path)
+    assert "(flashinfer/one_shot 147.7; -)" in section
+
+
+@pytest.mark.parametrize("floor", [True, False])
+def test_pictures(tmp_path: Path, floor: bool):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (the bench extra)")
     run = {"machine": "8 x NVIDIA H200", "rows": [row for row in synthetic.rows((8,)) if row["hidden"] == 7168]}
+    if not floor:
+        run["rows"] = [{**row, "floor_us": None} for row in run["rows"]]
     pictures = report.draw({"h200x8": run}, tmp_path)
     assert [p.name for p in pictures] == ["bench_latency_h200x8.png", "bench_speedup_h200x8.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 10_000 for p in pictures)
