@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     run = p.add_argument_group("run")
     run.add_argument("--device", choices=("cuda", "cpu"), help="cpu: the host transport, eager, quick")
     run.add_argument("--processes", type=int, help="ranks to start without torchrun (one a GPU)")
-    run.add_argument("--rounds", type=int, help="timed replays of each variant (40; 15 if quick)")
+    run.add_argument(
+        "--rounds", type=int, help="timed replays of each variant (40, or 100 up to 64 tokens; 15 if quick)"
+    )
     run.add_argument("--seconds", type=float, default=3600.0, help="stop cleanly then, and say what was not run")
     run.add_argument("--json", type=Path, help="result (bench/results/<machine>.json where nothing above is chosen)")
     run.add_argument("--resume", action="store_true", help="keep the file's rows of the same sources")
@@ -74,7 +76,6 @@ def settle(args: argparse.Namespace, world_size: int) -> argparse.Namespace:
     args.hidden = args.hidden or list(QUICK_HIDDEN if args.quick else HIDDEN)
     args.tp = [tp for tp in args.tp or TPS if tp <= world_size] or [world_size]
     args.mode = args.mode or (["graph"] if args.device == "cuda" else ["eager"])
-    args.rounds = args.rounds or (15 if args.quick else 40)
     if args.peers is None:
         args.peers = list(peers.ON_GPU if args.device == "cuda" else peers.ON_HOST)
     return args

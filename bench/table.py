@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 from bench.results import Row, is_ours, ours_and_best
 
+LEGEND = (
+    "us a call. A round is the mean of a replay's calls; p50 and p99 are over rounds, of the slowest rank; p99 of fewer"
+    " than 100 rounds is the slowest round"
+)
 HEADER = (
     f"{'cell':<38}{'ours us':>9}{'p99':>8}{'best peer us':>14} {'':<24}{'speed-up':>9}{'floor':>8}{'x floor':>9}  ok"
 )

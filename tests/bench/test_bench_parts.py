@@ -12,7 +12,7 @@ from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset, set
 from bench.cells import Cell, grid
 from bench.check import verdict
 from bench.floor import H200, MACHINES, floor_us, machine_of
-from bench.timing import calls_of, percentile
+from bench.timing import calls_of, percentile, rounds_of
 from mnnvl_ar.strategy import cost_model
 
 
@@ -54,6 +54,15 @@ def test_percentiles_are_samples():
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([float(i) for i in range(100)], 0.99) == 98.0
     assert percentile([5.0], 0.99) == 5.0
+
+
+def test_p99_of_small_sizes_is_not_the_slowest_round_while_there_is_time():
+    rounds = rounds_of(cell(tokens=64), quick=False, hurried=False)
+    samples = [float(i) for i in range(rounds)]
+    assert percentile(samples, 0.99) < max(samples)
+    assert rounds_of(cell(tokens=128), quick=False, hurried=False) == 40
+    assert rounds_of(cell(), quick=False, hurried=True) == 40
+    assert rounds_of(cell(), quick=True, hurried=False) == 15
 
 
 def test_cold_buffers_cover_the_cache_and_warm_ones_cancel():
