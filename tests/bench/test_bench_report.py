@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from bench import report, targets
+from bench import plots, report, targets
 from bench.cells import Cell
 
 
@@ -83,6 +83,10 @@ def test_a_machine_without_a_floor_is_shown_without(tmp_path: Path):
     assert {figures[f"time over floor, T {which} 8"].reached for which in ("<=", ">")} == {None}
     section = report.readme_section({"b": {"machine": "8 x B", "source_digest": "0", "rows": rows}}, [], tmp_path)
     assert "(flashinfer/one_shot 147.7; -)" in section
+
+
+def test_no_two_variants_share_a_colour():
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
 
 
 @pytest.mark.parametrize("floor", [True, False])
