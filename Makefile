@@ -18,6 +18,7 @@ ifeq ($(origin PY),undefined)
 PY := .venv/bin/python
 READY := .venv/.installed
 READY_DEV := .venv/.dev
+READY_BENCH := .venv/.bench
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
@@ -44,7 +45,7 @@ faults: build test-build
 bench: build
 	$(PY) bench/run.py $(ARGS)
 
-bench-report: $(READY)
+bench-report: $(READY_BENCH)
 	$(PY) bench/report.py $(ARGS)
 
 tune: build
@@ -121,9 +122,13 @@ endif
 	$(PIP_INSTALL) --no-build-isolation -e '.[test,dev]'
 	@touch $@
 
+.venv/.bench: .venv/.installed
+	$(PIP_INSTALL) --no-build-isolation -e '.[test,bench]'
+	@touch $@
+
 .PHONY: FORCE
 FORCE:
 
 clean:
 	rm -rf build dist *.egg-info mnnvl_ar/_C.so tests/_C_*.so tests/_protocol*.so
-	rm -f .venv/.torch .venv/.torch-wanted .venv/.constraint .venv/.installed .venv/.dev
+	rm -f .venv/.torch .venv/.torch-wanted .venv/.constraint .venv/.installed .venv/.dev .venv/.bench

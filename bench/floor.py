@@ -12,14 +12,15 @@ reduction: one sum over a row: shuffles, a trip through shared memory and a barr
 write:     a kernel has ended, for the one that waits for it, when L2 has acknowledged its stores
 
 Left out, as they can overlap with the wire: reading and writing residual and norm, and all arithmetic. So the floor is
-low on purpose; nothing that is a matter of skill is in it.
+low on purpose; nothing that is a matter of skill is in it. A class of machine that is not in MACHINES has no floor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.cells import Cell
+from mnnvl_ar.strategy.files import machine_class
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,19 @@ class Machine:
 # (270) or misses it (650), and of the row sum (200), at 1.98 GHz; `python -m bench.probe` measures the first. link:
 # NV18, datasheet.
 H200 = Machine(launch=0.40, hop=0.61, read_l2=0.14, read_dram=0.33, reduction=0.10, write=0.14, link=450e3)
+# NVLink 5 by its datasheet: 900 GB/s each way and GPU. All else is what H200 measured, as nothing better is known here.
+BLACKWELL = replace(H200, link=900e3)
+
+MACHINES = {"h200": H200, "b200": BLACKWELL, "b300": BLACKWELL, "gb200": BLACKWELL, "gb300": BLACKWELL}
 
 
-def floor_us(cell: Cell, machine: Machine = H200) -> float:
+def machine_of(name: str) -> Machine | None:
+    """The figures of a machine as results name it ("8 x NVIDIA H200"); None for a class that nobody put in MACHINES, so
+    also for a machine of two kinds."""
+    return MACHINES.get(machine_class(name.partition(" x ")[2]))
+
+
+def floor_us(cell: Cell, machine: Machine) -> float:
     """The floor of `cell`, in us a call. The same on all ranks."""
     read = machine.read_l2 if cell.l2 == "warm" else machine.read_dram
     peers = cell.tp - 1

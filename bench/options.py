@@ -11,6 +11,8 @@ from bench import peers
 from bench.cells import DTYPES, HIDDEN, OPS, QUICK_HIDDEN, QUICK_TOKENS, TOKENS, TPS
 
 T = TypeVar("T")
+# What decides which rows a run holds. Only a run that chose none of it may stand as the record of its machine.
+CHOICES = ("quick", "tp", "op", "tokens", "hidden", "dtype", "mode", "l2", "strategy", "pdl", "transport", "peers")
 
 
 def _list(kind: Callable[[str], T], allowed: Sequence[T] | None = None) -> Callable[[str], list[T]]:
@@ -48,9 +50,11 @@ def parser() -> argparse.ArgumentParser:
     run = p.add_argument_group("run")
     run.add_argument("--device", choices=("cuda", "cpu"), help="cpu: the host transport, eager, quick")
     run.add_argument("--processes", type=int, help="ranks to start without torchrun (one a GPU)")
-    run.add_argument("--rounds", type=int, help="timed replays of each variant (40; 15 if quick)")
+    run.add_argument(
+        "--rounds", type=int, help="timed replays of each variant (40, or 100 up to 64 tokens; 15 if quick)"
+    )
     run.add_argument("--seconds", type=float, default=3600.0, help="stop cleanly then, and say what was not run")
-    run.add_argument("--json", type=Path, help="result (bench/results/<machine>.json for a whole grid, else none)")
+    run.add_argument("--json", type=Path, help="result (bench/results/<machine>.json where nothing above is chosen)")
     run.add_argument("--resume", action="store_true", help="keep the file's rows of the same sources")
     run.add_argument("--warm-peers", action="store_true", help="only compile what peers compile at first use")
     run.add_argument("--verbose", action="store_true", help="every variant's time")
@@ -65,12 +69,13 @@ def settle(args: argparse.Namespace, world_size: int) -> argparse.Namespace:
     """Fills in what depends on the machine."""
     if args.device == "cpu":
         args.quick, args.mode, args.l2 = True, ["eager"], ["warm"]
-    args.whole = not (args.quick or args.tokens or args.hidden or args.tp) and args.device == "cuda"
+    usual = parser()
+    chosen = [name for name in CHOICES if getattr(args, name) != usual.get_default(name)]
+    args.whole = args.device == "cuda" and not chosen
     args.tokens = args.tokens or list(QUICK_TOKENS if args.quick else TOKENS)
     args.hidden = args.hidden or list(QUICK_HIDDEN if args.quick else HIDDEN)
     args.tp = [tp for tp in args.tp or TPS if tp <= world_size] or [world_size]
     args.mode = args.mode or (["graph"] if args.device == "cuda" else ["eager"])
-    args.rounds = args.rounds or (15 if args.quick else 40)
     if args.peers is None:
         args.peers = list(peers.ON_GPU if args.device == "cuda" else peers.ON_HOST)
     return args

@@ -15,7 +15,9 @@ COLOURS = {
     "symm_mem/one_shot": "#9467bd",
     "symm_mem/two_shot": "#c5b0d5",
     "flashinfer/one_shot": "#2ca02c",
+    "flashinfer/one_shot_late": "#006d2c",
     "flashinfer/one_shot_fp32": "#98df8a",
+    "flashinfer/one_shot_fp32_late": "#bcbd22",
     "flashinfer/two_shot": "#1f77b4",
     "vllm": "#ff7f0e",
     "flashinfer_mnnvl": "#17becf",
@@ -37,8 +39,9 @@ def latency(rows: Sequence[Row], title: str, file: Path) -> None:
             if variant == OURS:
                 style.update(linewidth=2.4, marker="o", markersize=4)
             axis.plot([row["tokens"] for row in mine], [row["p50_us"] for row in mine], **style)
-        floor = sorted({(int(row["tokens"]), float(row["floor_us"])) for row in here})
-        axis.plot([t for t, _ in floor], [us for _, us in floor], "k--", linewidth=1, label="floor")
+        floor = sorted({(int(row["tokens"]), float(row["floor_us"])) for row in here if row["floor_us"] is not None})
+        if floor:
+            axis.plot([t for t, _ in floor], [us for _, us in floor], "k--", linewidth=1, label="floor")
         axis.set(xscale="log", yscale="log", title=f"TP{tp}, hidden {hidden}")
         axis.grid(True, which="both", alpha=0.25)
     for axis in axes[-1]:

@@ -55,7 +55,8 @@ def usual(rows: list[Row]) -> list[Row]:
 
 
 def draw(runs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
-    """The pictures of each run, those of the largest first; none, with a reason printed, without matplotlib."""
+    """The pictures of each run, those of the largest first; without matplotlib those that are there already, so that
+    README keeps them, with a word about it."""
     pictures = []
     for name, run in reversed(runs.items()):
         for kind, plot, text in (
@@ -66,9 +67,9 @@ def draw(runs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
             try:
                 plot(usual(run["rows"]), f"{run['machine']}: {text}", file)
             except ImportError as error:
-                print(f"no pictures: {error} (pip install 'mnnvl-ar[bench]')")
-                return []
-            pictures.append(file)
+                print(f"{file.name} is not drawn anew: {error} (pip install 'mnnvl-ar[bench]')")
+            if file.exists():
+                pictures.append(file)
     return pictures
 
 
@@ -100,7 +101,8 @@ def _entry(cell: tuple[Row | None, Row | None] | None) -> str:
         return "-"
     wrong = "" if ours["ok"] else " WRONG"
     peer = f"{best['variant']} {best['p50_us']:.1f}" if best is not None else "no peer"
-    return f"**{ours['p50_us']:.1f}**{wrong} ({peer}; {ours['floor_us']:.1f})"
+    floor = "-" if ours["floor_us"] is None else f"{ours['floor_us']:.1f}"
+    return f"**{ours['p50_us']:.1f}**{wrong} ({peer}; {floor})"
 
 
 def put_in_readme(section: str, readme: Path) -> str:

@@ -4,8 +4,9 @@
         {"op", "variant", "tp", "tokens", "hidden", "dtype", "p50_us", "p99_us", "floor_us", "ok", ...}]}
 
 `variant` is "mnnvl_ar", forced strategies as "mnnvl_ar/one_shot", or a peer's name. `ok`: the buffers that were timed
-held the right answer. More keys a row: mode, l2, calls, strategy, pdl, transport, and `error` where ok is false. What
-could not run and why, and the cells that the time was too short for, are in a text file beside it.
+held the right answer. `floor_us` is null for a class of machine without one (floor.py). More keys a row: mode, l2,
+calls, rounds, strategy, pdl, transport, and `error` where ok is false. What could not run and why, and the cells that
+the time was too short for, are in a text file beside it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from typing import Any
 from bench.cells import Cell
 
 ONE_SHOT_BYTES = 2 << 20  # larger messages are never one-shot's
+MAX_CLUSTER, MOST_WARPS = 8, 14  # CTAs that share a row, and their warps with rows: csrc/cuda/row.cuh
+GRID_FILLS = 16  # tokens from which rows compete for the device
 NOISE = 1.02  # a shape must be this much quicker than the neighbour's to be worth another entry
 
 
@@ -22,21 +24,46 @@ class Shape:
     lag: int = 0
 
 
-def shapes(cell: Cell) -> Iterator[Shape]:
-    """What may be quick for `cell`; the library's own choice of each strategy comes first."""
-    clusters = (0, 1, 2, 4, 8)
-    if cell.nbytes <= ONE_SHOT_BYTES:
-        for cluster in clusters:
-            yield Shape("one_shot", cluster)
-    for cluster in clusters:
-        for batch in (0, 2, 4, 8):
-            if batch > cell.tokens:
-                continue
-            for lag in (0, 2, 4):
-                if lag and cell.tokens < 128:  # one batch a cluster: nothing to run behind
-                    continue
-                for max_ctas in (0, 64) if cell.tokens >= 128 else (0,):
-                    yield Shape("two_shot", cluster, max_ctas, batch, lag)
+def clusters(row_bytes: int) -> list[int]:
+    """The clusters that differ in what is launched, narrowest first: `plan` (csrc/cuda/launch.cu) makes one of these of
+    any other, as no CTA holds more than MOST_WARPS groups of 32 vectors, and none is launched to hold nothing."""
+    groups = _divide_up(row_bytes, 32 * 16)
+    narrowest = _divide_up(groups, MOST_WARPS)
+    asked = {max(narrowest, min(cluster, groups)) for cluster in range(1, MAX_CLUSTER + 1)}
+    return sorted({_divide_up(groups, _divide_up(groups, cluster)) for cluster in asked})
+
+
+def shapes(cell: Cell, half: int) -> Iterator[Shape]:
+    """What may be quick for `cell`, at most 16; the library's own choice of each strategy comes first. half: CTAs of
+    half a device, or 0 to bound none."""
+    widths = clusters(cell.nbytes // cell.tokens)
+    strategies = ("one_shot", "two_shot") if cell.nbytes <= ONE_SHOT_BYTES else ("two_shot",)
+    for strategy in strategies:
+        yield Shape(strategy)
+        two_shot = strategy == "two_shot"
+        if cell.tokens < GRID_FILLS:  # each row has a cluster to itself, however wide
+            yield from (Shape(strategy, cluster, batch=int(two_shot)) for cluster in widths)
+            continue
+        # The library's own takes the widest cluster that leaves room for all rows, so what else may win is narrower.
+        if half:
+            yield Shape(strategy, max_ctas=half)
+        if not two_shot:
+            yield from (Shape(strategy, cluster) for cluster in widths[:3])
+        elif cell.tokens < 128:
+            yield from (Shape(strategy, cluster, batch=batch) for cluster in widths[:3] for batch in (1, 2, 4))
+        else:  # batches queue up: one row at once lost by far (docs/performance.md), and lag has an effect
+            yield from (Shape(strategy, cluster, batch=batch) for cluster in widths[:2] for batch in (2, 4))
+            yield from (
+                Shape(strategy, lag=2),
+                Shape(strategy, widths[0], batch=4, lag=2),
+                Shape(strategy, widths[0], batch=8),
+            )
+            if half:
+                yield from (Shape(strategy, widths[0], half, batch) for batch in (2, 4))
+
+
+def _divide_up(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def table(best: dict[Cell, list[tuple[float, Shape]]]) -> list[dict[str, Any]]:

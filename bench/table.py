@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 from bench.results import Row, is_ours, ours_and_best
 
+LEGEND = (
+    "us a call. A round is the mean of a replay's calls; p50 and p99 are over rounds, of the slowest rank; p99 of fewer"
+    " than 100 rounds is the slowest round"
+)
 HEADER = (
     f"{'cell':<38}{'ours us':>9}{'p99':>8}{'best peer us':>14} {'':<24}{'speed-up':>9}{'floor':>8}{'x floor':>9}  ok"
 )
@@ -19,7 +23,7 @@ def line(name: str, rows: Iterable[Row]) -> str:
     text += f"{ours['p50_us']:>9.2f}{ours['p99_us']:>8.2f}" if ours else f"{'-':>9}{'-':>8}"
     text += f"{best['p50_us']:>14.2f} {best['variant']:<24}" if best else f"{'-':>14} {'':<24}"
     text += f"{best['p50_us'] / ours['p50_us']:>8.2f}x" if ours and best else f"{'-':>9}"
-    if ours:
+    if ours and ours["floor_us"] is not None:
         text += f"{ours['floor_us']:>8.2f}{ours['p50_us'] / ours['floor_us']:>8.2f}x"
     else:
         text += f"{'-':>8}{'-':>9}"

@@ -103,6 +103,7 @@ def _at_most(name: str, found: list[Row], wanted: float) -> Figure:
 
 
 def _over_floor(name: str, wanted: float, cells: list[Row]) -> Figure:
+    cells = [row for row in cells if row["floor_us"] is not None]
     if not cells:
         return Figure(name, "-", f"<= {wanted}", None)
     ratios = {_name(row): float(row["p50_us"]) / float(row["floor_us"]) for row in cells}

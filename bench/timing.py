@@ -3,7 +3,13 @@
 One round replays every variant once. Before each replay a tiny NCCL all-reduce in the stream holds all ranks' GPUs
 until the last has come; by then the replay is queued behind it, since a sleep at the head of the round gave the CPUs
 time. So neither the launch cost of Python nor the skew of the processes is in the figure. CUDA events around the
-replay, divided by its calls, give the time of a call; p50 and p99 are over rounds, and the slowest rank counts.
+replay, divided by its calls, give the time of a call; p50 and p99 are over rounds, and the slowest rank counts. A round
+is a mean over calls: p99 says how steady rounds are, not how long single calls take; of fewer than 100 it is the
+slowest.
+
+In eager mode the launch cost is meant to be in the figure, of every variant alike: each starts on an idle GPU, when all
+ranks have passed a barrier, with nothing queued. How far apart the ranks leave the barrier is then in it, spread over
+the calls.
 """
 
 from __future__ import annotations
@@ -18,11 +24,15 @@ import torch.distributed as dist
 
 from bench.buffers import L2_BYTES
 from bench.cells import Cell
-from bench.floor import floor_us
+from bench.floor import H200, floor_us
 from bench.team import Team
 
 GRAPH_US = 1500.0  # aimed-at time of one replay
 HEAD_START_CYCLES = 800_000  # about 0.4 ms, in which the CPU queues the first replays of a round
+
+
+ROUNDS, QUICK_ROUNDS = 40, 15
+MANY_ROUNDS, MANY_TOKENS = 100, 64  # a p99 that is not the slowest round, where a round is short
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,18 @@ class Timed:
 
 
 def calls_of(cell: Cell) -> int:
-    """Calls in one replay: an even number from 20 to 200, fewer for large sizes. The same on all ranks."""
+    """Calls in one replay: an even number from 20 to 200, fewer for large sizes. The same on all ranks, and on
+    every machine, as H200's floor is near enough to tell small from large."""
     if cell.mode == "eager":
         return 20
-    return 2 * max(10, min(100, round(GRAPH_US / (2 * floor_us(cell)) / 2)))
+    return 2 * max(10, min(100, round(GRAPH_US / (2 * floor_us(cell, H200)) / 2)))
+
+
+def rounds_of(cell: Cell, *, quick: bool, hurried: bool) -> int:
+    """Rounds unless told otherwise. hurried: the time may be too short for all cells."""
+    if quick:
+        return QUICK_ROUNDS
+    return MANY_ROUNDS if cell.tokens <= MANY_TOKENS and not hurried else ROUNDS
 
 
 class Replay:
@@ -90,13 +108,19 @@ class Clock:
         self.team.barrier()
         if not self.on_gpu:
             return [self._on_host(replay) for replay in replays]
-        torch.cuda._sleep(HEAD_START_CYCLES)
+        queued = cell.mode == "graph"
+        if queued:
+            torch.cuda._sleep(HEAD_START_CYCLES)
         events = []
         for replay in replays:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             if cell.l2 == "cold" and self._flush is not None:
                 self._flush.zero_()
-            dist.all_reduce(self._token, group=self.team.group)
+            if queued:
+                dist.all_reduce(self._token, group=self.team.group)
+            else:
+                torch.cuda.synchronize()
+                self.team.barrier()
             start.record()
             replay.run()
             end.record()

@@ -1,9 +1,12 @@
 """Measures launch shapes and writes the quickest ones as a table: `make tune`, minutes.
 
-For each group size, row size and number of tokens, every shape of SHAPES is captured and timed as bench/run.py times
-(same clock, same check of the bits), all over one workspace's memory. The table is what strategy "auto" goes by from
-then on: mnnvl_ar/strategy/<machine class>.json, in the format of mnnvl_ar/strategy/files.py. Group sizes that were not
-measured this time stay in the file as they are. All ranks need the same file: copy it to every host.
+For each group size, row size and number of tokens, the shapes of bench/shapes.py are captured and timed as bench/run.py
+times (same clock, same check of the bits), all over one workspace's memory. The table is what strategy "auto" goes by
+from then on: mnnvl_ar/strategy/<machine class>.json, in the format of mnnvl_ar/strategy/files.py.
+
+The file is written whenever a row size of a group is done, so what comes later can cost nothing that is measured. A row
+size measured anew replaces all of its entries; other row sizes and group sizes stay as they are, and where a group's
+entries are of several sources, its `source_digest` names them all. All ranks need the same file: copy it to every host.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished group sizes out")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished row sizes out")
     parser.add_argument("--out", type=Path, help="(mnnvl_ar/strategy/<machine class>.json)")
     for ignored in ("--scratch", "--without"):
         parser.add_argument(ignored, help=argparse.SUPPRESS)
@@ -60,37 +63,37 @@ def work(args: argparse.Namespace) -> int:
     import torch.distributed as dist
 
     from bench import progress
+    from bench.results import source_digest
     from bench.team import join_world, make_team
     from bench.tune_group import tune_group
 
     rank, size, device = join_world(args.device)
     end = time.monotonic() + args.seconds
     mode = "graph" if device.type == "cuda" else "eager"
-    tables: dict[str, list[dict[str, Any]]] = {}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host"
+    digest = source_digest()  # before the first table is written, which is a source as well
     for tp in [tp for tp in args.tp or TPS if tp <= size]:
         progress.report(f"tuning TP{tp}", limit=600.0)
         team = make_team(tp, device)
-        cells = [Cell("fused", tp, t, h, "bfloat16", mode) for h in args.hidden for t in args.tokens]
-        if team is not None and (best := tune_group(team, cells, args.rounds, end)) is not None:
-            tables[str(tp)] = table(best)
+        rows = [[Cell("fused", tp, t, h, "bfloat16", mode) for t in args.tokens] for h in args.hidden]
+        for best in tune_group(team, rows, args.rounds, end) if team is not None else ():
+            if rank == 0:
+                write(args.out, name, {str(tp): table(best)}, digest)
         dist.barrier()
-    if rank == 0:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host"
-        write(args.out, name, tables)
     dist.barrier()
     dist.destroy_process_group()
     return 0
 
 
-def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]]) -> None:
-    """`tables`: entries by world size. What the library could not read again is not put in place."""
-    from bench.results import source_digest
+def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]], digest: str) -> None:
+    """`tables`: entries by world size, of sources with this digest. What the library could not read again is not put in
+    place."""
     from mnnvl_ar.strategy import files
 
     file = file or files.FOLDER / f"{files.machine_class(name)}.json"
     tp = json.loads(file.read_text())["tp"] if file.exists() else {}
     for size, entries in tables.items():
-        tp[size] = {"source_digest": source_digest(), "entries": entries}
+        tp[size] = _merged(tp.get(size, {}), entries, digest)
     groups = ",\n".join(f'"{size}": {_lines(tp[size])}' for size in sorted(tp, key=int))
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
@@ -101,6 +104,17 @@ def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]])
     finally:
         draft.unlink(missing_ok=True)
     print(f"wrote {file}")
+
+
+def _merged(before: dict[str, Any], entries: list[dict[str, Any]], digest: str) -> dict[str, Any]:
+    """A group with `entries` in place of those of the same row sizes."""
+    measured = {entry["row_bytes"] for entry in entries}
+    kept = [entry for entry in before.get("entries", ()) if entry["row_bytes"] not in measured]
+    digests = before.get("source_digest", "").split(" + ") if kept else []
+    return {
+        "source_digest": " + ".join(dict.fromkeys([*digests, digest])),
+        "entries": sorted([*kept, *entries], key=lambda entry: (entry["row_bytes"], entry["max_tokens"])),
+    }
 
 
 def _lines(group: dict[str, Any]) -> str:

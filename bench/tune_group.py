@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -23,24 +24,23 @@ from mnnvl_ar.workspace import Layout, create
 EVERY_CALL_SAYS = Table()  # its strategy, that is
 
 
-def tune_group(team: Team, cells: list[Cell], rounds: int, end: float) -> dict[Cell, list[tuple[float, Shape]]] | None:
-    """Of each cell its right shapes by time. None if the time `end` (time.monotonic) came first. Collective."""
-    slot_bytes = max(_slot_bytes(team.size, cell) for cell in cells)
+def tune_group(
+    team: Team, rows: Sequence[Sequence[Cell]], rounds: int, end: float
+) -> Iterator[dict[Cell, list[tuple[float, Shape]]]]:
+    """For each of `rows`, the cells of one row size: of each cell its right shapes by time, as soon as the row is done.
+    Stops before the first row that the time `end` (time.monotonic) is too short for. Collective, to the last item."""
+    slot_bytes = max(_slot_bytes(team.size, cell) for cells in rows for cell in cells)
     layout = Layout(slot_bytes)
     memory = allocate(team.control, layout.nbytes, layout.fills, probe_offset=layout.probe_offset, device=team.device)
     handles: dict[Shape, int] = {}
     clock, oracle = Clock(team), Oracle(team.device)
-    best: dict[Cell, list[tuple[float, Shape]]] | None = {}
-    for cell in cells:
-        if team.gather(time.monotonic() > end)[0]:
-            best = None
-            break
+    half = torch.cuda.get_device_properties(team.device).multi_processor_count // 2 if clock.on_gpu else 0
+
+    def race(cell: Cell) -> list[tuple[float, Shape]]:
         progress.report(str(cell), limit=300.0)
-        tried = list(shapes(cell))
+        tried = list(shapes(cell, half))
         for shape in tried:
             if shape not in handles:
-                tuning = {"cluster": shape.cluster, "max_ctas": shape.max_ctas, "batch": shape.batch, "lag": shape.lag}
-                strategy = int(Strategy[shape.strategy.upper()])
                 handles[shape] = create(
                     memory.pointers,
                     team.rank,
@@ -48,21 +48,35 @@ def tune_group(team: Team, cells: list[Cell], rounds: int, end: float) -> dict[C
                     slot_bytes,
                     EVERY_CALL_SAYS,
                     multicast_pointer=memory.multicast_pointer,
-                    strategy=strategy,
+                    strategy=int(Strategy[shape.strategy.upper()]),
                     deadline=30.0,
-                    **tuning,
+                    cluster=shape.cluster,
+                    max_ctas=shape.max_ctas,
+                    batch=shape.batch,
+                    lag=shape.lag,
                 )
-        assert best is not None
-        best[cell] = _race(team, cell, tried, handles, clock, oracle, rounds)
+        found = _race(team, cell, tried, handles, clock, oracle, rounds)
         if team.rank == 0:
-            (us, first), *others = best[cell]
+            (us, first), *others = found
             second = f"; next {others[0][0]:.2f} {others[0][1]}" if others else ""
             print(f"{cell}: {us:.2f} us {first}{second}", flush=True)
+        return found
+
+    for cells in rows:
+        best: dict[Cell, list[tuple[float, Shape]]] = {}
+        for cell in cells:
+            if team.gather(time.monotonic() > end)[0]:
+                break
+            best[cell] = race(cell)
+        if len(best) < len(cells):
+            if team.rank == 0:
+                print(f"out of time: nothing is written for {cells[len(best)]} and what comes after it", flush=True)
+            break
+        yield best
     for handle in handles.values():
         ops._workspace_close(handle)
     team.barrier()
     memory.close()
-    return best
 
 
 def _race(

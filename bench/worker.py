@@ -17,11 +17,11 @@ from bench import options, peers, progress, results, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset
 from bench.cells import Cell, grid
 from bench.check import Oracle, verdict
-from bench.floor import floor_us
+from bench.floor import floor_us, machine_of
 from bench.launch import WRONG
 from bench.ours import Ours
 from bench.team import Team, join_world, make_team
-from bench.timing import Clock, Replay, calls_of
+from bench.timing import Clock, Replay, calls_of, rounds_of
 from bench.variant import Limits, Peer, Unavailable, Variant
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ class Run:
         file: Path | None = args.json
         if file is None and args.whole:
             file = results.FOLDER / f"{results.machine_slug(machine)}.json"
+        self.figures = machine_of(machine)
         self.named, file = file, file or args.scratch
         self.results = results.Results(machine, results.source_digest(), file if rank == 0 else None)
         if args.resume and file is not None:
@@ -76,6 +77,7 @@ class Run:
     def cells(self, cells: list[Cell]) -> None:
         done = _agreed(self.results.done())
         cells = [cell for cell in cells if results.cell_key(cell) not in done]
+        self.say(table.LEGEND)
         self.say(table.HEADER)
         for tp in dict.fromkeys(cell.tp for cell in cells):
             progress.report(f"making a group of {tp}", limit=SETUP_LIMIT)
@@ -123,10 +125,12 @@ class Session:
 
     def run(self) -> None:
         for cell in self.all:
-            if self.team.gather(time.monotonic() > self.run_.end)[0]:  # the first rank's clock decides
+            left = self.team.gather(self.run_.end - time.monotonic())[0]  # the first rank's clock decides
+            if left < 0:
                 self.run_.results.not_run.append(str(cell))
                 continue
-            self.measure(cell)
+            args = self.run_.args
+            self.measure(cell, args.rounds or rounds_of(cell, quick=args.quick, hurried=left < args.seconds / 2))
             gc.collect()  # graphs and buffers of this cell
             if self.team.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -137,7 +141,7 @@ class Session:
             attempt(peer.close)
         self.ours.close()
 
-    def measure(self, cell: Cell) -> None:
+    def measure(self, cell: Cell, rounds: int) -> None:
         calls = calls_of(cell)
         progress.report(f"{cell}: inputs", limit=SETUP_LIMIT)
         inputs = make_inputs(cell, self.team.rank, calls, self.team.device)
@@ -163,7 +167,9 @@ class Session:
             replay.run()
             self.settle()
         progress.report(f"{cell}: rounds", limit=SETUP_LIMIT)
-        times = self.clock.measure(cell, [replay for _, _, replay, _ in ready], self.run_.args.rounds)
+        times = self.clock.measure(cell, [replay for _, _, replay, _ in ready], rounds)
+        figures = self.run_.figures
+        floor = None if figures is None else round(floor_us(cell, figures), 3)
         rows = []
         for (peer, variant, replay, outputs), timed in zip(ready, times, strict=True):
             progress.report(f"{cell}: checking {variant.name}", peer)
@@ -178,9 +184,10 @@ class Session:
                 "variant": variant.name,
                 "p50_us": round(timed.p50_us, 3),
                 "p99_us": round(timed.p99_us, 3),
-                "floor_us": round(floor_us(cell), 3),
+                "floor_us": floor,
                 "ok": wrong is None,
                 "calls": calls,
+                "rounds": rounds,
                 **variant.extra,
             }
             rows.append(row if wrong is None else {**row, "error": wrong})

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell, grid
-from bench.floor import floor_us
+from bench.floor import H200, floor_us
 
 PEERS = {"nccl": 6.0, "symm_mem/one_shot": 3.0, "flashinfer/one_shot": 2.5, "flashinfer/two_shot": 2.6}
 
@@ -19,7 +19,7 @@ def rows(tps: tuple[int, ...] = (2, 8), factor: float = 1.2) -> list[dict[str, A
 
 
 def row(cell: Cell, variant: str, times: float, ok: bool = True) -> dict[str, Any]:
-    floor = floor_us(cell)
+    floor = floor_us(cell, H200)
     p50 = floor * times
     return {**cell.key(), "variant": variant, "p50_us": p50, "p99_us": 1.1 * p50, "floor_us": floor, "ok": ok}
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench import plots
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset
 from bench.cells import Cell
 from bench.check import Oracle, verdict
@@ -70,6 +71,7 @@ def test_every_variant_is_right_where_kernels_start_early(cell: Cell):
     late = {"one_shot_late", "one_shot_fp32_late"} if cell.op == "fused" else set()
     names = {variant.name.removeprefix("flashinfer/") for variant in variants}
     assert names == {"one_shot", "one_shot_fp32", "two_shot"} | late
+    assert {variant.name for variant in variants} <= plots.COLOURS.keys()
     for variant in variants:
         inputs, outputs, want = prepared(cell)
         starts = [residual.clone() for residual in inputs.residuals]

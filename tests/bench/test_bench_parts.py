@@ -11,8 +11,9 @@ from bench import launch, progress, results, safety, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset, sets
 from bench.cells import Cell, grid
 from bench.check import verdict
-from bench.floor import H200, floor_us
-from bench.timing import calls_of, percentile
+from bench.floor import H200, MACHINES, floor_us, machine_of
+from bench.timing import calls_of, percentile, rounds_of
+from mnnvl_ar.strategy import cost_model
 
 
 def cell(tp: int = 8, tokens: int = 1, **other: str) -> Cell:
@@ -21,10 +22,25 @@ def cell(tp: int = 8, tokens: int = 1, **other: str) -> Cell:
 
 def test_the_floor_is_one_hop_for_small_and_wire_time_for_large():
     fixed = H200.launch + H200.read_l2 + H200.reduction + H200.write
-    assert floor_us(cell()) == pytest.approx(fixed + H200.hop + 7 * 7168 * 2 / 450e3)
+    assert floor_us(cell(), H200) == pytest.approx(fixed + H200.hop + 7 * 7168 * 2 / 450e3)
     large = cell(tokens=2048)
-    assert floor_us(large) == pytest.approx(fixed + 2 * H200.hop + 14 / 8 * large.nbytes / 450e3)
-    assert floor_us(cell(l2="cold")) > floor_us(cell())
+    assert floor_us(large, H200) == pytest.approx(fixed + 2 * H200.hop + 14 / 8 * large.nbytes / 450e3)
+    assert floor_us(cell(l2="cold"), H200) > floor_us(cell(), H200)
+
+
+def test_the_floor_is_that_of_the_machine():
+    large = cell(tokens=2048)
+    assert machine_of("8 x NVIDIA H200") == H200
+    gb200 = machine_of("4 x NVIDIA GB200")
+    assert gb200 is not None
+    saved = 14 / 8 * large.nbytes * (1 / 450e3 - 1 / 900e3)
+    assert floor_us(large, gb200) == pytest.approx(floor_us(large, H200) - saved)
+    assert cost_model.MACHINES.keys() <= MACHINES.keys()
+
+
+@pytest.mark.parametrize("name", ["2 x x86_64 host", "8 x NVIDIA A100-SXM4-80GB", "4 x NVIDIA B200 + 4 x NVIDIA H200"])
+def test_other_machines_have_no_floor(name: str):
+    assert machine_of(name) is None
 
 
 def test_calls_are_even_and_fewer_for_large_sizes():
@@ -38,6 +54,15 @@ def test_percentiles_are_samples():
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([float(i) for i in range(100)], 0.99) == 98.0
     assert percentile([5.0], 0.99) == 5.0
+
+
+def test_p99_of_small_sizes_is_not_the_slowest_round_while_there_is_time():
+    rounds = rounds_of(cell(tokens=64), quick=False, hurried=False)
+    samples = [float(i) for i in range(rounds)]
+    assert percentile(samples, 0.99) < max(samples)
+    assert rounds_of(cell(tokens=128), quick=False, hurried=False) == 40
+    assert rounds_of(cell(), quick=False, hurried=True) == 40
+    assert rounds_of(cell(), quick=True, hurried=False) == 15
 
 
 def test_cold_buffers_cover_the_cache_and_warm_ones_cancel():
@@ -116,6 +141,11 @@ def test_a_line_names_the_best_right_peer_and_whoever_is_wrong():
     assert "vllm" in line
     assert "2.00x" in line
     assert line.endswith("NO: nccl")
+
+
+def test_a_line_without_a_floor_has_dashes():
+    row = {**cell().key(), "variant": "mnnvl_ar", "p50_us": 3.0, "p99_us": 9.0, "floor_us": None, "ok": True}
+    assert table.line("cell", [row]).endswith("-        -  yes")
 
 
 def test_multicast_stays_off(monkeypatch: pytest.MonkeyPatch):

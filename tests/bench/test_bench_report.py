@@ -1,11 +1,14 @@
 """bench/report.py on made-up runs: figures, README's table, pictures."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import synthetic
 
-from bench import report, targets
+from bench import plots, report, targets
 from bench.cells import Cell
 
 
@@ -74,12 +77,65 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(
     assert "reached      geometric mean" in printed
 
 
-def test_pictures(tmp_path: Path):
+def test_a_machine_without_a_floor_is_shown_without(tmp_path: Path):
+    rows = [{**row, "floor_us": None} for row in synthetic.rows((8,))]
+    figures = by_name(targets.judge(rows))
+    assert {figures[f"time over floor, T {which} 8"].reached for which in ("<=", ">")} == {None}
+    section = report.readme_section({"b": {"machine": "8 x B", "source_digest": "0", "rows": rows}}, [], tmp_path)
+    assert "(flashinfer/one_shot 147.7; -)" in section
+
+
+def test_no_two_variants_share_a_colour():
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+
+
+@pytest.mark.parametrize("floor", [True, False])
+def test_pictures(tmp_path: Path, floor: bool):
     pytest.importorskip("matplotlib", reason="pictures need matplotlib (the bench extra)")
     run = {"machine": "8 x NVIDIA H200", "rows": [row for row in synthetic.rows((8,)) if row["hidden"] == 7168]}
+    if not floor:
+        run["rows"] = [{**row, "floor_us": None} for row in run["rows"]]
     pictures = report.draw({"h200x8": run}, tmp_path)
     assert [p.name for p in pictures] == ["bench_latency_h200x8.png", "bench_speedup_h200x8.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 10_000 for p in pictures)
+
+
+def test_without_matplotlib_readme_keeps_the_pictures_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    results, readme, images = tmp_path / "results", tmp_path / "README.md", tmp_path / "images"
+    synthetic.write(results / "h200x8.json", "8 x NVIDIA H200", synthetic.rows((8,)))
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    images.mkdir()
+    (images / "bench_speedup_h200x8.png").touch()
+    assert report.main(["--results", str(results), "--images", str(images), "--readme", str(readme)]) == 0
+    assert "](images/bench_speedup_h200x8.png)" in readme.read_text()
+    assert "bench_latency" not in readme.read_text()  # there is none
+    assert capsys.readouterr().out.count("not drawn anew") == 2
+
+
+PYTHON = """#!/bin/sh
+echo "$*" >> log
+case "$*" in *importlib.metadata*) echo torch==2.10.0;; esac
+"""
+
+
+def test_make_bench_report_installs_what_draws_and_keeps_torch(root: Path, tmp_path: Path):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(root / name, tmp_path)
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    for _ in range(2):  # the second time there is nothing left to install
+        subprocess.run(["make", "bench-report"], cwd=tmp_path, check=True, capture_output=True)
+    log = (tmp_path / "log").read_text().splitlines()
+    extra = [i for i, line in enumerate(log) if " install -c .venv/.constraint " in line and "bench]" in line]
+    assert len(extra) == 1
+    reports = [i for i, line in enumerate(log) if line == "bench/report.py"]
+    assert len(reports) == 2
+    assert extra[0] < reports[0]
 
 
 def test_without_a_run_there_is_a_word_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from bench import tune
-from bench.cells import Cell
-from bench.shapes import ONE_SHOT_BYTES, Shape, shapes, table
+from bench import launch, tune
+from bench.cells import TOKENS, Cell
+from bench.shapes import MAX_CLUSTER, MOST_WARPS, ONE_SHOT_BYTES, Shape, clusters, shapes, table
 from mnnvl_ar import MnnvlArError, Strategy
 from mnnvl_ar.strategy import Entry, Table, files
 
@@ -32,13 +33,47 @@ def test_neighbours_share_an_entry_unless_another_shape_is_clearly_quicker():
     assert chosen == [(2048, 2, "one_shot", 4.0), (2048, 4, "two_shot", 4.0), (4096, 1, "two_shot", 5.0)]
 
 
-def test_shapes_are_all_different_and_fit_the_cell():
-    for tokens in (1, 8, 128, 2048):
-        tried = list(shapes(cell(tokens, 8192)))
-        assert len(set(tried)) == len(tried)
-        assert all(shape.batch <= tokens for shape in tried)
-        has_one_shot = any(shape.strategy == "one_shot" for shape in tried)
-        assert has_one_shot == (cell(tokens, 8192).nbytes <= ONE_SHOT_BYTES)
+HALF = 66
+
+
+@pytest.mark.parametrize("hidden", [2880, 4096, 7168, 8192, 16384])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_shapes_are_few_all_different_and_fit_the_cell(tokens: int, hidden: int):
+    tried = list(shapes(cell(tokens, hidden), HALF))
+    assert len(set(tried)) == len(tried) <= 16
+    assert {shape.cluster for shape in tried} <= {0, *clusters(2 * hidden)}
+    assert all(shape.batch <= tokens for shape in tried)
+    assert all((shape.batch, shape.lag) == (0, 0) for shape in tried if shape.strategy == "one_shot")
+    strategies = {"two_shot"} | ({"one_shot"} if cell(tokens, hidden).nbytes <= ONE_SHOT_BYTES else set())
+    assert {shape.strategy for shape in tried} == strategies
+    assert {shape.strategy for shape in tried if shape == Shape(shape.strategy)} == strategies  # the library's own
+    assert {shape.strategy for shape in tried if shape.max_ctas == HALF} == (strategies if tokens >= 16 else set())
+    assert not any(shape.max_ctas for shape in shapes(cell(tokens, hidden), 0))
+
+
+def launched(row_bytes: int, cluster: int) -> tuple[int, int]:
+    """CTAs a row and warps with rows a CTA: `plan` of csrc/cuda/launch.cu for a cluster that was asked for."""
+    groups = -(-row_bytes // 512)
+    narrowest = -(-groups // 14)
+    warps = -(-groups // max(min(cluster, 8, groups), narrowest))
+    return max(-(-groups // warps), narrowest), warps
+
+
+def test_each_launch_is_tried_once():
+    assert clusters(2 * 2880) == [1, 2, 3, 4, 6]
+    assert clusters(2 * 4096) == [2, 3, 4, 6, 8]
+    assert clusters(2 * 7168) == [2, 3, 4, 5, 6, 7]
+    assert clusters(2 * 8192) == [3, 4, 5, 6, 7, 8]
+    for row_bytes in range(16, 32768 + 16, 16):
+        found = [launched(row_bytes, cluster) for cluster in clusters(row_bytes)]
+        assert len(set(found)) == len(found) <= 7
+        assert set(found) == {launched(row_bytes, cluster) for cluster in range(1, 9)}
+
+
+def test_what_a_launch_can_be_is_what_the_kernels_say(root: Path):
+    source = (root / "csrc/cuda/row.cuh").read_text()
+    assert f"kMaxCluster = {MAX_CLUSTER};" in source
+    assert f"kMaxThreads = {(MOST_WARPS + 1) * 32};" in source
 
 
 def test_a_run_on_the_host_keeps_other_group_sizes(root: Path, tmp_path: Path):
@@ -59,22 +94,57 @@ def test_a_run_on_the_host_keeps_other_group_sizes(root: Path, tmp_path: Path):
 def test_what_is_written_is_what_is_read(tmp_path: Path):
     best = {cell(1): [(3.0, A)], cell(4): [(4.0, B)], cell(1, 2048): [(5.0, Shape("two_shot", 1, 64, 8, 4))]}
     file = tmp_path / "h200.json"
-    tune.write(file, "NVIDIA H200", {"8": table(best)})
+    tune.write(file, "NVIDIA H200", {"8": table(best)}, "new")
     assert files.read(file)[8].entries == (
         Entry(2048, 1, Strategy.ONE_SHOT, cluster=4),
         Entry(2048, 4, Strategy.TWO_SHOT, cluster=2, batch=4),
         Entry(4096, 1, Strategy.TWO_SHOT, cluster=1, max_ctas=64, batch=8, lag=4),
     )
     before = file.read_text()
-    tune.write(file, "NVIDIA H200", {})
+    tune.write(file, "NVIDIA H200", {}, "new")
     assert file.read_text() == before
 
 
 def test_what_the_library_could_not_read_does_not_replace_what_it_can(tmp_path: Path):
     file = tmp_path / "h200.json"
-    tune.write(file, "NVIDIA H200", {"8": table({cell(1): [(3.0, A)]})})
+    tune.write(file, "NVIDIA H200", {"8": table({cell(1): [(3.0, A)]})}, "new")
     before = file.read_text()
     with pytest.raises(MnnvlArError, match=r"tp 8, entry 1: got \(2048, 1\), wanted row_bytes, max_tokens beyond"):
-        tune.write(file, "NVIDIA H200", {"8": 2 * table({cell(1): [(3.0, A)]})})
+        tune.write(file, "NVIDIA H200", {"8": 2 * table({cell(1): [(3.0, A)]})}, "new")
     assert file.read_text() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_row_size_measured_anew_leaves_the_others(tmp_path: Path):
+    file = tmp_path / "h200.json"
+    tune.write(file, "NVIDIA H200", {"8": table({cell(1, 2048): [(5.0, A)]})}, "old")
+    both = {cell(1): [(3.0, A)], cell(4): [(4.0, B)]}
+    tune.write(file, "NVIDIA H200", {"8": table(both)}, "new")
+    tune.write(file, "NVIDIA H200", {"8": table({cell(2): [(2.0, B)]})}, "new")
+    assert files.read(file)[8].entries == (
+        Entry(2048, 2, Strategy.TWO_SHOT, cluster=2, batch=4),
+        Entry(4096, 1, Strategy.ONE_SHOT, cluster=4),
+    )
+    assert json.loads(file.read_text())["tp"]["8"]["source_digest"] == "old + new"
+    tune.write(file, "NVIDIA H200", {"8": table({cell(1, 2048): [(5.0, A)], cell(1): [(5.0, A)]})}, "new")
+    assert json.loads(file.read_text())["tp"]["8"]["source_digest"] == "new"
+
+
+CRASHES = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from bench import tune, tune_group
+race = tune_group._race
+def crashes(team, cell, *rest):
+    return race(team, cell, *rest) if cell.hidden != 768 else sys.exit(9)
+tune_group._race = crashes
+sys.exit(tune.main())
+"""
+
+
+def test_what_was_measured_before_a_crash_is_in_the_file(root: Path, tmp_path: Path):
+    script, file = tmp_path / "tune.py", tmp_path / "host.json"
+    script.write_text(CRASHES)
+    grid = ["--tp", "2", "--tokens", "1,2", "--hidden", "512,256,768", "--rounds", "1", "--device", "cpu"]
+    assert launch.run([str(script), str(root), *grid, "--out", str(file)], 2, deadline=time.monotonic() + 100) == 1
+    assert {entry.row_bytes for entry in files.read(file)[2].entries} == {512, 1024}
