@@ -104,17 +104,17 @@ inline constexpr uint32_t kStewardClears = 1024;
 
 __device__ __forceinline__ bool steward_clears(const Call& call) { return call.dirty <= kStewardClears * grid_size(); }
 
-// Fills a thread's share of the stale slot with the sentinel: every `stride`th vector from `next` on.
+// Fills one thread's share of the stale slot with the sentinel: every `stride`th vector from `next` on, `most` at a time. What can be
+// had anew is not kept, for the registers.
 struct Cleaner {
   uint8_t* stale;
   uint32_t next;
-  uint32_t stride;
   uint32_t dirty;
 
-  __device__ __forceinline__ Cleaner(const Params& p, const Call& call, uint32_t thread, uint32_t threads)
-      : stale(p.block + call.stale_slot), next(thread), stride(threads), dirty(call.dirty) {}
+  __device__ __forceinline__ Cleaner(const Params& p, const Call& call, uint32_t thread)
+      : stale(p.block + call.stale_slot), next(thread), dirty(call.dirty) {}
 
-  __device__ __forceinline__ void clear(uint32_t most) {
+  __device__ __forceinline__ void clear(uint32_t stride, uint32_t most) {
     const protocol::Vector empty = protocol::sentinel_vector();
     for (; next < dirty && most != 0; next += stride, --most) {
       ptx::store(stale + uint64_t{next} * protocol::kVectorBytes, empty);
@@ -126,16 +126,16 @@ struct Cleaner {
 // kCleared.
 struct RowCleaner {
   Cleaner mine;
-  uint32_t a_step;
 
-  __device__ __forceinline__ RowCleaner(const Params& p, const Call& call, uint32_t warps, uint32_t steps)
-      : mine(p, call, cta_index() * warps * 32 + threadIdx.x, grid_size() * warps * 32) {
+  __device__ __forceinline__ RowCleaner(const Params& p, const Call& call)
+      : mine(p, call, cta_index() * (blockDim.x - 32) + threadIdx.x) {
     if (call.broken || steward_clears(call)) mine.dirty = 0;
-    a_step = mine.dirty == 0 ? 0 : mine.dirty / (mine.stride * steps) + 1;
   }
 
-  __device__ __forceinline__ void step(bool is_last) {
-    mine.clear(is_last ? 0xffffffffu : a_step);
+  __device__ __forceinline__ void step(uint32_t number, uint32_t steps) {
+    const uint32_t stride = grid_size() * (blockDim.x - 32);
+    const bool is_last = number + 1 == steps;
+    if (mine.next < mine.dirty) mine.clear(stride, is_last ? mine.dirty : mine.dirty / (stride * steps) + 1);
     if (is_last) ptx::barrier_arrive(kCleared, blockDim.x);
   }
 };
@@ -172,8 +172,9 @@ __device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32
   const uint32_t mine = protocol::arrival(call.epoch, p.launch);
   const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, mine);
   const uint32_t count = protocol::arrivals(before);
-  bool alone = protocol::is_one_call(before, mine);
-  if (protocol::is_off(p, protocol::Rule::advance_last) ? count == 0 : count + 1 == grid_size()) {
+  bool alone = protocol::is_one_call(before, mine) || protocol::is_off(p, protocol::Rule::two_at_once);
+  const bool is_last = protocol::is_off(p, protocol::Rule::advance_last) ? count == 0 : count + 1 == grid_size();
+  if (is_last && alone) {
     const protocol::Vector next{{protocol::next_epoch(call.epoch), call.launched + grid_size(), dirty, 0}};
     // Using what was there makes what follows wait until the state has been advanced.
     const protocol::Vector last = ptx::exchange_relaxed_gpu(state, next);
@@ -204,7 +205,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
     }
     __syncwarp();
     if (p.trigger_early) ptx::trigger_dependents();
-    if (steward_clears(call)) Cleaner(p, call, cta_index() * 32 + lane, grid_size() * 32).clear(0xffffffffu);
+    if (steward_clears(call)) Cleaner(p, call, cta_index() * 32 + lane).clear(grid_size() * 32, 0xffffffffu);
     for (uint32_t source = lane; source < p.ranks; source += 32) ok &= peer_agrees(p, verdict, call, source);
   }
   if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;

@@ -34,8 +34,13 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
   record.code = static_cast<uint32_t>(code);
   ptx::fence_acq_rel_sys();
   ptx::atomic_cas_relaxed_sys(broken_word(p.block), 0, static_cast<uint32_t>(code));
+  const uint32_t mark = protocol::told(p.rank, static_cast<uint32_t>(code));
   for (uint32_t i = 0; i + 1 < p.ranks; ++i) {
-    ptx::store_relaxed_sys_u32(broken_word(p.peers[i]), static_cast<uint32_t>(FaultCode::peer_fault));
+    if (code == FaultCode::peer_fault) {  // who found it may have told that peer already, and knows more
+      ptx::atomic_cas_relaxed_sys(broken_word(p.peers[i]), 0, mark);
+    } else {
+      ptx::store_relaxed_sys_u32(broken_word(p.peers[i]), mark);
+    }
   }
 }
 

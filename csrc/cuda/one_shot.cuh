@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   }
   epilogue.prefetch({lane.cluster, 1});
   epilogue.prepare();
-  RowCleaner(p, call, lane.warps, 1).step(true);
+  RowCleaner(p, call).step(0, 1);
 
   const uint32_t stride = p.tokens * p.vectors * protocol::kVectorBytes;
   uint32_t round = 0;

@@ -75,11 +75,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 
   const uint32_t stride = p.tokens * width * protocol::kVectorBytes;
   // Neighbouring groups of 32 in different CTAs: few items are to keep all SMs busy.
-  const uint32_t first_item = (lane.warp * gridDim.x + blockIdx.x) * 32 + threadIdx.x % 32;
+  const auto first_item = [&] { return (threadIdx.x / 32 * gridDim.x + blockIdx.x) * 32 + threadIdx.x % 32; };
   const auto reduce = [&](uint32_t batch) {
     if (call.broken) return;
     const uint32_t first = first_row(batch), items = (end_row(batch) - first) * own_columns;
-    for (uint32_t item = first_item; item < items; item += lane.groups * 32) {
+    for (uint32_t item = first_item(); item < items; item += lane.groups * 32) {
       const uint32_t row = first + item / own_columns, own = item % own_columns;
       const uint32_t source = static_cast<uint32_t>(protocol::scatter_position(shape, 0, row, own));
       const uint8_t* place = p.block + call.slot + source * protocol::kVectorBytes;
@@ -111,14 +111,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     }
   };
 
-  RowCleaner cleaner(p, call, lane.warps, batches);
+  RowCleaner cleaner(p, call);
   for (uint32_t step = 0; step < batches + 2 * p.lag; ++step) {
     if (step < batches) scatter(step);
     if (step == 0) {
       stumble(p, 3);
       epilogue.prepare();
     }
-    if (step < batches) cleaner.step(step + 1 == batches);
+    if (step < batches) cleaner.step(step, batches);
     if (step >= p.lag && step - p.lag < batches) reduce(step - p.lag);
     if (step >= 2 * p.lag) gather(step - 2 * p.lag);
   }

@@ -31,9 +31,12 @@ inline void report_fault(const Params& p, FaultCode code, const protocol::Fault&
     return load_word(p.block + protocol::board_offset(slot, source));
   });
   store_word(&record.code, static_cast<uint32_t>(code));
-  store_word(broken_word(p.block), static_cast<uint32_t>(code));
+  store_word_if_zero(broken_word(p.block), static_cast<uint32_t>(code));
+  const uint32_t mark = protocol::told(p.rank, static_cast<uint32_t>(code));
   for (uint32_t i = 0; i + 1 < p.ranks; ++i) {
-    store_word(broken_word(p.peers[i]), static_cast<uint32_t>(FaultCode::peer_fault));
+    uint32_t* word = broken_word(p.peers[i]);
+    // Who found it may have told that peer already, and knows more.
+    code == FaultCode::peer_fault ? store_word_if_zero(word, mark) : store_word(word, mark);
   }
 }
 

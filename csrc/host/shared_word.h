@@ -20,6 +20,11 @@ inline void store_word(void* address, uint32_t value) {
   std::atomic_ref<uint32_t>(*static_cast<uint32_t*>(address)).store(value, std::memory_order_release);
 }
 
+inline void store_word_if_zero(void* address, uint32_t value) {
+  uint32_t zero = 0;
+  std::atomic_ref<uint32_t>(*static_cast<uint32_t*>(address)).compare_exchange_strong(zero, value);
+}
+
 inline Vector load_vector(const uint8_t* address) {
   auto* half = reinterpret_cast<uint64_t*>(const_cast<uint8_t*>(address));
   const uint64_t low = std::atomic_ref<uint64_t>(half[0]).load(std::memory_order_acquire);

@@ -39,6 +39,13 @@ enum class FaultCode : uint32_t {
   two_at_once = 7,   // two calls on this rank took the same place in the ring
 };
 
+// What is written into the `broken` word of peers: that it is not theirs, whose it is, and what that rank found.
+MNNVL_AR_HD constexpr uint32_t told(uint32_t rank, uint32_t code) {
+  return static_cast<uint32_t>(FaultCode::peer_fault) | code << 8 | rank << 16;
+}
+MNNVL_AR_HD constexpr uint32_t told_code(uint32_t broken) { return broken >> 8 & 0xff; }
+MNNVL_AR_HD constexpr uint32_t told_by(uint32_t broken) { return broken >> 16; }
+
 struct Params {
   const void* x;
   const void* residual;

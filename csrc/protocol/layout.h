@@ -28,7 +28,7 @@ struct alignas(16) State {
 
 struct alignas(16) Progress {
   uint32_t finished;  // CTAs of all calls that will not read their slot again, modulo 2^32; equals `launched` at rest
-  uint32_t broken;    // non-zero: a Fault code; the workspace computes nothing any more
+  uint32_t broken;    // non-zero: a FaultCode, or told(); the workspace computes nothing any more
   uint32_t claimed;   // non-zero: somebody fills the host's record
   uint32_t canary;
 };

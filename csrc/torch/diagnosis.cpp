@@ -127,6 +127,27 @@ void find_culprit(const Evidence& evidence, const FaultRecord& record, const std
   }
 }
 
+// What only the rank at fault can know: it has told us who it is and what is wrong, in a note or as it marked us.
+bool take_word_for_it(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
+                      Finding& f) {
+  uint32_t broken;
+  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  const auto ranks = static_cast<uint32_t>(notes.size());
+  for (uint32_t author = 0; author < ranks; ++author) {
+    if (notes[author].code != kDamaged) continue;
+    f.code = kDamaged;
+    f.peer = author;
+    f.offset = notes[author].epoch;
+    return true;
+  }
+  const auto code = static_cast<FaultCode>(told_code(broken));
+  if (told_by(broken) >= ranks || (code != FaultCode::launch_shape && code != FaultCode::two_at_once)) return false;
+  f.code = told_code(broken);
+  f.peer = told_by(broken);
+  f.call = evidence.ranks[f.peer].newest;
+  return true;
+}
+
 Finding conclude(const Workspace& w, const FaultRecord& record, const std::vector<uint8_t>& control) {
   Finding f;
   f.rank = w.params.rank;
@@ -153,21 +174,11 @@ Finding conclude(const Workspace& w, const FaultRecord& record, const std::vecto
   } else if (code == FaultCode::overlap || code == FaultCode::launch_shape || code == FaultCode::two_at_once) {
     f.peer = f.rank;
     f.conclusive = true;
+  } else if (f.told && take_word_for_it(evidence, control, notes, f)) {
+    f.conclusive = true;
   } else if (code != FaultCode::peer_timeout && find_difference(evidence, notes, mine, f)) {
     f.code = static_cast<uint32_t>(FaultCode::call_mismatch);
   } else {
-    for (uint32_t author = 0; author < w.params.ranks && f.told; ++author) {
-      const uint32_t noted = notes[author].code;
-      if (noted != kDamaged && noted != static_cast<uint32_t>(FaultCode::launch_shape) &&
-          noted != static_cast<uint32_t>(FaultCode::two_at_once)) {
-        continue;
-      }
-      f.code = noted;
-      f.peer = author;
-      if (noted == kDamaged) f.offset = notes[author].epoch;
-      f.conclusive = true;
-      return f;
-    }
     find_culprit(evidence, record, notes, f);
     if (f.peer < w.params.ranks) f.code = static_cast<uint32_t>(FaultCode::peer_timeout);
   }
@@ -184,7 +195,7 @@ void tell(const Workspace& w, const Finding& f) {
     uint32_t broken = 0;
     if (!f.told) blocks.write(rank, note_offset(w.params.rank), &note, sizeof(note));
     if (!blocks.read(rank, kBrokenOffset, &broken, sizeof(broken)) || broken != 0) continue;
-    broken = static_cast<uint32_t>(FaultCode::peer_fault);
+    broken = told(f.rank, f.code);
     blocks.write(rank, kBrokenOffset, &broken, sizeof(broken));
   }
 }

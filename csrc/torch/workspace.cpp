@@ -20,7 +20,8 @@ namespace mnnvl_ar {
 namespace {
 
 std::mutex mutex;
-std::vector<std::unique_ptr<Workspace>> workspaces;  // by handle - 1; closed ones stay, to be named
+// By handle - 1; closed ones stay, to be named. Never destroyed: the driver may tell us of a graph's end later than that.
+auto& workspaces = *new std::vector<std::unique_ptr<Workspace>>;
 std::atomic<pid_t> this_process = getpid();
 constexpr int64_t kMaxDevices = 64;
 std::atomic<uint32_t> open_blocks[kMaxDevices];  // by device

@@ -142,8 +142,14 @@ def _start(job: Job, gpus: list[str], logs: Path, parts: Path) -> Running:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
     return Running(job, gpus, process, log)
+
+
+def _heed_interrupts() -> None:
+    """What a shell runs in the background ignores them, and so does all that is started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def visible_gpus() -> list[str]:

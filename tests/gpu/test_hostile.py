@@ -108,6 +108,7 @@ def controls() -> Iterator[Controls]:
 @pytest.mark.parametrize("rule", list(CONTROLS))
 def test_control(rule: str, off: bool, controls: Controls) -> None:
     """Delays and impatient predecessors do no harm; without the rule they do."""
-    said = controls.symptom(f"{rule} {off}", rule if off else "", **CONTROLS[rule])
+    # Another rule would notice that calls mix.
+    said = controls.symptom(f"{rule} {off}", f"{rule} two_at_once" if off else "", **CONTROLS[rule])
     assert bool(said) == off, said
     assert not off or any(word in said for word in ("wrong rows", "fault code", "is broken")), said

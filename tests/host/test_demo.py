@@ -121,7 +121,9 @@ def test_demo_can_be_stopped(moment: str, number: int, status: int, tmp_path: Pa
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     log = tmp_path / "log"
     with log.open("w") as to:
-        demo = subprocess.Popen(command, cwd=ROOT, env=env, stdout=to, stderr=to, start_new_session=True)
+        demo = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=to, stderr=to, start_new_session=True, preexec_fn=heed_ctrl_c
+        )
     until = time.monotonic() + 60
     while {"header": "Host transport", "progress": "making inputs"}[moment] not in log.read_text():
         assert time.monotonic() < until, log.read_text()
@@ -135,6 +137,11 @@ def test_demo_can_be_stopped(moment: str, number: int, status: int, tmp_path: Pa
     while _alive(demo.pid):
         assert time.monotonic() < until, _alive(demo.pid)
         time.sleep(0.05)
+
+
+def heed_ctrl_c() -> None:
+    """What a shell runs in the background ignores it, and so does all that is started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _alive(session: int) -> list[str]:

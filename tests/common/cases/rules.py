@@ -424,9 +424,9 @@ HOST_CHECKS = {
     "every_word": (check_torn_store, 1, "word [123]"),
     "deadline": (check_absent_peer, 2, "still running"),
     "signature": (check_other_call, 2, "DID NOT RAISE"),
-    "zero_tokens": (check_zero_tokens, 2, "fault code"),
 }
 ONLY_HOST_CHECKS = {
+    "zero_tokens": (check_zero_tokens, 2, "fault code"),
     "told": (check_told, 2, "rank 1 took"),
     "canary": (check_canary, 2, "DID NOT RAISE"),
     "one_thread": (check_one_thread, 2, "DID NOT RAISE|fault code"),
@@ -440,7 +440,6 @@ GPU_CHECKS = {
     "quiescence": (check_overlapping_calls, 2, "differs in"),
     "advance_last": (check_many_ctas, 2, "differs in"),
     "two_at_once": (check_two_at_once, 2, "differs in|waited"),
-    "zero_tokens": (check_zero_tokens, 2, "differs in|fault code"),
     "sanitize": (check_sentinels_in_data, 2, "differs in"),
     "integer_compare": (check_subnormals_in_data, 2, "differs in"),
     "three_slots": (check_wiped_data, 2, "differs in"),
