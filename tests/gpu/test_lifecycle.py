@@ -69,6 +69,10 @@ def test_overwritten_control_words(offset: int) -> None:
     rank_pool(2, "cuda").run(check_overwritten, offset)
 
 
+def test_marked_by_the_rank_at_fault() -> None:
+    rank_pool(2, "cuda").run(check_marked)
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_monitor(watched: bool) -> None:
     rank_pool(2, "cuda").run(check_monitor, watched)

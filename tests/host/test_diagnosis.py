@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cases.diagnosis import check_absent, check_different, check_monitor, check_overwritten
+from common.cases.diagnosis import check_absent, check_different, check_marked, check_monitor, check_overwritten
 from common.ranks import TEST_LIBRARY, rank_pool
 
 TESTS = Path(__file__).parents[1]
@@ -31,6 +31,10 @@ def test_overwritten_control_words(offset: int) -> None:
 @pytest.mark.parametrize("watched", [True, False])
 def test_monitor(watched: bool) -> None:
     rank_pool(2).run(check_monitor, watched)
+
+
+def test_marked_by_the_rank_at_fault() -> None:
+    rank_pool(2).run(check_marked)
 
 
 def matrix(*arguments: str) -> "subprocess.CompletedProcess[str]":

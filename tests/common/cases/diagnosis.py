@@ -104,6 +104,22 @@ def check_overwritten(rank: Any, offset: int) -> None:
     workspace.close()
 
 
+def check_marked(rank: Any) -> None:
+    """A rank that is marked broken by the one at fault says what that one found, without a note."""
+    workspace = rank.new_workspace(**SMALL, monitor=False)
+    one_call(rank, workspace)
+    rank.barrier()
+    if rank.rank == 1:
+        peer_fault, two_at_once, author = 3, 7, 0  # csrc/protocol/call_params.h, told()
+        write_word(rank, workspace, 20, peer_fault | two_at_once << 8 | author << 16)
+        error = broken(workspace, 1.0)
+        assert "rank 0: two calls of that rank on this workspace ran at once" in str(error), error
+        assert "told rank 1" in str(error), error
+        assert (error.rank, error.peer) == (1, 0)
+    rank.barrier()
+    workspace.close()
+
+
 def check_monitor(rank: Any, watched: bool) -> None:
     """The thread logs a fault once, on a rank that does nothing too, and ends with its last workspace."""
     from mnnvl_ar import PeerTimeout, monitor

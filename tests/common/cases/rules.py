@@ -356,13 +356,13 @@ def check_canary(rank: Any, off: str) -> None:
     workspace.close()
 
 
-def write_word(rank: Any, workspace: Any, offset: int, byte: int) -> None:
-    """Four such bytes in this rank's block."""
+def write_word(rank: Any, workspace: Any, offset: int, word: int) -> None:
+    """Into this rank's block."""
     place = workspace._memory.pointers[rank.rank] + offset
     if rank.device.type == "cpu":
-        ctypes.memset(place, byte, 4)
+        ctypes.c_uint32.from_address(place).value = word
     else:
-        workspace._memory._block.driver.fill(place, 4, byte)
+        workspace._memory._block.driver.fill(place, 4, word)
 
 
 def check_zero_tokens(rank: Any, off: str) -> None:
