@@ -6,6 +6,7 @@ from common.cases.diagnosis import (
     check_absent,
     check_absent_in_many_ctas,
     check_different,
+    check_marked,
     check_monitor,
     check_overwritten,
 )
