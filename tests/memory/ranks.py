@@ -20,18 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-_HERE = Path(__file__).parent
-# The fork server knows nothing of pytest's import path, and drops a preload that it cannot import without a word.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(_HERE.parent), str(_HERE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", *(f"memory.{file.stem}" for file in sorted(_HERE.glob("test_*.py")))])
+# There is one fork server a process, so this is as in common/ranks.py, whose ranks choose their library themselves.
+_context.set_forkserver_preload(["torch", "torch.distributed"])
 _lock = threading.Lock()  # multiprocessing reads an exit code twice if threads start and join at once
 
 
