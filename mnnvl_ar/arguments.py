@@ -30,8 +30,12 @@ def count(name: str, value: Any) -> int:
     return number
 
 
+def _is_some_time(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value <= _MOST_SECONDS  # a NaN is not
+
+
 def seconds(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or not 0 < value <= _MOST_SECONDS:  # a NaN is not
+    if not _is_some_time(value):
         raise ValueError(f"{name}: is {value!r}, wanted more than 0 seconds, and finite")
     return float(value)
 
@@ -40,7 +44,7 @@ def deadline_of(value: Any) -> float | None:
     """None for ever."""
     if value is None or value == math.inf:
         return None
-    if not isinstance(value, int | float) or not 0 < value <= _MOST_SECONDS:
+    if not _is_some_time(value):
         raise ValueError(f"deadline: is {value!r}, wanted more than 0 seconds, or None for no deadline")
     return float(value)
 

@@ -159,10 +159,10 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, c
 
 // Whether all warps of this CTA are in the same call, once they have entered: one may have read the state before another call of
 // this rank advanced it, and one after.
-__device__ __forceinline__ bool have_entered_together(const Call& call, const Verdict& verdict) {
+__device__ __forceinline__ bool have_entered_together(const Params& p, const Call& call, const Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32 - 1;
   const bool is_other = lane < warps && static_cast<const volatile Verdict&>(verdict).entered[lane] != call.epoch;
-  return !__any_sync(0xffffffffu, is_other);
+  return !__any_sync(0xffffffffu, is_other) || protocol::is_off(p, protocol::Rule::two_at_once);
 }
 
 // Counts this CTA in; the last one advances the state. False: it is not this call's alone.
@@ -172,13 +172,14 @@ __device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32
   const uint32_t mine = protocol::arrival(call.epoch, p.launch);
   const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, mine);
   const uint32_t count = protocol::arrivals(before);
-  bool alone = protocol::is_one_call(before, mine) || protocol::is_off(p, protocol::Rule::two_at_once);
+  const bool is_watched = !protocol::is_off(p, protocol::Rule::two_at_once);
+  bool alone = !is_watched || protocol::is_one_call(before, mine);
   const bool is_last = protocol::is_off(p, protocol::Rule::advance_last) ? count == 0 : count + 1 == grid_size();
   if (is_last && alone) {
     const protocol::Vector next{{protocol::next_epoch(call.epoch), call.launched + grid_size(), dirty, 0}};
     // Using what was there makes what follows wait until the state has been advanced.
     const protocol::Vector last = ptx::exchange_relaxed_gpu(state, next);
-    alone &= last.word[0] == call.epoch && last.word[1] == call.launched;
+    alone = !is_watched || (last.word[0] == call.epoch && last.word[1] == call.launched);
   }
   return alone;
 }
@@ -197,11 +198,10 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   // A warp that loaded the state after it was advanced would take itself for the next call.
   ptx::barrier_sync(kEntered, blockDim.x);
   if (ok) {
-    bool alone = have_entered_together(call, verdict) || protocol::is_off(p, protocol::Rule::two_at_once);
+    ok = have_entered_together(p, call, verdict);
     if (lane == 0) {
-      alone = alone && (arrive(p, call, dirty) || protocol::is_off(p, protocol::Rule::two_at_once));
-      if (!alone) report_fault(p, FaultCode::two_at_once, {call.epoch, p.rank, 0, 0, ptx::global_timer_ns()});
-      ok = alone;
+      ok = ok && arrive(p, call, dirty);
+      if (!ok) report_fault(p, FaultCode::two_at_once, {call.epoch, p.rank, 0, 0, ptx::global_timer_ns()});
     }
     __syncwarp();
     if (p.trigger_early) ptx::trigger_dependents();

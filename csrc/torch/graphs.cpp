@@ -25,10 +25,10 @@ Capture capture_of(cudaStream_t stream) {
 void CUDART_CB let_go(void* workspace) { static_cast<Workspace*>(workspace)->graphs -= 1; }
 
 // The graph, and whatever is instantiated of it, owns an object whose end we are told of.
-bool tell_of_end(Workspace& workspace, cudaGraph_t graph) {
+void be_told_of_end(Workspace& workspace, cudaGraph_t graph) {
   cudaUserObject_t object = nullptr;
-  if (cudaUserObjectCreate(&object, &workspace, let_go, 1, cudaUserObjectNoDestructorSync) != cudaSuccess) return false;
-  return cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove) == cudaSuccess;
+  if (cudaUserObjectCreate(&object, &workspace, let_go, 1, cudaUserObjectNoDestructorSync) != cudaSuccess) return;
+  cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove);
 }
 
 }  // namespace
@@ -39,7 +39,7 @@ void note_capture(Workspace& workspace, cudaStream_t stream) {
   if (capture.graph == nullptr || capture.id == workspace.last_capture) return;
   workspace.last_capture = capture.id;
   workspace.graphs += 1;  // for good, if we are not told of its end
-  tell_of_end(workspace, capture.graph);
+  be_told_of_end(workspace, capture.graph);
 }
 
 }  // namespace mnnvl_ar

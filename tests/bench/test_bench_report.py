@@ -1,7 +1,5 @@
 """bench/report.py on made-up runs: figures, README's table, pictures."""
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -113,29 +111,6 @@ def test_without_matplotlib_readme_keeps_the_pictures_that_are_there(
     assert "](images/bench_speedup_h200x8.png)" in readme.read_text()
     assert "bench_latency" not in readme.read_text()  # there is none
     assert capsys.readouterr().out.count("not drawn anew") == 2
-
-
-PYTHON = """#!/bin/sh
-echo "$*" >> log
-case "$*" in *importlib.metadata*) echo torch==2.10.0;; esac
-"""
-
-
-def test_make_bench_report_installs_what_draws_and_keeps_torch(root: Path, tmp_path: Path):
-    for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(root / name, tmp_path)
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    for _ in range(2):  # the second time there is nothing left to install
-        subprocess.run(["make", "bench-report"], cwd=tmp_path, check=True, capture_output=True)
-    log = (tmp_path / "log").read_text().splitlines()
-    extra = [i for i, line in enumerate(log) if " install -c .venv/.constraint " in line and "bench]" in line]
-    assert len(extra) == 1
-    reports = [i for i, line in enumerate(log) if line == "bench/report.py"]
-    assert len(reports) == 2
-    assert extra[0] < reports[0]
 
 
 def test_without_a_run_there_is_a_word_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

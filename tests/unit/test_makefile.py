@@ -67,3 +67,12 @@ def test_cuda_bindings_of_every_torch_are_accepted(torch: str, pinned: str) -> N
     ours = re.search(r'"(cuda-bindings[^"]*)"', (ROOT / "pyproject.toml").read_text())
     assert ours
     assert pinned in Requirement(ours[1]).specifier
+
+
+def test_bench_report_installs_what_draws_and_keeps_torch(tree: Path) -> None:
+    log = [*make(tree, "bench-report"), *make(tree, "bench-report")]  # the second time there is nothing left to install
+    extra = [i for i, line in enumerate(log) if " install -c .venv/.constraint " in line and "bench]" in line]
+    assert len(extra) == 1
+    reports = [i for i, line in enumerate(log) if line == "bench/report.py"]
+    assert len(reports) == 2
+    assert extra[0] < reports[0]
