@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.cases.diagnosis import check_absent, check_different, check_marked, check_monitor, check_overwritten
-from common.ranks import TEST_LIBRARY, rank_pool
+from common.ranks import TEST_LIBRARY, RankPool, rank_pool
 
 TESTS = Path(__file__).parents[1]
 
@@ -30,7 +30,11 @@ def test_overwritten_control_words(offset: int) -> None:
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_monitor(watched: bool) -> None:
-    rank_pool(2).run(check_monitor, watched)
+    pool = RankPool(2)  # which keeps no workspaces for other tests, so that the thread has to end with this one's
+    try:
+        pool.run(check_monitor, watched)
+    finally:
+        pool.discard()
 
 
 def test_marked_by_the_rank_at_fault() -> None:
