@@ -19,10 +19,10 @@ HIDDEN = 4096
 @pytest.mark.parametrize("strategy", [0, 1], ids=["one_shot", "two_shot"])
 @pytest.mark.parametrize(
     ("tokens", "max_ctas", "same_cluster"),
-    [((4, 8), 0, True), ((32, 64), 192, False)],
+    [((4, 8), None, True), ((32, 64), 192, False)],
     ids=["same-cluster", "other-cluster"],
 )
-def test_update(strategy: int, tokens: tuple[int, int], max_ctas: int, same_cluster: bool) -> None:
+def test_update(strategy: int, tokens: tuple[int, int], max_ctas: int | None, same_cluster: bool) -> None:
     pool = RankPool(1, "cuda")
     try:
         (said,) = pool.run(check_updates, strategy, tokens, max_ctas, timeout=40)
@@ -34,7 +34,7 @@ def test_update(strategy: int, tokens: tuple[int, int], max_ctas: int, same_clus
         assert said == "right" or "another shape" in said, said
 
 
-def check_updates(rank: Any, strategy: int, tokens: tuple[int, int], max_ctas: int) -> str:
+def check_updates(rank: Any, strategy: int, tokens: tuple[int, int], max_ctas: int | None) -> str:
     """ "right", or what the library or CUDA says. Bits that are wrong without a word fail."""
     from cuda.bindings import runtime
 
