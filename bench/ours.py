@@ -31,6 +31,7 @@ class Ours:
                 transport=transport,
                 strategy=kind,
                 deadline=30.0,
+                concurrent=False,  # all variants are on one stream
             )
             for kind in ("auto", "one_shot")
             if kind == "auto" or kind in strategies

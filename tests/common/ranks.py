@@ -116,6 +116,7 @@ class Rank:
 
 class RankPool:
     """`world_size` processes, each a rank of a gloo group on loopback; with device "cuda" each on the GPU of its rank.
+    `with` one, it is a test's own: no other test's workspaces are in it, and all ranks are killed at the end.
 
     env: added to the processes' environment. library: the build of mnnvl_ar they load, the release one if None.
     """
@@ -130,6 +131,12 @@ class RankPool:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._meeting: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> RankPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
 
     @property
     def pids(self) -> list[int]:

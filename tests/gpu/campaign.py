@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 from gpu import record  # noqa: E402
 
 GRACE = 10.0  # seconds between the interrupt and the end
+FAULTS = 110  # injected, over all numbers of GPUs
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,12 @@ def _script(name: str, gpus: int, limit: float, *command: str) -> Job:
 
 def jobs(here: int) -> Iterator[Job]:
     """What `here` GPUs can run, in the order in which it is to begin."""
-    for n in (8, 4, 2):
-        if n > here:
-            continue
+    sizes = [n for n in (8, 4, 2) if n <= here]
+    for n in sizes:
+        faults = "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
         yield _tests(n, "", "not test_replay", 400)
         yield _tests(n, ", replays", "test_replay", 400)
-        yield _script(
-            f"faults of {n}", n, 400, "tests/faults/run.py", "--device", "cuda", "--ranks", str(n), "--deadline", "0.5"
-        )
+        yield _script(f"faults of {n}", n, 400, "tests/faults/run.py", "--device", "cuda", "--ranks", str(n), *faults)
         if n * 2 > here:
             yield _script(f"soak of {n}", n, 200, "tests/replay/soak.py", "--ranks", str(n))
             yield _script(f"cost of safety of {n}", n, 120, "bench/safety_cost.py", "--ranks", str(n))

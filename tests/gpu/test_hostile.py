@@ -1,10 +1,9 @@
 """Hostile timing: delays inside kernels, SMs taken away, grids of every size, predecessors that trigger early and never
-wait, two workspaces side by side. Right bits, and no hang; and without the rules that see to it, wrong ones.
+wait, two workspaces side by side. Right bits, and no hang; test_gpu_controls.py has the rules that see to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 from common.cases.calls import Call, Prepared, check_calls
 from common.gpu_ranks import ranks_of
 from common.ranks import TEST_LIBRARY, rank_pool
-from replay.controls import Controls
 from replay.gpu import serve
 from replay.host import total
 from replay.script import Profile, vllm
@@ -28,7 +26,6 @@ SIZES: dict[str, Any] = {
 }
 REAL = pytest.mark.parametrize("world_size", [pytest.param(n, marks=pytest.mark.gpu(n)) for n in (2, 4, 8)])
 needs_test_build = pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
-two_gpus = pytest.mark.skipif(torch.cuda.device_count() > 2, reason="alike everywhere; runs where there are two GPUs")
 
 
 @needs_test_build
@@ -88,27 +85,3 @@ def check_side_by_side(rank: Any, rounds: int) -> None:
     rank.barrier()
     for workspace in workspaces:
         workspace.close()
-
-
-# Rules that only GPUs' timing can break -> how to bring that about.
-CONTROLS: dict[str, dict[str, int]] = {"quiescence": {"delay_ns": 50_000}, "advance_last": {"delay_ns": 20_000}}
-
-
-@pytest.fixture(scope="module")
-def controls() -> Iterator[Controls]:
-    made = Controls(f"{rule} {off}" for rule in CONTROLS for off in (False, True))
-    yield made
-    made.close()
-
-
-@needs_test_build
-@pytest.mark.gpu(2)
-@two_gpus
-@pytest.mark.parametrize("off", [False, True], ids=["holds", "fails-without"])
-@pytest.mark.parametrize("rule", list(CONTROLS))
-def test_control(rule: str, off: bool, controls: Controls) -> None:
-    """Delays and impatient predecessors do no harm; without the rule they do."""
-    # Another rule would notice that calls mix.
-    said = controls.symptom(f"{rule} {off}", f"{rule} two_at_once" if off else "", **CONTROLS[rule])
-    assert bool(said) == off, said
-    assert not off or any(word in said for word in ("wrong rows", "fault code", "is broken")), said

@@ -17,7 +17,7 @@ from common.cases.lifecycle import (
     check_rounds,
     check_sleep,
 )
-from common.ranks import rank_pool
+from common.ranks import RankPool, rank_pool
 
 pytestmark = pytest.mark.gpu(2)
 
@@ -76,4 +76,5 @@ def test_marked_by_the_rank_at_fault() -> None:
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_monitor(watched: bool) -> None:
-    rank_pool(2, "cuda").run(check_monitor, watched)
+    with RankPool(2, "cuda") as pool:  # whose monitor's thread has to end with this test's workspace
+        pool.run(check_monitor, watched)

@@ -23,11 +23,8 @@ HIDDEN = 4096
     ids=["same-cluster", "other-cluster"],
 )
 def test_update(strategy: int, tokens: tuple[int, int], max_ctas: int | None, same_cluster: bool) -> None:
-    pool = RankPool(1, "cuda")
-    try:
+    with RankPool(1, "cuda") as pool:
         (said,) = pool.run(check_updates, strategy, tokens, max_ctas, timeout=40)
-    finally:
-        pool.discard()
     if same_cluster:
         assert said == "right"
     else:

@@ -30,11 +30,8 @@ def test_overwritten_control_words(offset: int) -> None:
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_monitor(watched: bool) -> None:
-    pool = RankPool(2)  # which keeps no workspaces for other tests, so that the thread has to end with this one's
-    try:
+    with RankPool(2) as pool:  # whose monitor's thread has to end with this test's workspace
         pool.run(check_monitor, watched)
-    finally:
-        pool.discard()
 
 
 def test_marked_by_the_rank_at_fault() -> None:

@@ -31,11 +31,8 @@ def test_close() -> None:
 
 
 def test_kept_memory_is_given_back() -> None:
-    pool = RankPool(2)  # which has no other workspaces
-    try:
+    with RankPool(2) as pool:  # which has no other workspaces
         pool.run(check_kept_is_given_back)
-    finally:
-        pool.discard()
 
 
 def test_rounds_leave_nothing() -> None:
