@@ -225,10 +225,32 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   }
 }
 
-__device__ __forceinline__ bool is_poisoned(const Verdict& verdict) {
-  if (protocol::kBare) return false;
-  ptx::mbarrier_wait_cta(ptx::shared_address(&verdict.mbarrier), 0);
-  return *static_cast<const volatile uint32_t*>(&verdict.poisoned) != 0;
-}
+// The steward's verdict, for the warps with rows. A look in time saves the wait: look(), compute, is_poisoned().
+class VerdictWait {
+ public:
+  __device__ __forceinline__ explicit VerdictWait(const Verdict& verdict)
+      : here_(ptx::keep(ptx::shared_address(&verdict))) {}
+
+  __device__ __forceinline__ void look() {
+    if (protocol::kBare) return;
+    is_known_ = ptx::mbarrier_test_cta(here_ + offsetof(Verdict, mbarrier), 0);
+    poisoned_ = ptx::load_shared(here_ + offsetof(Verdict, poisoned));
+  }
+
+  __device__ __forceinline__ bool is_poisoned() {
+    if (protocol::kBare) return false;
+    if (!is_known_) {
+      ptx::mbarrier_wait_cta(here_ + offsetof(Verdict, mbarrier), 0);
+      poisoned_ = ptx::load_shared(here_ + offsetof(Verdict, poisoned));
+      is_known_ = true;
+    }
+    return poisoned_ != 0;
+  }
+
+ private:
+  const uint32_t here_;
+  bool is_known_ = false;
+  uint32_t poisoned_ = 0;
+};
 
 }  // namespace mnnvl_ar::cuda

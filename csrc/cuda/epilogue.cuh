@@ -36,13 +36,15 @@ struct Plain {
   const Lane& lane;
   const Verdict& verdict;
   Shared& shared;
+  VerdictWait decided{verdict};
 
   __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
+  __device__ __forceinline__ void prefetch_early(uint32_t) {}
   __device__ __forceinline__ void prepare() {}
   __device__ __forceinline__ void prefetch(Rows) {}
   __device__ __forceinline__ void finish(Rows rows, uint32_t, protocol::Vector (&s)[kRows]) {
     if (!active()) return;
-    const bool poisoned = is_poisoned(verdict);
+    const bool poisoned = decided.is_poisoned();
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i >= rows.count) continue;
@@ -64,10 +66,20 @@ struct RmsNorm {
   struct Weight {
     protocol::Vector low, high;  // high: the second four of eight fp32 factors
   };
+  VerdictWait decided{verdict};
+  const uint32_t sums = ptx::keep(ptx::shared_address(&shared));
   Weight weight;
   protocol::Vector residual[kRows];
 
   __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
+
+  // What lies in HBM, since the last layer's weight was long ago, is fetched while the kernel ahead ends. Not into registers: that
+  // kernel may be the one that writes it.
+  __device__ __forceinline__ void prefetch_early(uint32_t first_row) const {
+    if (!active()) return;
+    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.weight) + lane.vector * (p.weight_is_fp32 ? 64 / D::kPerVector : 16));
+    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.residual) + vector_offset(p, first_row, lane.vector));
+  }
 
   // Into registers: the mbarriers in finish() empty L1, and a load behind them would stand alone on the way to the outputs. Four
   // rows at once leave no registers for that over the wait for peers, and load it for all four while they are summed.
@@ -99,19 +111,23 @@ struct RmsNorm {
       }
     }
     if (!kKeepsWeight && active()) weight = load_weight();
-    shared.reduce(lane, round, square_sum);
-    const bool poisoned = is_poisoned(verdict);
-    if (!active()) return;
-    const float hidden = static_cast<float>(p.vectors * D::kPerVector);
-    float factor[D::kPerVector];
-    factors(factor);
+    Shared::gather(lane, sums, round, square_sum);
+    decided.look();
+    Shared::add_up(lane, sums, round, square_sum);
+    if (active()) {
+      const float hidden = static_cast<float>(p.vectors * D::kPerVector);
+      float factor[D::kPerVector];
+      factors(factor);
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (i >= rows.count) continue;
-      const float rstd = protocol::reciprocal_root(square_sum[i], hidden, p.eps);
-      const protocol::Vector norm = protocol::normalize<D>(s[i], rstd, factor, p.weight_bias);
-      store(rows.first + i, poisoned ? poison_vector<D>() : s[i], poisoned ? poison_vector<D>() : norm);
+      for (int i = 0; i < kRows; ++i) {
+        if (i >= rows.count) continue;
+        const float rstd = protocol::reciprocal_root(square_sum[i], hidden, p.eps);
+        const protocol::Vector norm = protocol::normalize<D>(s[i], rstd, factor, p.weight_bias);
+        const bool poisoned = decided.is_poisoned();
+        store(rows.first + i, poisoned ? poison_vector<D>() : s[i], poisoned ? poison_vector<D>() : norm);
+      }
     }
+    Shared::prepare_next(lane, sums, round);
   }
 
  private:

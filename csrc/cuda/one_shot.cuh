@@ -29,21 +29,23 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   const bool active = epilogue.active();
   const auto* input = static_cast<const uint8_t*>(p.x);
   const uint8_t* first = input + vector_offset(p, lane.cluster, lane.vector);
+  epilogue.prefetch_early(lane.cluster);
   Vector x{};
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   if (active) x = ptx::load(first);
   stumble(p, 4);
   const Call call = enter(p, verdict);
-  entered(call, lane, verdict);
+  const bool sends = active && !call.broken;
+  const auto send = [&](uint32_t row) {
+    const uint32_t position = static_cast<uint32_t>(protocol::one_shot_position(shape, p.rank, row, lane.vector));
+    send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
+  };
   stumble(p, 3);
-  if (active && !call.broken) {
-    for (uint32_t row = lane.cluster;;) {
-      const uint32_t position = static_cast<uint32_t>(protocol::one_shot_position(shape, p.rank, row, lane.vector));
-      send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
-      row += lane.clusters;
-      if (row >= p.tokens) break;
-      x = ptx::load(input + vector_offset(p, row, lane.vector));
-    }
+  if (sends) send(lane.cluster);
+  entered(call, lane, verdict);
+  for (uint32_t row = lane.cluster + lane.clusters; sends && row < p.tokens; row += lane.clusters) {
+    x = ptx::load(input + vector_offset(p, row, lane.vector));
+    send(row);
   }
   epilogue.prefetch({lane.cluster, 1});
   epilogue.prepare();

@@ -126,6 +126,12 @@ __device__ __forceinline__ uint64_t global_timer_ns() {
   return ns;
 }
 
+// The same value. What a thread can compute anew ptxas computes anew where it is used: the special registers that addresses are
+// made of, 30 cycles each, behind what all have waited for. The result of a shuffle it keeps. By whole warps.
+__device__ __forceinline__ uint32_t keep(uint32_t value) {
+  return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
+}
+
 // ---- a CTA's named barriers, for a part of its warps -------------------------------------------------------------------
 
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier, uint32_t threads) {
@@ -150,6 +156,26 @@ __device__ __forceinline__ uint32_t cluster_size() {
 // Orders nothing that came before it, for the other CTAs, but what a fence did.
 __device__ __forceinline__ void cluster_sync_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ float4 load_shared_float4(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void prefetch_to_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -180,6 +206,17 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t mbarrier) {
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t mbarrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier), "r"(bytes)
                : "memory");
+}
+// Whether it has completed, without waiting; if so, as mbarrier_wait_cta.
+__device__ __forceinline__ bool mbarrier_test_cta(uint32_t mbarrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n\t.reg .pred done;\n\tmbarrier.test_wait.parity.acquire.cta.shared::cta.b64 done, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, done;\n\t}"
+      : "=r"(done)
+      : "r"(mbarrier), "r"(parity)
+      : "memory");
+  return done != 0;
 }
 // For what this CTA's threads did before they arrived.
 __device__ __forceinline__ void mbarrier_wait_cta(uint32_t mbarrier, uint32_t parity) {

@@ -40,7 +40,7 @@ __device__ __forceinline__ Lane this_lane() {
   lane.warp = threadIdx.x / 32;
   lane.groups = gridDim.x * lane.warps;
   lane.group = blockIdx.x * lane.warps + lane.warp;
-  lane.vector = lane.group * 32 + threadIdx.x % 32;
+  lane.vector = ptx::keep(lane.group * 32 + threadIdx.x % 32);
   lane.cluster = blockIdx.y;
   lane.clusters = gridDim.y;
   lane.is_steward = lane.warp == lane.warps;
@@ -60,45 +60,64 @@ struct RowSum {
       if (i % kMaxGroups >= lane.groups) (&group[0][0][0])[i] = 0.0f;
     }
     if (threadIdx.x == 0) {
-      ptx::mbarrier_init(ptx::shared_address(&mbarrier[0]), 1);
-      ptx::mbarrier_init(ptx::shared_address(&mbarrier[1]), 1);
+      for (uint32_t turn : {0, 1}) {
+        const uint32_t bar = ptx::shared_address(&mbarrier[turn]);
+        ptx::mbarrier_init(bar, 1);
+        if (gridDim.x > 1) expect(lane, bar);
+      }
     }
   }
 
-  // Each thread's part of each row in, each row's sum out. `round` counts the calls of this cluster.
-  __device__ __forceinline__ void reduce(const Lane& lane, uint32_t round, float (&sum)[kRows]) {
-    const uint32_t turn = round % 2;
-    const bool alone = gridDim.x == 1;
-    if (!alone && threadIdx.x == 0) expect(lane, turn);
+  // Each thread's part of each row in. Once this is over, the sums of all groups lie here. `round` counts the sums of this
+  // cluster; `here` is this object's address, kept.
+  static __device__ __forceinline__ void gather(const Lane& lane, uint32_t here, uint32_t round, float (&sum)[kRows]) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
 #pragma unroll
       for (float& value : sum) value = protocol::add(value, __shfl_xor_sync(0xffffffffu, value, step));
     }
-    if (alone) {
-      gather_in_cta(lane, turn, sum);
+    if (gridDim.x == 1) {
+      gather_in_cta(lane, here + turn_offset(round), sum);
     } else {
-      gather_in_cluster(lane, turn, round / 2 % 2, sum);
+      gather_in_cluster(lane, here, round, sum);
     }
+  }
+
+  // After gather(), any time before the next one but one.
+  static __device__ __forceinline__ void prepare_next(const Lane& lane, uint32_t here, uint32_t round) {
+    if (gridDim.x > 1 && threadIdx.x == 0) expect(lane, here + mbarrier_offset(round));
+  }
+
+  // Each row's sum, after gather().
+  static __device__ __forceinline__ void add_up(const Lane& lane, uint32_t here, uint32_t round, float (&sum)[kRows]) {
+    const uint32_t groups = here + turn_offset(round);
 #pragma unroll
     for (float& value : sum) value = 0.0f;
 #pragma unroll 1
-    for (uint32_t first = 0; first < lane.groups; first += kAtOnce) add_groups(turn, first, sum);
+    for (uint32_t first = 0; first < lane.groups; first += kAtOnce) add_groups(groups + first * 4, sum);
   }
 
  private:
   // Loaded together, so that one latency is paid and not one a load. Groups that are not there are +0, which changes no sum.
   static constexpr uint32_t kAtOnce = kRows == 1 ? 32 : kRows == 2 ? 16 : 8;
   static_assert(kMaxGroups % kAtOnce == 0);
+  static constexpr uint32_t kRowBytes = kMaxGroups * 4;
 
-  __device__ __forceinline__ void add_groups(uint32_t turn, uint32_t first, float (&sum)[kRows]) const {
+  static __device__ __forceinline__ uint32_t turn_offset(uint32_t round) { return round % 2 * (kRows * kRowBytes); }
+  static __device__ __forceinline__ uint32_t mbarrier_offset(uint32_t round) {
+    return 2 * kRows * kRowBytes + round % 2 * 8;
+  }
+
+  static __device__ __forceinline__ void expect(const Lane& lane, uint32_t bar) {
+    ptx::mbarrier_arrive_expect(bar, lane.groups * kRows * 4);
+  }
+
+  static __device__ __forceinline__ void add_groups(uint32_t first, float (&sum)[kRows]) {
     float4 four[kRows][kAtOnce / 4];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < kAtOnce / 4; ++j) {
-        four[i][j] = *reinterpret_cast<const float4*>(&group[turn][i][first + 4 * j]);
-      }
+      for (int j = 0; j < kAtOnce / 4; ++j) four[i][j] = ptx::load_shared_float4(first + i * kRowBytes + j * 16);
     }
 #pragma unroll
     for (int j = 0; j < kAtOnce / 4; ++j) {
@@ -111,30 +130,28 @@ struct RowSum {
     }
   }
 
-  __device__ __forceinline__ void expect(const Lane& lane, uint32_t turn) {
-    ptx::mbarrier_arrive_expect(ptx::shared_address(&mbarrier[turn]), lane.groups * kRows * 4);
-  }
-
-  __device__ __forceinline__ void gather_in_cluster(const Lane& lane, uint32_t turn, uint32_t parity,
-                                                    const float (&sum)[kRows]) {
-    const uint32_t bar = ptx::shared_address(&mbarrier[turn]), peer = threadIdx.x % 32;
+  static __device__ __forceinline__ void gather_in_cluster(const Lane& lane, uint32_t here, uint32_t round,
+                                                           const float (&sum)[kRows]) {
+    const uint32_t peer = lane.vector % 32, bar = here + mbarrier_offset(round);
     if (peer < gridDim.x) {
-      const uint32_t remote = ptx::map_shared(ptx::shared_address(&group[turn][0][lane.group]), peer);
+      const uint32_t remote = ptx::map_shared(here + turn_offset(round) + lane.vector / 32 * 4, peer);
       const uint32_t remote_bar = ptx::map_shared(bar, peer);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        ptx::store_async(remote + i * sizeof(group[turn][0]), protocol::as_bits(sum[i]), remote_bar);
+        ptx::store_async(remote + i * kRowBytes, protocol::as_bits(sum[i]), remote_bar);
       }
     }
-    ptx::mbarrier_wait_cluster(bar, parity);
+    ptx::mbarrier_wait_cluster(bar, round / 2 % 2);
   }
 
   // A cluster of one is launched like no cluster at all, and there a store to the cluster's window may find "cluster target
   // block not present" (seen on H200 in captured calls; docs/decisions.md). Nor is there anybody to send to.
-  __device__ __forceinline__ void gather_in_cta(const Lane& lane, uint32_t turn, const float (&sum)[kRows]) {
-    if (threadIdx.x % 32 == 0) {
+  static __device__ __forceinline__ void gather_in_cta(const Lane& lane, uint32_t groups, const float (&sum)[kRows]) {
+    if (lane.vector % 32 == 0) {
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) group[turn][i][lane.group] = sum[i];
+      for (int i = 0; i < kRows; ++i) {
+        ptx::store_shared(groups + i * kRowBytes + lane.vector / 32 * 4, protocol::as_bits(sum[i]));
+      }
     }
     ptx::barrier_sync(kSummed, lane.warps * 32);
   }

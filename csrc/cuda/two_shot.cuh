@@ -38,6 +38,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   };
 
   if (!is_as_planned(p)) return refuse<D>(p);
+  Epilogue<D, kRows> epilogue{p, lane, verdict, shared};
+  if (!lane.is_steward) epilogue.prefetch_early(first_row(0));
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   Vector first_x{};
   if (!lane.is_steward && owner != nullptr) first_x = input(first_row(0));
@@ -47,8 +49,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     steward_duty(p, call, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
     return;
   }
-  entered(call, lane, verdict);
-  Epilogue<D, kRows> epilogue{p, lane, verdict, shared};
   const bool active = owner != nullptr && !call.broken;
 
   const auto scatter_one = [&](uint32_t row, const Vector& x) {
@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   for (uint32_t step = 0; step < batches + 2 * p.lag; ++step) {
     if (step < batches) scatter(step);
     if (step == 0) {
+      entered(call, lane, verdict);
       stumble(p, 3);
       epilogue.prepare();
     }
