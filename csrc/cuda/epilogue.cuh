@@ -2,6 +2,7 @@
 //
 // An epilogue has
 //   * kOp, what peers are told; Shared, with init(lane) by all threads before the cluster is synchronised;
+//   * prefetch_early(row): has L2 fetch what the first row will need, before the kernel ahead has ended;
 //   * prepare(): loads what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers;
 //   * finish(rows, round, s): called by every thread with rows, `active` or not, since it may hold barriers. After a fault s is
 //     NaN, and so is all that is stored.
@@ -73,11 +74,11 @@ struct RmsNorm {
 
   __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
 
-  // What lies in HBM, since the last layer's weight was long ago, is fetched while the kernel ahead ends. Not into registers: that
-  // kernel may be the one that writes it.
+  // A layer's weight was last read a whole model ago. Into L2, not into registers: the kernel ahead may be the one that writes it.
   __device__ __forceinline__ void prefetch_early(uint32_t first_row) const {
     if (!active()) return;
-    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.weight) + lane.vector * (p.weight_is_fp32 ? 64 / D::kPerVector : 16));
+    const uint32_t weight_bytes = p.weight_is_fp32 ? D::kPerVector * 4 : protocol::kVectorBytes;
+    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.weight) + lane.vector * weight_bytes);
     ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.residual) + vector_offset(p, first_row, lane.vector));
   }
 

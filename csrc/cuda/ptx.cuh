@@ -128,9 +128,7 @@ __device__ __forceinline__ uint64_t global_timer_ns() {
 
 // The same value. What a thread can compute anew ptxas computes anew where it is used: the special registers that addresses are
 // made of, 30 cycles each, behind what all have waited for. The result of a shuffle it keeps. By whole warps.
-__device__ __forceinline__ uint32_t keep(uint32_t value) {
-  return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
-}
+__device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(0xffffffffu, value, threadIdx.x % 32); }
 
 // ---- a CTA's named barriers, for a part of its warps -------------------------------------------------------------------
 
