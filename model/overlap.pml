@@ -2,7 +2,7 @@
  * Kernels of one workspace that run at the same time on several streams of one rank, for Spin. That is an error of the user, and has to
  * be reported: whatever is not reported must have been as if the calls had come one after the other. README.md says more.
  *
- * A process is one CTA of one call. Its row warps and its steward load the state for themselves. Data are left out: what counts
+ * A process is one CTA of one call. Its row warps and its usher load the state for themselves. Data are left out: what counts
  * is which call acts under which epoch, and what becomes of the state. CHECK says which checks a CTA makes.
  */
 #ifndef GRIDS
@@ -58,7 +58,7 @@ inline report() {
 }
 
 proctype cta(byte k; byte c) {
-    byte e, e_rows, base, base_rows;    /* as loaded by the steward, and by the row warps */
+    byte e, e_rows, base, base_rows;    /* as loaded by the usher, and by the row warps */
     byte stage;
     bool loaded, loaded_rows;
 
@@ -67,7 +67,7 @@ proctype cta(byte k; byte c) {
         loaded = true;
         e = epoch;
         base = launched;
-        printf("call %d CTA %d: its steward reads epoch %d\n", k, c, e)
+        printf("call %d CTA %d: its usher reads epoch %d\n", k, c, e)
        }
     :: d_step { stage == 0 && !loaded_rows && MAY_START(k) ->
         loaded_rows = true;

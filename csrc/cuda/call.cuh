@@ -1,11 +1,12 @@
-// A call's place in the ring, and the steward: the warp of each CTA that has no rows and keeps the books (docs/protocol.md,
-// "A call", steps 1, 2, 5 and 7).
+// A call's place in the ring, and the two warps of each CTA that have no rows and keep the books, side by side, since each step
+// takes a latency (docs/protocol.md, "A call", steps 1, 2, 5 and 7): the usher counts the CTA in, advances the state, and lets
+// the next call in; the steward sends and compares signatures, clears, and counts the CTA out.
 //
 // Contract
 //   * enter() is what a thread does first. All threads of a launch get the same epoch.
-//   * steward_duty() runs in one whole warp. It needs the other warps of the CTA, which hold rows, to pass entered() after
-//     enter(), and barrier_arrive on kCleared after their last store to the stale slot and on kReceived after their last load
-//     from the current one.
+//   * usher_duty() and steward_duty() run in one whole warp each. They need the warps with rows to pass entered() after enter(),
+//     and barrier_arrive on kCleared after their last store to the stale slot and on kReceived after their last load from the
+//     current one.
 //   * Dependents are triggered only after the state has been advanced.
 #pragma once
 
@@ -20,7 +21,7 @@ template <class Shared>
 __device__ __forceinline__ void prepare_cta(const Lane& lane, Verdict& verdict, Shared& shared) {
   if (threadIdx.x == 0) {
     verdict.poisoned = verdict.gave_up = 0;
-    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
+    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), kOtherWarps);
   }
   shared.init(lane);
   ptx::mbarrier_init_fence();
@@ -93,7 +94,7 @@ __device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
   return call;
 }
 
-// By the warps with rows: the state is in their registers.
+// By all warps but the usher: the state is in their registers.
 __device__ __forceinline__ void entered(const Call& call, const Lane& lane, Verdict& verdict) {
   if (threadIdx.x % 32 == 0) verdict.entered[lane.warp] = call.epoch;
   ptx::barrier_arrive(kEntered, blockDim.x);
@@ -128,16 +129,19 @@ struct RowCleaner {
   Cleaner mine;
 
   __device__ __forceinline__ RowCleaner(const Params& p, const Call& call)
-      : mine(p, call, cta_index() * (blockDim.x - 32) + threadIdx.x) {
+      : mine(p, call, cta_index() * threads() + threadIdx.x) {
     if (call.broken || steward_clears(call)) mine.dirty = 0;
   }
 
   __device__ __forceinline__ void step(uint32_t number, uint32_t steps) {
-    const uint32_t stride = grid_size() * (blockDim.x - 32);
+    const uint32_t stride = grid_size() * threads();
     const bool is_last = number + 1 == steps;
     if (mine.next < mine.dirty) mine.clear(stride, is_last ? mine.dirty : mine.dirty / (stride * steps) + 1);
-    if (is_last) ptx::barrier_arrive(kCleared, blockDim.x);
+    if (is_last) ptx::barrier_arrive(kCleared, threads() + 32);
   }
+
+ private:
+  static __device__ __forceinline__ uint32_t threads() { return blockDim.x - kOtherWarps * 32; }
 };
 
 // Waits for the signature of one rank. False: it differs, or did not come; the fault has been reported.
@@ -184,8 +188,33 @@ __device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32
   return alone;
 }
 
-__device__ __forceinline__ void steward_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
+// What a warp without rows has to say of the call. The last to say it settles the verdict.
+__device__ __forceinline__ void decide(Verdict& verdict, bool ok) {
+  if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(ptx::shared_address(&verdict.mbarrier));
+}
+
+__device__ __forceinline__ void usher_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
+  // A warp that loaded the state after it was advanced would take itself for the next call.
+  ptx::barrier_sync(kEntered, blockDim.x);
+  bool ok = !__any_sync(0xffffffffu, call.broken);
+  if (ok) {
+    ok = have_entered_together(p, call, verdict);
+    if (threadIdx.x % 32 == 0) {
+      ok = ok && arrive(p, call, dirty);
+      if (!ok) report_fault(p, FaultCode::two_at_once, {call.epoch, p.rank, 0, 0, ptx::global_timer_ns()});
+    }
+    __syncwarp();
+    if (p.trigger_early) ptx::trigger_dependents();
+  }
+  decide(verdict, ok);
+  ptx::barrier_arrive(kReceived, blockDim.x);  // counted in before it is counted out
+}
+
+__device__ __forceinline__ void steward_duty(const Params& p, const Call& call, const Lane& me, Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32;
+  entered(call, me, verdict);
   bool ok = !__any_sync(0xffffffffu, call.broken);
   if (!ok && lane == 0 && verdict.gave_up == 0) {  // it was broken before we came; the host is to know
     report_fault(p, FaultCode::peer_fault, {call.epoch, protocol::kMaxRanks, 0, 0, ptx::global_timer_ns()});
@@ -195,24 +224,13 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
     const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
     for (uint32_t i = lane; i < p.ranks; i += 32) ptx::store_relaxed_sys(p.peers[i] + place, mine);
   }
-  // A warp that loaded the state after it was advanced would take itself for the next call.
-  ptx::barrier_sync(kEntered, blockDim.x);
   if (ok) {
-    ok = have_entered_together(p, call, verdict);
-    if (lane == 0) {
-      ok = ok && arrive(p, call, dirty);
-      if (!ok) report_fault(p, FaultCode::two_at_once, {call.epoch, p.rank, 0, 0, ptx::global_timer_ns()});
-    }
-    __syncwarp();
-    if (p.trigger_early) ptx::trigger_dependents();
     if (steward_clears(call)) Cleaner(p, call, cta_index() * 32 + lane).clear(grid_size() * 32, 0xffffffffu);
     for (uint32_t source = lane; source < p.ranks; source += 32) ok &= peer_agrees(p, verdict, call, source);
   }
-  if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;
-  __syncwarp();
-  if (lane == 0) ptx::mbarrier_arrive(ptx::shared_address(&verdict.mbarrier));
+  decide(verdict, ok);
 
-  ptx::barrier_sync(kCleared, blockDim.x);
+  ptx::barrier_sync(kCleared, blockDim.x - 32);
   if (lane == 0) ptx::fence_acq_rel_gpu();  // our CTA's clears, before anybody can learn that we have finished
   ptx::barrier_sync(kReceived, blockDim.x);
   if (lane == 0) {
@@ -225,7 +243,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   }
 }
 
-// The steward's verdict, for the warps with rows. A look in time saves the wait: look(), compute, is_poisoned().
+// The verdict, for the warps with rows. A look in time saves the wait: look(), compute, is_poisoned().
 class VerdictWait {
  public:
   __device__ __forceinline__ explicit VerdictWait(const Verdict& verdict)

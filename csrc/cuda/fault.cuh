@@ -46,11 +46,11 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
 
 // What the warps of a CTA share about the call.
 struct Verdict {
-  uint64_t mbarrier;                   // completes once `poisoned` is final
+  uint64_t mbarrier;                   // completes once `poisoned` is final: the steward's and the usher's verdict
   uint32_t poisoned;                   // non-zero: outputs must be NaN
   uint32_t gave_up;                    // FaultCode of a thread that waited too long; the steward reports it
   uint64_t began_ns;                   // when that thread began to wait
-  uint32_t entered[kMaxThreads / 32];  // epoch of each warp with rows
+  uint32_t entered[kMaxThreads / 32];  // epoch of each warp but the usher
 };
 
 // One look while waiting long; `began_ns` starts as 0. True: give up, and leave the report to the steward. Holds no call, so

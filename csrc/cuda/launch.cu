@@ -89,7 +89,7 @@ Launch driver_launch() {
 cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, const Tuning& tuning, int device,
                  Plan* result) {
   const uint32_t groups = divide_up(shape.vectors, 32);
-  const uint32_t most_warps = kMaxThreads / 32 - 1;
+  const uint32_t most_warps = kMaxThreads / 32 - kOtherWarps;
   const uint32_t narrowest = divide_up(groups, most_warps);
   const uint32_t most_rows = strategy == Strategy::one_shot ? 1 : 4;  // at once
   const uint32_t widest = std::min({tuning.cluster != 0 ? tuning.cluster : kMaxCluster, kMaxCluster, groups});
@@ -99,7 +99,7 @@ cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, c
     for (uint32_t cluster = std::max(widest, narrowest); cluster >= narrowest; --cluster) {
       const uint32_t warps = divide_up(groups, cluster);
       const uint32_t needed = std::max(divide_up(groups, warps), narrowest);  // CTAs: not one more than the warps need
-      result->threads = (warps + 1) * 32;
+      result->threads = (warps + kOtherWarps) * 32;
       result->cluster = needed;
       result->batch = tuning.batch != 0 && strategy == Strategy::two_shot ? tuning.batch : rows;
       const uint32_t at_once = result->batch >= 4 ? 4 : result->batch >= 2 ? 2 : 1;

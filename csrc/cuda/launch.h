@@ -19,7 +19,7 @@ struct Plan {
   CUfunction function;
   uint32_t cluster;   // CTAs that hold a row together
   uint32_t clusters;  // of the grid
-  uint32_t threads;   // of a CTA, steward included
+  uint32_t threads;   // of a CTA
   uint32_t batch;     // two-shot
   uint32_t lag;
 };

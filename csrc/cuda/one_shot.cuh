@@ -18,11 +18,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1) one_shot(const __grid_constant
   prepare_cta(lane, verdict, shared);
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
   if (!is_as_planned(p)) return refuse<D>(p);
-  if (lane.is_steward) {
+  if (!lane.has_rows) {
     ptx::wait_for_predecessor();
     const Call call = enter(p, verdict);
-    steward_duty(p, call, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), verdict);
-    return;
+    if (lane.is_steward) return steward_duty(p, call, lane, verdict);
+    return usher_duty(p, call, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), verdict);
   }
 
   Epilogue<D, 1> epilogue{p, lane, verdict, shared};

@@ -3,7 +3,7 @@
 // Contract
 //   * A grid is clusters (y) of CTAs (x), so that a thread finds its place without a division.
 //   * A cluster of CTAs holds one row at a time, one 16-byte vector a thread, groups of 32 neighbouring vectors a warp. The
-//     last warp of each CTA is the steward and holds none.
+//     last two warps of each CTA, the steward and the usher (call.cuh), hold none.
 //   * RowSum gives every thread of the cluster the same bits, whatever the cluster's size.
 #pragma once
 
@@ -13,10 +13,11 @@
 
 namespace mnnvl_ar::cuda {
 
-inline constexpr uint32_t kMaxThreads = 480;  // a CTA, steward included; leaves each 128 registers
+inline constexpr uint32_t kMaxThreads = 512;  // of a CTA; leaves each 128 registers
+inline constexpr uint32_t kOtherWarps = 2;    // without rows
 inline constexpr uint32_t kMaxCluster = 8;
 inline constexpr uint32_t kMaxGroups = 96;  // warps with rows in a cluster
-static_assert(kMaxCluster * (kMaxThreads / 32 - 1) >= protocol::kMaxRowVectors / 32);
+static_assert(kMaxCluster * (kMaxThreads / 32 - kOtherWarps) >= protocol::kMaxRowVectors / 32);
 
 inline constexpr uint32_t kEntered = 1, kCleared = 2, kReceived = 3, kSummed = 4;  // named barriers of a CTA
 
@@ -32,11 +33,13 @@ struct Lane {
   uint32_t cluster;
   uint32_t clusters;
   bool is_steward;
+  bool is_usher;
+  bool has_rows;
 };
 
 __device__ __forceinline__ Lane this_lane() {
   Lane lane;
-  lane.warps = blockDim.x / 32 - 1;
+  lane.warps = blockDim.x / 32 - kOtherWarps;
   lane.warp = threadIdx.x / 32;
   lane.groups = gridDim.x * lane.warps;
   lane.group = blockIdx.x * lane.warps + lane.warp;
@@ -44,6 +47,8 @@ __device__ __forceinline__ Lane this_lane() {
   lane.cluster = blockIdx.y;
   lane.clusters = gridDim.y;
   lane.is_steward = lane.warp == lane.warps;
+  lane.is_usher = lane.warp == lane.warps + 1;
+  lane.has_rows = lane.warp < lane.warps;
   return lane;
 }
 

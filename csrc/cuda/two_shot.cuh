@@ -39,16 +39,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 
   if (!is_as_planned(p)) return refuse<D>(p);
   Epilogue<D, kRows> epilogue{p, lane, verdict, shared};
-  if (!lane.is_steward) epilogue.prefetch_early(first_row(0));
+  if (lane.has_rows) epilogue.prefetch_early(first_row(0));
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   Vector first_x{};
-  if (!lane.is_steward && owner != nullptr) first_x = input(first_row(0));
-  if (!lane.is_steward) stumble(p, 4);
+  if (lane.has_rows && owner != nullptr) first_x = input(first_row(0));
+  if (lane.has_rows) stumble(p, 4);
   const Call call = enter(p, verdict);
-  if (lane.is_steward) {
-    steward_duty(p, call, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
-    return;
-  }
+  if (lane.is_steward) return steward_duty(p, call, lane, verdict);
+  if (lane.is_usher) return usher_duty(p, call, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
   const bool active = owner != nullptr && !call.broken;
 
   const auto scatter_one = [&](uint32_t row, const Vector& x) {

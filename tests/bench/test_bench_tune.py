@@ -73,7 +73,8 @@ def test_each_launch_is_tried_once():
 def test_what_a_launch_can_be_is_what_the_kernels_say(root: Path):
     source = (root / "csrc/cuda/row.cuh").read_text()
     assert f"kMaxCluster = {MAX_CLUSTER};" in source
-    assert f"kMaxThreads = {(MOST_WARPS + 1) * 32};" in source
+    assert f"kMaxThreads = {(MOST_WARPS + 2) * 32};" in source
+    assert "kOtherWarps = 2;" in source
 
 
 def test_a_run_on_the_host_keeps_other_group_sizes(root: Path, tmp_path: Path):
