@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,12 +62,12 @@ def jobs(here: int) -> Iterator[Job]:
             yield _script(f"soak of {n}", n, 200, "tests/replay/soak.py", "--ranks", str(n))
             yield _script(f"cost of safety of {n}", n, 120, "bench/safety_cost.py", "--ranks", str(n))
     if here >= 1:
+        yield _script("sanitizers", 1, 600, "tests/gpu/sanitize.py")
         virtual = ("virtual-2 or virtual-3", "virtual-4 or virtual-8", "virtual-9")
         for which in virtual:
             yield _tests(1, f", {which}", which, 400)
         yield _tests(1, ", controls", "controls", 300)
         yield _tests(1, ", others", f"not (controls or {' or '.join(virtual)})", 300)
-        yield _script("sanitizers", 1, 600, "tests/gpu/sanitize.py")
 
 
 @dataclass
@@ -76,6 +76,7 @@ class Running:
     gpus: list[str]
     process: subprocess.Popen[bytes]
     log: Path
+    record: Path
     began: float = field(default_factory=time.monotonic)
     interrupted: float = 0.0
 
@@ -100,9 +101,11 @@ class Running:
         return f"{self.job.name}: {said} (exit {status}), {time.monotonic() - self.began:.0f} s: {text[-1][-200:]}"
 
 
-def run(wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, parts: Path) -> list[Job]:
-    """Runs the jobs in order, each as soon as there are GPUs for it. Records go to `parts`. Returns what did not
-    pass."""
+def run(
+    wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, parts: Path, ended: Callable[[Path], None]
+) -> list[Job]:
+    """Runs the jobs in order, each as soon as there are GPUs for it. Each writes a record in `parts`, if it comes to
+    that, and `ended` is told where. Returns what did not pass."""
     free, waiting, running, bad = list(gpus), list(wanted), list[Running](), list[Job]()
     end = time.monotonic() + seconds
     while waiting or running:
@@ -124,6 +127,7 @@ def run(wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, 
             running.remove(one)
             free += one.gpus
             bad += [one.job] if one.process.returncode else []
+            ended(one.record)
         time.sleep(0.1)
     return bad
 
@@ -131,10 +135,10 @@ def run(wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, 
 def _start(job: Job, gpus: list[str], logs: Path, parts: Path) -> Running:
     file = job.name.replace(" ", "-").replace(",", "")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
-    log = logs / f"{file}.log"
+    log, part = logs / f"{file}.log", parts / f"{file}.json"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*job.command, str(parts / f"{file}.json")],
+            [*job.command, str(part)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -143,7 +147,7 @@ def _start(job: Job, gpus: list[str], logs: Path, parts: Path) -> Running:
             start_new_session=True,
             preexec_fn=_heed_interrupts,
         )
-    return Running(job, gpus, process, log)
+    return Running(job, gpus, process, log, part)
 
 
 def _heed_interrupts() -> None:
@@ -173,8 +177,14 @@ def main() -> int:
         return 1
     options.logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as parts:
-        bad = run(wanted, gpus, options.seconds, options.logs, Path(parts))
-        record.join(sorted(Path(parts).glob("*.json")), options.record, record.hardware(), len(gpus))
+
+        written: list[Path] = []
+
+        def keep(part: Path) -> None:  # at once, so that a campaign that is cut short has a record too
+            written.extend([part] if part.exists() else [])
+            record.join(sorted(written), options.record, record.hardware(), len(gpus))
+
+        bad = run(wanted, gpus, options.seconds, options.logs, Path(parts), keep)
     print(f"{len(wanted) - len(bad)} of {len(wanted)} jobs passed; {options.record} written, logs in {options.logs}")
     return int(bool(bad))
 

@@ -28,20 +28,23 @@ def job(name: str, gpus: int, seconds: float = 0.2, status: int = 0, limit: floa
 
 
 def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
+    ended: list[Path] = []
     jobs = [job("four", 4), job("two a", 2), job("two b", 2), *(job(f"one {n}", 1) for n in range(5))]
-    assert campaign.run(jobs, ["0", "1", "2", "5"], 60.0, tmp_path, tmp_path) == []
+    assert campaign.run(jobs, ["0", "1", "2", "5"], 60.0, tmp_path, tmp_path, ended.append) == []
     ran = [(each.gpus, *json.loads((tmp_path / f"{each.name.replace(' ', '-')}.json").read_text())) for each in jobs]
-    for n, (count, gpus, began, ended) in enumerate(ran):
+    for n, (count, gpus, began, end) in enumerate(ran):
         assert len(set(gpus)) == count
         for _, others, from_, to in ran[:n]:
-            assert not {*gpus} & {*others} or began >= to or ended <= from_
+            assert not {*gpus} & {*others} or began >= to or end <= from_
+    assert {path.name for path in ended} == {path.name for path in tmp_path.glob("*.json")}
     (_, _, from_, to), (_, _, also_from, _) = ran[1:3]
     assert also_from < to, "two pairs of four GPUs work side by side"
 
 
 def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended: list[Path] = []
     began = time.monotonic()
-    bad = campaign.run([job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path)
+    bad = campaign.run([job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path, ended.append)
     assert [each.name for each in bad] == ["bad", "slow"]
     said = capsys.readouterr().out
     assert "bad: FAILED (exit 3)" in said
@@ -50,7 +53,8 @@ def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_what_there_is_no_time_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = campaign.run([job("first", 1, 5), job("second", 1)], ["0"], 1.0, tmp_path, tmp_path)
+    ended: list[Path] = []
+    bad = campaign.run([job("first", 1, 5), job("second", 1)], ["0"], 1.0, tmp_path, tmp_path, ended.append)
     assert [each.name for each in bad] == ["second", "first"]
     assert "second: NOT RUN, no time" in capsys.readouterr().out
 
