@@ -177,7 +177,6 @@ def main() -> int:
         return 1
     options.logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as parts:
-
         written: list[Path] = []
 
         def keep(part: Path) -> None:  # at once, so that a campaign that is cut short has a record too

@@ -44,7 +44,9 @@ def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
 def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended: list[Path] = []
     began = time.monotonic()
-    bad = campaign.run([job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path, ended.append)
+    bad = campaign.run(
+        [job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path, ended.append
+    )
     assert [each.name for each in bad] == ["bad", "slow"]
     said = capsys.readouterr().out
     assert "bad: FAILED (exit 3)" in said
