@@ -54,10 +54,8 @@ def jobs(here: int) -> Iterator[Job]:
     """What `here` GPUs can run, in the order in which it is to begin."""
     sizes = [n for n in (8, 4, 2) if n <= here]
     for n in sizes:
-        faults = "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
         yield _tests(n, "", "not test_replay", 400)
         yield _tests(n, ", replays", "test_replay", 400)
-        yield _script(f"faults of {n}", n, 400, "tests/faults/run.py", "--device", "cuda", "--ranks", str(n), *faults)
         if n * 2 > here:
             yield _script(f"soak of {n}", n, 200, "tests/replay/soak.py", "--ranks", str(n))
             yield _script(f"cost of safety of {n}", n, 120, "bench/safety_cost.py", "--ranks", str(n))
@@ -68,6 +66,10 @@ def jobs(here: int) -> Iterator[Job]:
             yield _tests(1, f", {which}", which, 400)
         yield _tests(1, ", controls", "controls", 300)
         yield _tests(1, ", others", f"not (controls or {' or '.join(virtual)})", 300)
+
+    for n in sizes:
+        which = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
+        yield _script(f"faults of {n}", n, 400, "tests/faults/run.py", *which)
 
 
 @dataclass
