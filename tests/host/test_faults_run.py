@@ -1,7 +1,6 @@
 """The fault matrix as a program; what it finds is `make faults`."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,10 +19,9 @@ def test_an_interrupted_run_tells_what_it_has_injected(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as running:
         time.sleep(12.0)
-        os.kill(running.pid, signal.SIGINT)
+        running.send_signal(signal.SIGINT)
         said, _ = running.communicate(timeout=40)
     assert running.returncode == 1, said
     (figures,) = json.loads(record.read_text())["figures"].values()
