@@ -1,11 +1,11 @@
 // A call's place in the ring, and the two warps of each CTA that have no rows and keep the books, side by side, since each step
-// takes a latency (docs/protocol.md, "A call", steps 1, 2, 5 and 7): the usher counts the CTA in, advances the state, and lets
-// the next call in; the steward sends and compares signatures, clears, and counts the CTA out.
+// takes a latency (docs/protocol.md, "A call", steps 1, 2, 4, 5 and 7): the usher counts the CTA in, advances the state, lets
+// the next call in, and compares signatures; the steward signs, clears, and counts the CTA out.
 //
 // Contract
 //   * enter() is what a thread does first. All threads of a launch get the same epoch.
-//   * usher_duty() and steward_duty() run in one whole warp each. They need the warps with rows to pass entered() after enter(),
-//     and barrier_arrive on kCleared after their last store to the stale slot and on kReceived after their last load from the
+//   * keep_books() is all that those two warps do. It needs the warps with rows to pass entered() after enter(), and
+//     barrier_arrive on kCleared after their last store to the stale slot and on kReceived after their last load from the
 //     current one.
 //   * Dependents are triggered only after the state has been advanced.
 #pragma once
@@ -21,7 +21,7 @@ template <class Shared>
 __device__ __forceinline__ void prepare_cta(const Lane& lane, Verdict& verdict, Shared& shared) {
   if (threadIdx.x == 0) {
     verdict.poisoned = verdict.gave_up = 0;
-    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), kOtherWarps);
+    ptx::mbarrier_init(ptx::shared_address(&verdict.mbarrier), 1);
   }
   shared.init(lane);
   ptx::mbarrier_init_fence();
@@ -188,59 +188,85 @@ __device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32
   return alone;
 }
 
-// What a warp without rows has to say of the call. The last to say it settles the verdict.
-__device__ __forceinline__ void decide(Verdict& verdict, bool ok) {
-  if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(ptx::shared_address(&verdict.mbarrier));
-}
+// Writes our signature into every peer's board: one CTA's steward does. It leaves no later than the data, so that no peer waits
+// for it when it has those: where it goes is made up before the kernel ahead has ended. By whole warps.
+class Signer {
+ public:
+  __device__ __forceinline__ explicit Signer(const Params& p) : board_(ptx::keep(first_board(p))) {}
+
+  __device__ __forceinline__ void sign(const Params& p, const Call& call) const {
+    if (cta_index() != 0 || call.broken) return;
+    const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
+    const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
+    if (board_ != 0) ptx::store_relaxed_sys(reinterpret_cast<uint8_t*>(board_) + place, mine);
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x % 32 + 32; i < p.ranks; i += 32) ptx::store_relaxed_sys(p.peers[i] + place, mine);
+  }
+
+ private:
+  static __device__ __forceinline__ uint64_t first_board(const Params& p) {
+    const uint32_t lane = threadIdx.x % 32;
+    return lane < p.ranks ? reinterpret_cast<uint64_t>(p.peers[lane]) : 0;
+  }
+
+  const uint64_t board_;
+};
 
 __device__ __forceinline__ void usher_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
+  const uint32_t lane = threadIdx.x % 32;
   // A warp that loaded the state after it was advanced would take itself for the next call.
   ptx::barrier_sync(kEntered, blockDim.x);
   bool ok = !__any_sync(0xffffffffu, call.broken);
   if (ok) {
     ok = have_entered_together(p, call, verdict);
-    if (threadIdx.x % 32 == 0) {
+    if (lane == 0) {
       ok = ok && arrive(p, call, dirty);
       if (!ok) report_fault(p, FaultCode::two_at_once, {call.epoch, p.rank, 0, 0, ptx::global_timer_ns()});
     }
     __syncwarp();
     if (p.trigger_early) ptx::trigger_dependents();
+    for (uint32_t source = lane; source < p.ranks; source += 32) ok &= peer_agrees(p, verdict, call, source);
   }
-  decide(verdict, ok);
+  if (!__all_sync(0xffffffffu, ok)) verdict.poisoned = 1;
+  __syncwarp();
+  if (lane == 0) ptx::mbarrier_arrive(ptx::shared_address(&verdict.mbarrier));
   ptx::barrier_arrive(kReceived, blockDim.x);  // counted in before it is counted out
 }
 
 __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, const Lane& me, Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32;
   entered(call, me, verdict);
-  bool ok = !__any_sync(0xffffffffu, call.broken);
-  if (!ok && lane == 0 && verdict.gave_up == 0) {  // it was broken before we came; the host is to know
-    report_fault(p, FaultCode::peer_fault, {call.epoch, protocol::kMaxRanks, 0, 0, ptx::global_timer_ns()});
+  // Our CTA's clears, and the fence behind them, before anybody can learn that we have finished.
+  const bool clears = steward_clears(call) && !call.broken;
+  if (clears) {
+    Cleaner(p, call, cta_index() * 32 + lane).clear(grid_size() * 32, 0xffffffffu);
+    __syncwarp();
+    if (lane == 0) ptx::fence_acq_rel_gpu();
   }
-  if (ok && cta_index() == 0) {
-    const protocol::Vector mine = protocol::signature(call.epoch, p.tokens, p.description);
-    const uint64_t place = protocol::board_offset(protocol::slot_of(call.epoch), p.rank);
-    for (uint32_t i = lane; i < p.ranks; i += 32) ptx::store_relaxed_sys(p.peers[i] + place, mine);
-  }
-  if (ok) {
-    if (steward_clears(call)) Cleaner(p, call, cta_index() * 32 + lane).clear(grid_size() * 32, 0xffffffffu);
-    for (uint32_t source = lane; source < p.ranks; source += 32) ok &= peer_agrees(p, verdict, call, source);
-  }
-  decide(verdict, ok);
-
   ptx::barrier_sync(kCleared, blockDim.x - 32);
-  if (lane == 0) ptx::fence_acq_rel_gpu();  // our CTA's clears, before anybody can learn that we have finished
+  if (!clears && lane == 0) ptx::fence_acq_rel_gpu();
   ptx::barrier_sync(kReceived, blockDim.x);
   if (lane == 0) {
     const auto& fault = static_cast<const volatile Verdict&>(verdict);
-    if (fault.gave_up != 0) {
-      report_fault(p, static_cast<FaultCode>(fault.gave_up), {call.epoch, protocol::kMaxRanks, 0, 0, fault.began_ns});
+    const uint32_t gave_up = fault.gave_up;
+    if (gave_up != 0 || call.broken) {  // or else it was broken before we came, and the host is to know
+      const FaultCode code = gave_up != 0 ? static_cast<FaultCode>(gave_up) : FaultCode::peer_fault;
+      const uint64_t began_ns = gave_up != 0 ? fault.began_ns : ptx::global_timer_ns();
+      report_fault(p, code, {call.epoch, protocol::kMaxRanks, 0, 0, began_ns});
     }
     stumble(p, 2);
     ptx::reduce_add_relaxed_gpu(p.block + protocol::kProgressOffset + offsetof(protocol::Progress, finished), 1);
   }
+}
+
+// `dirty`: vectors that this call will leave in its slot.
+__device__ __forceinline__ void keep_books(const Params& p, const Lane& lane, uint32_t dirty, Verdict& verdict) {
+  const Signer signer(p);
+  ptx::wait_for_predecessor();
+  const Call call = enter(p, verdict);
+  if (lane.role == Role::usher) return usher_duty(p, call, dirty, verdict);
+  signer.sign(p, call);
+  steward_duty(p, call, lane, verdict);
 }
 
 // The verdict, for the warps with rows. A look in time saves the wait: look(), compute, is_poisoned().

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/call.cuh"
+#include "cuda/root.cuh"
 #include "cuda/row.cuh"
 #include "cuda/shape.cuh"
 
@@ -27,67 +28,64 @@ struct Rows {
 };
 
 template <class D, int kRows>
-struct Plain {
+class Plain {
+ public:
   static constexpr protocol::Op kOp = protocol::Op::all_reduce;
   struct Shared {
     __device__ __forceinline__ void init(const Lane&) {}
   };
 
-  const Params& p;
-  const Lane& lane;
-  const Verdict& verdict;
-  Shared& shared;
-  VerdictWait decided{verdict};
+  __device__ __forceinline__ Plain(const Params& p, const Lane& lane, const Verdict& verdict, const Shared&)
+      : p_(p), lane_(lane), decided_(verdict) {}
 
-  __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
+  __device__ __forceinline__ bool active() const { return lane_.vector < p_.vectors; }
   __device__ __forceinline__ void prefetch_early(uint32_t) {}
   __device__ __forceinline__ void prepare() {}
   __device__ __forceinline__ void prefetch(Rows) {}
   __device__ __forceinline__ void finish(Rows rows, uint32_t, protocol::Vector (&s)[kRows]) {
     if (!active()) return;
-    const bool poisoned = decided.is_poisoned();
+    const bool poisoned = decided_.is_poisoned();
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i >= rows.count) continue;
       if (poisoned) s[i] = poison_vector<D>();
-      ptx::store(static_cast<uint8_t*>(p.out) + vector_offset(p, rows.first + i, lane.vector), s[i]);
+      ptx::store(static_cast<uint8_t*>(p_.out) + vector_offset(p_, rows.first + i, lane_.vector), s[i]);
     }
   }
+
+ private:
+  const Params& p_;
+  const Lane& lane_;
+  VerdictWait decided_;
 };
 
 template <class D, int kRows>
-struct RmsNorm {
+class RmsNorm {
+ public:
   static constexpr protocol::Op kOp = protocol::Op::all_reduce_rms_norm;
   using Shared = RowSum<kRows>;
 
-  const Params& p;
-  const Lane& lane;
-  const Verdict& verdict;
-  Shared& shared;
-  struct Weight {
-    protocol::Vector low, high;  // high: the second four of eight fp32 factors
-  };
-  VerdictWait decided{verdict};
-  const uint32_t sums = ptx::keep(ptx::shared_address(&shared));
-  Weight weight;
-  protocol::Vector residual[kRows];
+  __device__ __forceinline__ RmsNorm(const Params& p, const Lane& lane, const Verdict& verdict, const Shared& shared)
+      : p_(p),
+        lane_(lane),
+        decided_(verdict),
+        sums_(ptx::keep(ptx::shared_address(&shared))),
+        reciprocal_root_(static_cast<float>(p.vectors * D::kPerVector)) {}
 
-  __device__ __forceinline__ bool active() const { return lane.vector < p.vectors; }
+  __device__ __forceinline__ bool active() const { return lane_.vector < p_.vectors; }
 
   // A layer's weight was last read a whole model ago. Into L2, not into registers: the kernel ahead may be the one that writes it.
   __device__ __forceinline__ void prefetch_early(uint32_t first_row) const {
     if (!active()) return;
-    const uint32_t weight_bytes = p.weight_is_fp32 ? D::kPerVector * 4 : protocol::kVectorBytes;
-    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.weight) + lane.vector * weight_bytes);
-    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.residual) + vector_offset(p, first_row, lane.vector));
+    const uint32_t weight_bytes = p_.weight_is_fp32 ? D::kPerVector * 4 : protocol::kVectorBytes;
+    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p_.weight) + lane_.vector * weight_bytes);
+    ptx::prefetch_to_l2(static_cast<const uint8_t*>(p_.residual) + vector_offset(p_, first_row, lane_.vector));
   }
 
   // Into registers: the mbarriers in finish() empty L1, and a load behind them would stand alone on the way to the outputs. Four
   // rows at once leave no registers for that over the wait for peers, and load it for all four while they are summed.
-  static constexpr bool kKeepsWeight = kRows < 4;
-
   __device__ __forceinline__ void prepare() {
-    if (kKeepsWeight && active()) weight = load_weight();
+    if (kKeepsWeight && active()) weight_ = load_weight();
   }
 
   __device__ __forceinline__ void prefetch(Rows rows) {
@@ -95,8 +93,8 @@ struct RmsNorm {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (i < rows.count) {
-        residual[i] =
-            ptx::load(static_cast<const uint8_t*>(p.residual) + vector_offset(p, rows.first + i, lane.vector));
+        residual_[i] =
+            ptx::load(static_cast<const uint8_t*>(p_.residual) + vector_offset(p_, rows.first + i, lane_.vector));
       }
     }
   }
@@ -107,50 +105,65 @@ struct RmsNorm {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (i >= rows.count) continue;
-        s[i] = protocol::add_residual<D>(s[i], residual[i]);
+        s[i] = protocol::add_residual<D>(s[i], residual_[i]);
         square_sum[i] = protocol::square_sum<D>(s[i]);
       }
     }
-    if (!kKeepsWeight && active()) weight = load_weight();
-    Shared::gather(lane, sums, round, square_sum);
-    decided.look();
-    Shared::add_up(lane, sums, round, square_sum);
+    if (!kKeepsWeight && active()) weight_ = load_weight();
+    Shared::gather(lane_, sums_, round, square_sum);
+    decided_.look();
+    Shared::add_up(lane_, sums_, round, square_sum);
     if (active()) {
-      const float hidden = static_cast<float>(p.vectors * D::kPerVector);
       float factor[D::kPerVector];
       factors(factor);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (i >= rows.count) continue;
-        const float rstd = protocol::reciprocal_root(square_sum[i], hidden, p.eps);
-        const protocol::Vector norm = protocol::normalize<D>(s[i], rstd, factor, p.weight_bias);
-        const bool poisoned = decided.is_poisoned();
+        const float rstd = reciprocal_root_(square_sum[i], p_.eps);
+        const protocol::Vector norm = protocol::normalize<D>(s[i], rstd, factor, p_.weight_bias);
+        const bool poisoned = decided_.is_poisoned();
         store(rows.first + i, poisoned ? poison_vector<D>() : s[i], poisoned ? poison_vector<D>() : norm);
       }
     }
-    Shared::prepare_next(lane, sums, round);
+    Shared::prepare_next(lane_, sums_, round);
   }
 
  private:
+  static constexpr bool kKeepsWeight = kRows < 4;
+  struct Weight {
+    protocol::Vector low, high;  // high: the second four of eight fp32 factors
+  };
+
   __device__ __forceinline__ Weight load_weight() const {
-    const auto* base = static_cast<const uint8_t*>(p.weight);
-    if (D::kPerVector == 4 || !p.weight_is_fp32) return {ptx::load_constant(base + lane.vector * 16), {}};
-    return {ptx::load_constant(base + lane.vector * 32), ptx::load_constant(base + lane.vector * 32 + 16)};
+    const auto* base = static_cast<const uint8_t*>(p_.weight);
+    if (D::kPerVector == 4 || !p_.weight_is_fp32) return {ptx::load_constant(base + lane_.vector * 16), {}};
+    return {ptx::load_constant(base + lane_.vector * 32), ptx::load_constant(base + lane_.vector * 32 + 16)};
   }
 
-  __device__ __forceinline__ void factors(float (&factor)[D::kPerVector]) const {
+  __device__ __forceinline__ void factors(float (&factor)[D::kPerVector]) {
+    // Or else the compiler computes them, and waits for the weight, before the first look for peers' data.
+    ptx::not_before(weight_.low);
+    ptx::not_before(weight_.high);
 #pragma unroll
     for (int i = 0; i < D::kPerVector; ++i) {
-      const uint32_t word = i < 4 ? weight.low.word[i % 4] : weight.high.word[i % 4];
-      factor[i] = D::kPerVector == 4 || p.weight_is_fp32 ? protocol::as_float(word) : D::load(weight.low, i);
+      const uint32_t word = i < 4 ? weight_.low.word[i % 4] : weight_.high.word[i % 4];
+      factor[i] = D::kPerVector == 4 || p_.weight_is_fp32 ? protocol::as_float(word) : D::load(weight_.low, i);
     }
   }
 
   __device__ __forceinline__ void store(uint32_t row, const protocol::Vector& z, const protocol::Vector& norm) const {
-    const uint32_t offset = vector_offset(p, row, lane.vector);
-    ptx::store(static_cast<uint8_t*>(p.residual_out) + offset, z);
-    ptx::store(static_cast<uint8_t*>(p.out) + offset, norm);
+    const uint32_t offset = vector_offset(p_, row, lane_.vector);
+    ptx::store(static_cast<uint8_t*>(p_.residual_out) + offset, z);
+    ptx::store(static_cast<uint8_t*>(p_.out) + offset, norm);
   }
+
+  const Params& p_;
+  const Lane& lane_;
+  VerdictWait decided_;
+  const uint32_t sums_;
+  const ReciprocalRoot reciprocal_root_;
+  Weight weight_;
+  protocol::Vector residual_[kRows];
 };
 
 }  // namespace mnnvl_ar::cuda

@@ -1,5 +1,4 @@
-// Fan-out: the one place that knows unicast from multicast. A vector goes to the same position of every rank's block, our
-// own included, so that what is awaited is awaited alike from every rank.
+// Fan-out: the one place that knows unicast from multicast.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -9,6 +8,28 @@ namespace mnnvl_ar::cuda {
 
 using protocol::Params;
 
+// One-shot: to every other rank. `offset` is the place of source number p.rank, which we are to a multicast and to higher
+// ranks; to lower ones we are the source before (protocol::source_of), `source_bytes` ahead.
+template <int kRanks>
+__device__ __forceinline__ void send_to_others(const Params& p, uint64_t offset, uint32_t source_bytes,
+                                               const protocol::Vector& v) {
+  if (p.multicast != nullptr) {
+    ptx::multimem_store_relaxed_sys(p.multicast + offset, v);
+    return;
+  }
+  const uint32_t higher = p.ranks - 1 - p.rank;  // so many come first in p.peers
+  const auto send = [&](uint32_t i) {
+    ptx::store_relaxed_sys(p.peers[i] + (i < higher ? offset : offset - source_bytes), v);
+  };
+  if constexpr (kRanks > 0) {
+#pragma unroll
+    for (int i = 0; i + 1 < kRanks; ++i) send(i);
+  } else {
+    for (uint32_t i = 0; i + 1 < p.ranks; ++i) send(i);
+  }
+}
+
+// To the same place of every rank's block, our own included.
 template <int kRanks>
 __device__ __forceinline__ void send_to_all(const Params& p, uint64_t offset, const protocol::Vector& v) {
   if (p.multicast != nullptr) {

@@ -46,7 +46,7 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
 
 // What the warps of a CTA share about the call.
 struct Verdict {
-  uint64_t mbarrier;                   // completes once `poisoned` is final: the steward's and the usher's verdict
+  uint64_t mbarrier;                   // completes once `poisoned` is final: the usher's verdict
   uint32_t poisoned;                   // non-zero: outputs must be NaN
   uint32_t gave_up;                    // FaultCode of a thread that waited too long; the steward reports it
   uint64_t began_ns;                   // when that thread began to wait

@@ -91,17 +91,17 @@ cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, c
   const uint32_t groups = divide_up(shape.vectors, 32);
   const uint32_t most_warps = kMaxThreads / 32 - kOtherWarps;
   const uint32_t narrowest = divide_up(groups, most_warps);
-  const uint32_t most_rows = strategy == Strategy::one_shot ? 1 : 4;  // at once
+  const uint32_t largest_batch = strategy == Strategy::one_shot ? 1 : 4;
   const uint32_t widest = std::min({tuning.cluster != 0 ? tuning.cluster : kMaxCluster, kMaxCluster, groups});
 
-  // All rows at once if there is room: first a row over fewer CTAs, then more rows at once.
-  for (uint32_t rows = 1;; rows *= 2) {
+  // All rows at once if there is room: first a row over fewer CTAs, then more rows a cluster.
+  for (uint32_t batch = 1;; batch *= 2) {
     for (uint32_t cluster = std::max(widest, narrowest); cluster >= narrowest; --cluster) {
       const uint32_t warps = divide_up(groups, cluster);
       const uint32_t needed = std::max(divide_up(groups, warps), narrowest);  // CTAs: not one more than the warps need
       result->threads = (warps + kOtherWarps) * 32;
       result->cluster = needed;
-      result->batch = tuning.batch != 0 && strategy == Strategy::two_shot ? tuning.batch : rows;
+      result->batch = tuning.batch != 0 && strategy == Strategy::two_shot ? tuning.batch : batch;
       const uint32_t at_once = result->batch >= 4 ? 4 : result->batch >= 2 ? 2 : 1;
       Fit shape_fit{};
       const cudaError_t error =
@@ -113,7 +113,7 @@ cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, c
       const uint32_t wanted = divide_up(shape.tokens, result->batch);
       result->clusters = std::min({wanted, room, protocol::kMaxGrid / needed});
       result->lag = std::max(1u, tuning.lag);
-      const bool is_last = cluster == narrowest && (rows == most_rows || tuning.batch != 0);
+      const bool is_last = cluster == narrowest && (batch == largest_batch || tuning.batch != 0);
       if (is_last || (shape_fit.resident > 0 && (wanted <= room || tuning.cluster != 0))) return cudaSuccess;
     }
   }

@@ -126,9 +126,31 @@ __device__ __forceinline__ uint64_t global_timer_ns() {
   return ns;
 }
 
+__device__ __forceinline__ uint32_t clock() {
+  uint32_t clocks;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(clocks) : : "memory");
+  return clocks;
+}
+
 // The same value. What a thread can compute anew ptxas computes anew where it is used: the special registers that addresses are
 // made of, 30 cycles each, behind what all have waited for. The result of a shuffle it keeps. By whole warps.
 __device__ __forceinline__ uint32_t keep(uint32_t value) { return __shfl_sync(0xffffffffu, value, threadIdx.x % 32); }
+
+__device__ __forceinline__ uint64_t keep(uint64_t value) {
+  return uint64_t{keep(static_cast<uint32_t>(value >> 32))} << 32 | keep(static_cast<uint32_t>(value));
+}
+
+// Within some 2^-23 of the truth, for what is neither subnormal nor negative.
+__device__ __forceinline__ float reciprocal_root_approximate(float value) {
+  float root;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(value));
+  return root;
+}
+
+// What is computed from the vector from here on is not computed earlier.
+__device__ __forceinline__ void not_before(Vector& v) {
+  asm volatile("" : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3]));
+}
 
 // ---- a CTA's named barriers, for a part of its warps -------------------------------------------------------------------
 

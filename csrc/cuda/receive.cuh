@@ -35,21 +35,23 @@ __device__ __forceinline__ bool has_arrived(const Params& p, const Vector& v) {
   return protocol::has_arrived(v);
 }
 
-// The first `count` of kMost vectors, `stride` bytes apart.
+inline constexpr uint32_t kNone = 0xffffffffu;
+
+// The first `count` of kMost vectors, `stride` bytes apart. Number `own` is there already, and has no place among the others.
 template <int kMost>
 __device__ __forceinline__ bool receive(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride,
-                                        uint32_t count, Vector (&v)[kMost]) {
+                                        uint32_t count, Vector (&v)[kMost], uint32_t own = kNone) {
   uint64_t began_ns = 0;
 #pragma unroll 1
   for (int tries = 0;; ++tries) {
     bool ready = true;
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
-      if (i < count) v[i] = ptx::load_relaxed_sys(first + i * stride);
+      if (i < count && i != own) v[i] = ptx::load_relaxed_sys(first + (i - (i > own)) * stride);
     }
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
-      if (i < count) ready &= has_arrived(p, v[i]);
+      if (i < count && i != own) ready &= has_arrived(p, v[i]);
     }
     if (ready) return true;
     if (tries >= kFastPolls && must_give_up(p, verdict, FaultCode::peer_timeout, began_ns)) return false;
@@ -58,22 +60,26 @@ __device__ __forceinline__ bool receive(const Params& p, Verdict& verdict, const
 
 inline constexpr int kChunk = 4;  // peers awaited at once where the number of ranks is not known at compile time
 
-// kRanks 0: p.ranks of them, in chunks.
+// Of all ranks, in rank order; number `own` is `mine`. kRanks 0: p.ranks of them, in chunks.
 template <class D, int kRanks>
-__device__ __forceinline__ Vector receive_sum(const Params& p, Verdict& verdict, const uint8_t* first,
-                                              uint32_t stride) {
+__device__ __forceinline__ Vector receive_sum(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride,
+                                              uint32_t own = kNone, const Vector& mine = {}) {
   float sum[D::kPerVector] = {};
   bool ok = true;
   if constexpr (kRanks > 0) {
     Vector v[kRanks];
-    ok = receive<kRanks>(p, verdict, first, stride, kRanks, v);
+#pragma unroll
+    for (Vector& each : v) each = mine;
+    ok = receive<kRanks>(p, verdict, first, stride, kRanks, v, own);
 #pragma unroll
     for (int i = 0; i < kRanks; ++i) protocol::accumulate<D>(sum, v[i]);
   } else {
     for (uint32_t rank = 0; rank < p.ranks; rank += kChunk) {
       Vector v[kChunk];
+#pragma unroll
+      for (Vector& each : v) each = mine;
       const uint32_t count = min(p.ranks - rank, static_cast<uint32_t>(kChunk));
-      ok &= receive<kChunk>(p, verdict, first + rank * stride, stride, count, v);
+      ok &= receive<kChunk>(p, verdict, first + (rank - (rank > own)) * stride, stride, count, v, own - rank);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         if (i < count) protocol::accumulate<D>(sum, v[i]);

@@ -24,6 +24,8 @@ inline constexpr uint32_t kEntered = 1, kCleared = 2, kReceived = 3, kSummed = 4
 __device__ __forceinline__ uint32_t cta_index() { return blockIdx.y * gridDim.x + blockIdx.x; }
 __device__ __forceinline__ uint32_t grid_size() { return gridDim.x * gridDim.y; }
 
+enum class Role : uint32_t { row, steward, usher };
+
 struct Lane {
   uint32_t warps;  // with rows, in a CTA
   uint32_t warp;
@@ -32,9 +34,7 @@ struct Lane {
   uint32_t vector;  // of this thread, in the row; may lie behind its end
   uint32_t cluster;
   uint32_t clusters;
-  bool is_steward;
-  bool is_usher;
-  bool has_rows;
+  Role role;
 };
 
 __device__ __forceinline__ Lane this_lane() {
@@ -46,9 +46,7 @@ __device__ __forceinline__ Lane this_lane() {
   lane.vector = ptx::keep(lane.group * 32 + threadIdx.x % 32);
   lane.cluster = blockIdx.y;
   lane.clusters = gridDim.y;
-  lane.is_steward = lane.warp == lane.warps;
-  lane.is_usher = lane.warp == lane.warps + 1;
-  lane.has_rows = lane.warp < lane.warps;
+  lane.role = lane.warp < lane.warps ? Role::row : lane.warp == lane.warps ? Role::steward : Role::usher;
   return lane;
 }
 

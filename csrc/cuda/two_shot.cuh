@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   constexpr int kRows = kMostRows < 2 ? kMostRows : 2;  // ptxas spills at 4 for these
 #else
-  constexpr int kRows = kMostRows;
+  constexpr int kRows = kMostRows == 4 && kRanks == 8 ? 2 : kMostRows;  // the same for 8 ranks
 #endif
   __shared__ Verdict verdict;
   __shared__ typename Epilogue<D, kRows>::Shared shared;
@@ -26,9 +26,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   prepare_cta(lane, verdict, shared);
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
   const uint32_t width = protocol::owned_columns(shape);
-  const uint32_t owner_rank = lane.vector / width, column = lane.vector - owner_rank * width;
-  uint8_t* const owner = lane.vector < p.vectors ? block_of(p, owner_rank) : nullptr;
-  const uint32_t own_columns = protocol::columns_of(shape, p.rank);
+  const uint32_t owner = lane.vector / width;
   const uint32_t rows_apart = lane.clusters * p.batch;
   const uint32_t batches = (p.tokens - lane.cluster * p.batch + rows_apart - 1) / rows_apart;
   const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * p.batch; };
@@ -38,20 +36,22 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   };
 
   if (!is_as_planned(p)) return refuse<D>(p);
-  Epilogue<D, kRows> epilogue{p, lane, verdict, shared};
-  if (lane.has_rows) epilogue.prefetch_early(first_row(0));
+  if (lane.role != Role::row) {
+    return keep_books(p, lane, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
+  }
+  Epilogue<D, kRows> epilogue(p, lane, verdict, shared);
+  epilogue.prefetch_early(first_row(0));
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   Vector first_x{};
-  if (lane.has_rows && owner != nullptr) first_x = input(first_row(0));
-  if (lane.has_rows) stumble(p, 4);
+  if (epilogue.active()) first_x = input(first_row(0));
+  stumble(p, 4);
   const Call call = enter(p, verdict);
-  if (lane.is_steward) return steward_duty(p, call, lane, verdict);
-  if (lane.is_usher) return usher_duty(p, call, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
-  const bool active = owner != nullptr && !call.broken;
+  const bool active = epilogue.active() && !call.broken;
 
   const auto scatter_one = [&](uint32_t row, const Vector& x) {
+    const uint32_t column = lane.vector - owner * width;
     const uint32_t position = static_cast<uint32_t>(protocol::scatter_position(shape, p.rank, row, column));
-    ptx::store_relaxed_sys(owner + call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
+    ptx::store_relaxed_sys(block_of(p, owner) + call.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
   };
   const auto scatter = [&](uint32_t batch) {
     if (!active) return;
@@ -71,17 +71,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     }
   };
 
-  const uint32_t stride = p.tokens * width * protocol::kVectorBytes;
   // Neighbouring groups of 32 in different CTAs: few items are to keep all SMs busy.
   const auto first_item = [&] { return (threadIdx.x / 32 * gridDim.x + blockIdx.x) * 32 + threadIdx.x % 32; };
   const auto reduce = [&](uint32_t batch) {
     if (call.broken) return;
+    const uint32_t own_columns = protocol::columns_of(shape, p.rank);
     const uint32_t first = first_row(batch), items = (end_row(batch) - first) * own_columns;
     for (uint32_t item = first_item(); item < items; item += lane.groups * 32) {
       const uint32_t row = first + item / own_columns, own = item % own_columns;
       const uint32_t source = static_cast<uint32_t>(protocol::scatter_position(shape, 0, row, own));
       const uint8_t* place = p.block + call.slot + source * protocol::kVectorBytes;
-      const Vector s = receive_sum<D, kRanks>(p, verdict, place, stride);
+      const Vector s = receive_sum<D, kRanks>(p, verdict, place, p.tokens * width * protocol::kVectorBytes);
       const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, p.rank * width + own));
       send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, s));
     }

@@ -42,7 +42,7 @@ class Call {
       : p_(p),
         op_(op),
         strategy_(strategy),
-        shape_{p.ranks, p.tokens, p.vectors},
+        shape_{p.ranks, p.tokens, p.vectors, false},
         state_(reinterpret_cast<State*>(p.block + kStateOffset)),
         epoch_(state_->epoch) {}
 
@@ -88,10 +88,18 @@ class Call {
     for (uint32_t i = 0; i < p_.ranks; ++i) store_vector(p_.peers[i] + board_offset(slot_of(epoch_), p_.rank), mine);
   }
 
+  Vector input(uint32_t row, uint32_t v) const {
+    return for_the_wire(p_, load_plain(p_.x, uint64_t{row} * p_.vectors + v));
+  }
+
   void send_rows() const {
     for (uint32_t row = 0; row < p_.tokens; ++row) {
       for (uint32_t v = 0; v < p_.vectors; ++v) {
-        send_to_all(one_shot_position(shape_, p_.rank, row, v), load_plain(p_.x, uint64_t{row} * p_.vectors + v));
+        for (uint32_t rank = 0; rank < p_.ranks; ++rank) {
+          if (rank == p_.rank) continue;
+          const uint32_t source = source_of(shape_, p_.rank, rank);
+          store_vector(block_of(rank) + place(one_shot_position(shape_, source, row, v)), input(row, v));
+        }
       }
     }
   }
@@ -100,9 +108,7 @@ class Call {
     const uint32_t width = owned_columns(shape_);
     for (uint32_t row = 0; row < p_.tokens; ++row) {
       for (uint32_t v = 0; v < p_.vectors; ++v) {
-        const Vector x = load_plain(p_.x, uint64_t{row} * p_.vectors + v);
-        store_vector(block_of(v / width) + place(scatter_position(shape_, p_.rank, row, v % width)),
-                     for_the_wire(p_, x));
+        store_vector(block_of(v / width) + place(scatter_position(shape_, p_.rank, row, v % width)), input(row, v));
       }
     }
   }
@@ -116,18 +122,19 @@ class Call {
     const uint32_t first = p_.rank * owned_columns(shape_), columns = columns_of(shape_, p_.rank);
     for (uint32_t row = 0; row < p_.tokens; ++row) {
       for (uint32_t column = 0; column < columns; ++column) {
-        const Vector s = sum([&](uint32_t source) { return scatter_position(shape_, source, row, column); });
+        const Vector s = sum(
+            [&](uint32_t source) { return receive(scatter_position(shape_, source, row, column)); });
         send_to_all(gather_position(shape_, row, first + column), s);
       }
     }
   }
 
-  // `position(source)` of each rank, added in rank order.
-  template <class Position>
-  Vector sum(Position position) {
+  // What is `from` each rank, added in rank order.
+  template <class From>
+  Vector sum(From from) {
     float total[D::kPerVector] = {};
     for (uint32_t source = 0; source < p_.ranks; ++source) {
-      const Vector x = receive(position(source));
+      const Vector x = from(source);
       accumulate<D>(total, x);
     }
     return ok_ ? pack<D>(total) : poison_vector<D>();
@@ -164,7 +171,10 @@ class Call {
 
   Vector summed(uint32_t row, uint32_t v) {
     if (strategy_ == Strategy::two_shot) return receive(gather_position(shape_, row, v));
-    return sum([&](uint32_t source) { return one_shot_position(shape_, source, row, v); });
+    return sum([&](uint32_t rank) {
+      if (rank == p_.rank) return input(row, v);
+      return receive(one_shot_position(shape_, source_of(shape_, rank, p_.rank), row, v));
+    });
   }
 
   void finish(uint32_t row) {

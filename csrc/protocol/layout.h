@@ -62,10 +62,18 @@ struct Shape {
   uint32_t ranks;
   uint32_t tokens;
   uint32_t vectors;
+  bool own_too = true;  // one-shot: a rank's own rows come to it as well, as a multicast brings them; slots are sized for that
 };
 
-// One-shot: [source rank][token][vector].
-MNNVL_AR_HD constexpr uint64_t one_shot_vectors(Shape s) { return uint64_t{s.ranks} * s.tokens * s.vectors; }
+// One-shot: [source][token][vector]. The thread that sums a vector has its own rank's: it is sent to the others only, and what
+// comes to a rank are their rows, in rank order.
+MNNVL_AR_HD constexpr uint32_t source_of(Shape s, uint32_t rank, uint32_t receiver) {
+  return rank - (!s.own_too && rank > receiver);
+}
+
+MNNVL_AR_HD constexpr uint64_t one_shot_vectors(Shape s) {
+  return uint64_t{s.ranks - !s.own_too} * s.tokens * s.vectors;
+}
 
 MNNVL_AR_HD constexpr uint64_t one_shot_position(Shape s, uint32_t source, uint32_t token, uint32_t vector) {
   return (uint64_t{source} * s.tokens + token) * s.vectors + vector;
@@ -79,7 +87,7 @@ MNNVL_AR_HD constexpr uint32_t columns_of(Shape s, uint32_t owner) {
   return first >= s.vectors ? 0 : (s.vectors - first < width ? s.vectors - first : width);
 }
 
-// Stage 1, at the owner: [source rank][token][owned column].
+// Stage 1, at the owner: [source rank][token][owned column]; the owner's own too, which other threads have.
 MNNVL_AR_HD constexpr uint64_t scatter_vectors(Shape s) { return uint64_t{s.ranks} * s.tokens * owned_columns(s); }
 
 MNNVL_AR_HD constexpr uint64_t scatter_position(Shape s, uint32_t source, uint32_t token, uint32_t column) {

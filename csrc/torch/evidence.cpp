@@ -25,7 +25,7 @@ void note_newest(Sent& newest, const Sent& call) {
 // Whose part of `rank`'s newest call is still the sentinel in its slot.
 void look_for_data(const Workspace& w, const BlockReader& blocks, const Board& board, uint32_t rank, RankView& view) {
   const Sent& call = view.newest;
-  const Shape shape{w.params.ranks, call.tokens, call.description >> 12};
+  const Shape shape{w.params.ranks, call.tokens, call.description >> 12, w.params.multicast != nullptr};
   const bool one_shot = (call.description >> 8 & 15) == static_cast<uint32_t>(Strategy::one_shot);
   const uint64_t count = one_shot ? one_shot_vectors(shape) : two_shot_vectors(shape);
   if (count > w.slot_vectors) return;
@@ -35,12 +35,13 @@ void look_for_data(const Workspace& w, const BlockReader& blocks, const Board& b
   const auto lacks = [&](uint64_t position) { return !has_arrived(slot[position]); };
   const uint32_t width = one_shot ? shape.vectors : columns_of(shape, rank);
   for (uint32_t source = 0; source < shape.ranks; ++source) {
+    if (source == rank && one_shot) continue;
     if (!agrees(row_of(board, slot_of(call.epoch), source), call.tokens, call.description))
       continue;  // lays out otherwise
     for (uint32_t i = 0; i < call.tokens * width && !view.lacks[source]; ++i) {
       const uint32_t token = i / width, v = i % width;
-      const bool gone =
-          lacks(one_shot ? one_shot_position(shape, source, token, v) : scatter_position(shape, source, token, v));
+      const bool gone = lacks(one_shot ? one_shot_position(shape, source_of(shape, source, rank), token, v)
+                                       : scatter_position(shape, source, token, v));
       view.lacks[source] = view.lacks[source] || gone;
     }
   }

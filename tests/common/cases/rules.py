@@ -70,17 +70,18 @@ def one_after_another(rank: Any, calls: list[Call], workspace: Any) -> None:
 
 
 def check_stale_data(rank: Any, off: str) -> None:
-    """Data of an earlier call is never taken for this one's: rules clear, device_dirty (which clears one vector only).
+    """Data of an earlier call is never taken for this one's: rules clear, device_dirty (frozen at nothing).
 
     Signatures are not compared here, rule or no rule: they make ranks meet before they read.
     """
-    workspace = sabotaged(rank, f"{off} signature", frozen_dirty=1, hidden=264, max_tokens=8)
+    workspace = sabotaged(rank, f"{off} signature", hidden=264, max_tokens=8)
     one_after_another(rank, [Call(tokens=t, hidden=264, seed=n) for n, t in enumerate((8, 1, 4, 8, 8, 2))], workspace)
     workspace.close()
 
 
 def check_wiped_data(rank: Any, off: str) -> None:
-    """What a fast peer sends for the next call is not cleared away by a slow rank: rule three_slots."""
+    """What a fast peer sends for the next call is not cleared away by a slow rank: rule three_slots. With three ranks, since
+    what the last one sends lies where a slow rank clears last."""
     workspace = sabotaged(rank, off, hidden=8192, max_tokens=256, strategy="one_shot")
     large = Call("all_reduce", 256, 8192, "fp32", strategy=0, seed=1)
     prepared = [Prepared(rank, large), Prepared(rank, Call("all_reduce", 1, 8192, "fp32", strategy=0, seed=2))]
@@ -179,7 +180,7 @@ class _Peer:
     def __init__(self, block: torch.Tensor, hidden: int) -> None:
         _, control, board, *_ = torch.ops.mnnvl_ar._block_layout(0)
         vectors = hidden // 4
-        self.block, self.board, self.data = block, (board + 16) // 4, (control + 16 * vectors) // 4
+        self.block, self.board, self.data = block, (board + 16) // 4, control // 4
         self.signature = torch.tensor([0, 1, 0, 0 | 2 << 4 | 0 << 8 | vectors << 12], dtype=torch.int32)
         self.stream = torch.cuda.Stream(block.device) if block.is_cuda else None
 
@@ -427,7 +428,7 @@ def check_closed_meanwhile(rank: Any, off: str) -> None:
 # rule -> (its check, ranks, what the control must say)
 HOST_CHECKS = {
     "device_dirty": (check_stale_data, 2, "differs in"),
-    "three_slots": (check_wiped_data, 2, "fault code 1|differs in|still running"),
+    "three_slots": (check_wiped_data, 3, "fault code 1|differs in|still running"),
     "clear": (check_stale_data, 2, "differs in"),
     "sanitize": (check_sentinels_in_data, 2, "fault code 1"),
     "integer_compare": (check_subnormals_in_data, 2, "fault code 1"),
@@ -452,5 +453,5 @@ GPU_CHECKS = {
     "two_at_once": (check_two_at_once, 2, "differs in|waited"),
     "sanitize": (check_sentinels_in_data, 2, "differs in"),
     "integer_compare": (check_subnormals_in_data, 2, "differs in"),
-    "three_slots": (check_wiped_data, 2, "differs in"),
+    "three_slots": (check_wiped_data, 3, "differs in"),
 }
