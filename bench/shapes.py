@@ -9,7 +9,6 @@ from typing import Any
 
 from bench.cells import Cell
 
-ONE_SHOT_BYTES = 2 << 20  # larger messages are never one-shot's
 MAX_CLUSTER, MOST_WARPS = 8, 14  # CTAs that share a row, and their warps with rows: csrc/cuda/row.cuh
 GRID_FILLS = 16  # tokens from which rows compete for the device
 NOISE = 1.02  # a shape must be this much quicker than the neighbour's to be worth another entry
@@ -22,6 +21,11 @@ class Shape:
     max_ctas: int = 0
     batch: int = 0
     lag: int = 0
+
+
+def most_one_shot_bytes(tp: int) -> int:
+    """Larger messages are never one-shot's. Of two ranks, each sends as much either way."""
+    return 2 << 20 if tp > 2 else 1 << 30
 
 
 def clusters(row_bytes: int) -> list[int]:
@@ -37,7 +41,7 @@ def shapes(cell: Cell, half: int) -> Iterator[Shape]:
     """What may be quick for `cell`, at most 16; the library's own choice of each strategy comes first. half: CTAs of
     half a device, or 0 to bound none."""
     widths = clusters(cell.nbytes // cell.tokens)
-    strategies = ("one_shot", "two_shot") if cell.nbytes <= ONE_SHOT_BYTES else ("two_shot",)
+    strategies = ("one_shot", "two_shot") if cell.nbytes <= most_one_shot_bytes(cell.tp) else ("two_shot",)
     for strategy in strategies:
         yield Shape(strategy)
         two_shot = strategy == "two_shot"

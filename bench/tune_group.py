@@ -12,7 +12,7 @@ from bench.buffers import make_inputs, make_outputs, reset
 from bench.cells import Cell
 from bench.check import Oracle, verdict
 from bench.ours import bind_call
-from bench.shapes import ONE_SHOT_BYTES, Shape, shapes
+from bench.shapes import Shape, most_one_shot_bytes, shapes
 from bench.team import Team
 from bench.timing import Clock, Replay, calls_of
 from mnnvl_ar import Strategy
@@ -111,5 +111,5 @@ def _race(
 
 def _slot_bytes(ranks: int, cell: Cell) -> int:
     row = cell.nbytes // cell.tokens
-    table = Table(one_shot_bytes=ONE_SHOT_BYTES)
+    table = Table(one_shot_bytes=most_one_shot_bytes(ranks))
     return int(ops._workspace_slot_bytes(ranks, cell.tokens, row, int(Strategy.AUTO), table.flat()))

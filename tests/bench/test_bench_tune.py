@@ -10,15 +10,15 @@ import pytest
 
 from bench import launch, tune
 from bench.cells import TOKENS, Cell
-from bench.shapes import MAX_CLUSTER, MOST_WARPS, ONE_SHOT_BYTES, Shape, clusters, shapes, table
+from bench.shapes import MAX_CLUSTER, MOST_WARPS, Shape, clusters, most_one_shot_bytes, shapes, table
 from mnnvl_ar import MnnvlArError, Strategy
 from mnnvl_ar.strategy import Entry, Table, files
 
 A, B = Shape("one_shot", 4), Shape("two_shot", 2, batch=4)
 
 
-def cell(tokens: int, hidden: int = 1024) -> Cell:
-    return Cell("fused", 8, tokens, hidden, "bfloat16")
+def cell(tokens: int, hidden: int = 1024, tp: int = 8) -> Cell:
+    return Cell("fused", tp, tokens, hidden, "bfloat16")
 
 
 def test_neighbours_share_an_entry_unless_another_shape_is_clearly_quicker():
@@ -36,19 +36,21 @@ def test_neighbours_share_an_entry_unless_another_shape_is_clearly_quicker():
 HALF = 66
 
 
+@pytest.mark.parametrize("tp", [2, 8])
 @pytest.mark.parametrize("hidden", [2880, 4096, 7168, 8192, 16384])
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_shapes_are_few_all_different_and_fit_the_cell(tokens: int, hidden: int):
-    tried = list(shapes(cell(tokens, hidden), HALF))
+def test_shapes_are_few_all_different_and_fit_the_cell(tokens: int, hidden: int, tp: int):
+    tried = list(shapes(cell(tokens, hidden, tp), HALF))
     assert len(set(tried)) == len(tried) <= 16
     assert {shape.cluster for shape in tried} <= {0, *clusters(2 * hidden)}
     assert all(shape.batch <= tokens for shape in tried)
     assert all((shape.batch, shape.lag) == (0, 0) for shape in tried if shape.strategy == "one_shot")
-    strategies = {"two_shot"} | ({"one_shot"} if cell(tokens, hidden).nbytes <= ONE_SHOT_BYTES else set())
+    small = cell(tokens, hidden, tp).nbytes <= most_one_shot_bytes(tp)
+    strategies = {"two_shot"} | ({"one_shot"} if small else set())
     assert {shape.strategy for shape in tried} == strategies
     assert {shape.strategy for shape in tried if shape == Shape(shape.strategy)} == strategies  # the library's own
     assert {shape.strategy for shape in tried if shape.max_ctas == HALF} == (strategies if tokens >= 16 else set())
-    assert not any(shape.max_ctas for shape in shapes(cell(tokens, hidden), 0))
+    assert not any(shape.max_ctas for shape in shapes(cell(tokens, hidden, tp), 0))
 
 
 def launched(row_bytes: int, cluster: int) -> tuple[int, int]:

@@ -78,7 +78,17 @@ def test_a_look_at_the_first_word_only_misses_the_others(found: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    "what", ["loads", "to_bfloat16", "to_float16", "to_bfloat16_by_bits", "to_float16_by_bits", "root", "quick_root", "add_multiply"]
+    "what",
+    [
+        "loads",
+        "to_bfloat16",
+        "to_float16",
+        "to_bfloat16_by_bits",
+        "to_float16_by_bits",
+        "root",
+        "quick_root",
+        "add_multiply",
+    ],
 )
 def test_the_device_and_the_host_give_the_same_bits(found: dict[str, Any], what: str) -> None:
     """No bin of 2^20 words differs; for "loads", none of the 2^16 halves in either position, for bf16 and fp16. For

@@ -80,8 +80,8 @@ def check_stale_data(rank: Any, off: str) -> None:
 
 
 def check_wiped_data(rank: Any, off: str) -> None:
-    """What a fast peer sends for the next call is not cleared away by a slow rank: rule three_slots. With three ranks, since
-    what the last one sends lies where a slow rank clears last."""
+    """What a fast peer sends for the next call is not cleared away by a slow rank: rule three_slots. With three ranks,
+    since what the last one sends lies where a slow rank clears last."""
     workspace = sabotaged(rank, off, hidden=8192, max_tokens=256, strategy="one_shot")
     large = Call("all_reduce", 256, 8192, "fp32", strategy=0, seed=1)
     prepared = [Prepared(rank, large), Prepared(rank, Call("all_reduce", 1, 8192, "fp32", strategy=0, seed=2))]
