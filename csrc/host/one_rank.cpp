@@ -122,8 +122,7 @@ class Call {
     const uint32_t first = p_.rank * owned_columns(shape_), columns = columns_of(shape_, p_.rank);
     for (uint32_t row = 0; row < p_.tokens; ++row) {
       for (uint32_t column = 0; column < columns; ++column) {
-        const Vector s = sum(
-            [&](uint32_t source) { return receive(scatter_position(shape_, source, row, column)); });
+        const Vector s = sum([&](uint32_t source) { return receive(scatter_position(shape_, source, row, column)); });
         send_to_all(gather_position(shape_, row, first + column), s);
       }
     }

@@ -62,7 +62,8 @@ struct Shape {
   uint32_t ranks;
   uint32_t tokens;
   uint32_t vectors;
-  bool own_too = true;  // one-shot: a rank's own rows come to it as well, as a multicast brings them; slots are sized for that
+  bool own_too =
+      true;  // one-shot: a rank's own rows come to it as well, as a multicast brings them; slots are sized for that
 };
 
 // One-shot: [source][token][vector]. The thread that sums a vector has its own rank's: it is sent to the others only, and what
