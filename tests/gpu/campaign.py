@@ -3,8 +3,9 @@
     python tests/gpu/campaign.py [--seconds 1800] [--only tests,soak] [--record FILE] [--logs FOLDER]
 
 A job is a process that needs so many GPUs and sees no others. They start in order, large ones first but for the fault
-runs, which can be cut short; as many run side by side as there are GPUs for. A job that outlasts its limit, or the campaign's end, is interrupted (pytest then still records what
-has run) and soon killed. Exit status: 0 if every job ran and passed.
+runs, which can be cut short; as many run side by side as there are GPUs for. A job that outlasts its limit, or the
+campaign's end, is interrupted (pytest then still records what has run) and soon killed. Exit status: 0 if every job ran
+and passed.
 """
 
 from __future__ import annotations
