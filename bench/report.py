@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(f"{name}: {run['machine']}, {len(run['rows'])} rows{stale}")
     pictures = draw(runs, args.images)
-    section = readme_section(runs, pictures, args.readme.parent)
+    section = readme_section(runs, pictures, args.readme.parent, today)
     print(put_in_readme(section, args.readme))
     print("\n".join(standing(runs, args.results)))
     return 0
@@ -73,25 +73,35 @@ def draw(runs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
     return pictures
 
 
-def readme_section(runs: dict[str, dict[str, Any]], pictures: list[Path], base: Path) -> str:
-    """A table of the largest run and its pictures."""
-    name, run = list(runs.items())[-1]
+def readme_section(runs: dict[str, dict[str, Any]], pictures: list[Path], base: Path, today: str) -> str:
+    """A table of each run, those of the sources `today` first, and the largest first; and the first one's pictures."""
+    largest_first = list(reversed(runs.items()))
+    order = sorted(largest_first, key=lambda item: item[1]["source_digest"] != today)
+    sections = [_table(run, today) for _, run in order]
+    name, run = order[0]
+    shown = [
+        f"![{picture.stem.split('_')[1]} on {run['machine']}]"
+        f"({picture.relative_to(base) if picture.is_relative_to(base) else picture})"
+        for picture in pictures
+        if picture.stem.endswith(f"_{name}")
+    ]
+    return "\n\n".join([sections[0], *shown, *sections[1:]])
+
+
+def _table(run: dict[str, Any], today: str) -> str:
     rows = [row for row in usual(run["rows"]) if row["hidden"] == TABLE_HIDDEN]
     cells = {(cell[0]["tp"], cell[0]["tokens"]): results.ours_and_best(cell) for cell in results.by_cell(rows).values()}
     tps = sorted({tp for tp, _ in cells})
+    age = "" if run["source_digest"] == today else ", **earlier than today's**"
     lines = [
         f"{run['machine']}, hidden {TABLE_HIDDEN}, bf16, AllReduce + add + RMSNorm in a graph, us a call (p50, slowest"
-        f" rank); in brackets the best peer of the size, and the floor. Sources `{run['source_digest']}`.",
+        f" rank); in brackets the best peer of the size, and the floor. Sources `{run['source_digest']}`{age}.",
         "",
         "| tokens | " + " | ".join(f"TP{tp}" for tp in tps) + " |",
         "|---" * (len(tps) + 1) + "|",
     ]
     for tokens in sorted({tokens for _, tokens in cells}):
         lines.append(f"| {tokens} | " + " | ".join(_entry(cells.get((tp, tokens))) for tp in tps) + " |")
-    for picture in pictures:
-        if picture.stem.endswith(f"_{name}"):
-            shown = picture.relative_to(base) if picture.is_relative_to(base) else picture
-            lines += ["", f"![{picture.stem.split('_')[1]} on {run['machine']}]({shown})"]
     return "\n".join(lines)
 
 

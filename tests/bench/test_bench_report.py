@@ -79,7 +79,7 @@ def test_a_machine_without_a_floor_is_shown_without(tmp_path: Path):
     rows = [{**row, "floor_us": None} for row in synthetic.rows((8,))]
     figures = by_name(targets.judge(rows))
     assert {figures[f"time over floor, T {which} 8"].reached for which in ("<=", ">")} == {None}
-    section = report.readme_section({"b": {"machine": "8 x B", "source_digest": "0", "rows": rows}}, [], tmp_path)
+    section = report.readme_section({"b": {"machine": "8 x B", "source_digest": "0", "rows": rows}}, [], tmp_path, "0")
     assert "(flashinfer/one_shot 147.7; -)" in section
 
 

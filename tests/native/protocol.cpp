@@ -123,15 +123,18 @@ std::tuple<uint64_t, uint64_t, uint32_t> sweep(const std::string& compare, bool 
 
 // ---- layout
 
-// Positions of all (source, token, vector), of all (source, token, owned column) with the column's owner, of all
-// (token, vector).
-Array<uint64_t> one_shot_positions(uint32_t ranks, uint32_t tokens, uint32_t vectors) {
-  const Shape shape{ranks, tokens, vectors};
-  Array<uint64_t> positions({ranks, tokens, vectors});
+// Positions of all (source, token, vector) that come to `receiver`, in rank order: of all ranks where its own come too, or of all
+// others. Of all (source, token, owned column) with the column's owner; of all (token, vector).
+Array<uint64_t> one_shot_positions(uint32_t ranks, uint32_t tokens, uint32_t vectors, uint32_t receiver, bool own_too) {
+  const Shape shape{ranks, tokens, vectors, own_too};
+  Array<uint64_t> positions({ranks - !own_too, tokens, vectors});
   uint64_t* out = positions.mutable_data();
-  for (uint32_t source = 0; source < ranks; ++source) {
+  for (uint32_t rank = 0; rank < ranks; ++rank) {
+    if (rank == receiver && !own_too) continue;
     for (uint32_t token = 0; token < tokens; ++token) {
-      for (uint32_t v = 0; v < vectors; ++v) *out++ = one_shot_position(shape, source, token, v);
+      for (uint32_t v = 0; v < vectors; ++v) {
+        *out++ = one_shot_position(shape, source_of(shape, rank, receiver), token, v);
+      }
     }
   }
   return positions;
@@ -330,7 +333,12 @@ PYBIND11_MODULE(_protocol, m) {
       return function(Shape{ranks, tokens, vectors});
     });
   };
-  shaped("one_shot_vectors", &one_shot_vectors);
+  m.def(
+      "one_shot_vectors",
+      [](uint32_t ranks, uint32_t tokens, uint32_t vectors, bool own_too) {
+        return one_shot_vectors(Shape{ranks, tokens, vectors, own_too});
+      },
+      py::arg("ranks"), py::arg("tokens"), py::arg("vectors"), py::arg("own_too") = true);
   shaped("two_shot_vectors", &two_shot_vectors);
   shaped("scatter_vectors", &scatter_vectors);
   shaped("owned_columns", &owned_columns);

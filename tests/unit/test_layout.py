@@ -29,15 +29,20 @@ def owner_columns(shape: tuple[int, int, int]) -> list[int]:
 
 
 @settings(max_examples=60)
-@given(shapes)
-@example((8, 3, 360))
-@example((72, 2, 2048))
-@example((1, 1, 1))
-def test_one_shot_positions_are_what_the_call_dirties(shape: tuple[int, int, int]) -> None:
-    count = protocol.one_shot_vectors(*shape)
-    assert count == shape[0] * shape[1] * shape[2]
+@given(shapes, st.booleans())
+@example((8, 3, 360), False)
+@example((72, 2, 2048), True)
+@example((1, 1, 1), True)
+@example((1, 1, 1), False)
+def test_one_shot_positions_are_what_the_call_dirties(shape: tuple[int, int, int], own_too: bool) -> None:
+    """At each receiver, where a multicast brings its own rows too, and where it does not get them."""
+    world, rows, row = shape
+    count = protocol.one_shot_vectors(*shape, own_too)
+    assert count == (world if own_too else world - 1) * rows * row <= protocol.one_shot_vectors(*shape)
     assume(count <= MOST)
-    assert is_dense(protocol.one_shot_positions(*shape), 0, count)
+    for receiver in {0, world // 2, world - 1}:
+        positions = protocol.one_shot_positions(*shape, receiver, own_too)
+        assert np.array_equal(positions.ravel(), np.arange(count)), "dense, and in rank order"
 
 
 @settings(max_examples=60)
