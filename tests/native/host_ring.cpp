@@ -50,8 +50,10 @@ struct Plan {
 
   uint32_t draw(uint32_t call, uint32_t what) const { return scramble(seed ^ scramble(call * 16 + what)); }
   Op op(uint32_t call) const { return draw(call, 0) % 2 != 0 ? Op::all_reduce : Op::all_reduce_rms_norm; }
+  protocol::Shape largest() const { return {ranks, kMaxTokens, kMaxVectors, false}; }
   Strategy strategy(uint32_t call) const {
-    return call < kLargest || draw(call, 1) % 2 != 0 ? Strategy::one_shot : Strategy::two_shot;
+    const bool fills = protocol::one_shot_vectors(largest()) >= protocol::two_shot_vectors(largest());
+    return (call < kLargest ? fills : draw(call, 1) % 2 != 0) ? Strategy::one_shot : Strategy::two_shot;
   }
   Dtype dtype(uint32_t call) const { return Dtype{draw(call, 2) % 3}; }
   uint32_t tokens(uint32_t call) const { return call < kLargest ? kMaxTokens : 1 + draw(call, 3) % kMaxTokens; }
@@ -153,8 +155,8 @@ int main(int count, char** words) {
   const auto ranks = static_cast<uint32_t>(std::atoi(words[1])), calls = static_cast<uint32_t>(std::atoi(words[2]));
   const Plan plan{static_cast<uint32_t>(std::atoi(words[3])), ranks};
   const uint64_t missing = count > 4 && std::string(words[4]) == "small" ? protocol::kVectorBytes : 0;
-  const protocol::Shape largest{ranks, kMaxTokens, kMaxVectors};
-  const uint64_t needed = std::max(protocol::one_shot_vectors(largest), protocol::two_shot_vectors(largest));
+  const uint64_t needed =
+      std::max(protocol::one_shot_vectors(plan.largest()), protocol::two_shot_vectors(plan.largest()));
   const uint64_t slot_bytes = needed * protocol::kVectorBytes;
 
   std::vector<Block> blocks;
