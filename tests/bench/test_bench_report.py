@@ -75,6 +75,28 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(
     assert "reached      geometric mean" in printed
 
 
+def test_a_run_of_todays_sources_comes_before_a_larger_one_of_others(tmp_path: Path):
+    runs = {
+        f"h200x{n}": {"machine": f"{n} x NVIDIA H200", "source_digest": digest, "rows": synthetic.rows((n,))}
+        for n, digest in ((2, "today"), (4, "before"), (8, "before"))
+    }
+    pictures = [tmp_path / f"bench_latency_{name}.png" for name in runs]
+    section = report.readme_section(runs, pictures, tmp_path, "today")
+    shown = [
+        "2 x NVIDIA H200, hidden",
+        "(bench_latency_h200x2.png)",
+        "8 x NVIDIA H200, hidden",
+        "4 x NVIDIA H200, hidden",
+    ]
+    assert sorted(shown, key=section.index) == shown
+    assert section.count(".png") == 1
+    assert [line.endswith("**earlier than today's**.") for line in section.split("\n") if ", hidden" in line] == [
+        False,
+        True,
+        True,
+    ]
+
+
 def test_a_machine_without_a_floor_is_shown_without(tmp_path: Path):
     rows = [{**row, "floor_us": None} for row in synthetic.rows((8,))]
     figures = by_name(targets.judge(rows))
