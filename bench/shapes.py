@@ -24,7 +24,7 @@ class Shape:
 
 
 def most_one_shot_bytes(tp: int) -> int:
-    """Larger messages are never one-shot's. Of two ranks, each sends as much either way."""
+    """Larger messages are never one-shot's. Two ranks send as much either way."""
     return 2 << 20 if tp > 2 else 1 << 30
 
 
@@ -37,9 +37,10 @@ def clusters(row_bytes: int) -> list[int]:
     return sorted({_divide_up(groups, _divide_up(groups, cluster)) for cluster in asked})
 
 
-def shapes(cell: Cell, half: int) -> Iterator[Shape]:
-    """What may be quick for `cell`, at most 16; the library's own choice of each strategy comes first. half: CTAs of
-    half a device, or 0 to bound none."""
+def shapes(cell: Cell, processors: int) -> Iterator[Shape]:
+    """What may be quick for `cell`, at most 22; the library's own choice of each strategy comes first. processors: SMs
+    of the device, or 0 to bound no grid."""
+    half = processors // 2
     widths = clusters(cell.nbytes // cell.tokens)
     strategies = ("one_shot", "two_shot") if cell.nbytes <= most_one_shot_bytes(cell.tp) else ("two_shot",)
     for strategy in strategies:
@@ -48,11 +49,13 @@ def shapes(cell: Cell, half: int) -> Iterator[Shape]:
         if cell.tokens < GRID_FILLS:  # each row has a cluster to itself, however wide
             yield from (Shape(strategy, cluster, batch=int(two_shot)) for cluster in widths)
             continue
-        # The library's own takes the widest cluster that leaves room for all rows, so what else may win is narrower.
         if half:
             yield Shape(strategy, max_ctas=half)
         if not two_shot:
-            yield from (Shape(strategy, cluster) for cluster in widths[:3])
+            yield from (Shape(strategy, cluster) for cluster in widths)
+            if half and cell.tokens >= 128:  # rows queue up, and fewer that are on their way at once can be quicker
+                yield from (Shape(strategy, cluster, 2 * processors) for cluster in widths[:3])
+        # The library's own takes the widest cluster that leaves room for all rows, so what else may win is narrower.
         elif cell.tokens < 128:
             yield from (Shape(strategy, cluster, batch=batch) for cluster in widths[:3] for batch in (1, 2, 4))
         else:  # batches queue up: one row at once lost by far (docs/performance.md), and lag has an effect

@@ -34,11 +34,11 @@ def tune_group(
     memory = allocate(team.control, layout.nbytes, layout.fills, probe_offset=layout.probe_offset, device=team.device)
     handles: dict[Shape, int] = {}
     clock, oracle = Clock(team), Oracle(team.device)
-    half = torch.cuda.get_device_properties(team.device).multi_processor_count // 2 if clock.on_gpu else 0
+    processors = torch.cuda.get_device_properties(team.device).multi_processor_count if clock.on_gpu else 0
 
     def race(cell: Cell) -> list[tuple[float, Shape]]:
         progress.report(str(cell), limit=300.0)
-        tried = list(shapes(cell, half))
+        tried = list(shapes(cell, processors))
         for shape in tried:
             if shape not in handles:
                 handles[shape] = create(

@@ -1,12 +1,12 @@
-// A call's place in the ring, and the two warps of each CTA that have no rows and keep the books, side by side, since each step
-// takes a latency (docs/protocol.md, "A call", steps 1, 2, 4, 5 and 7): the usher counts the CTA in, advances the state, lets
-// the next call in, and compares signatures; the steward signs, clears, and counts the CTA out.
+// A call's place in the ring, and the two warps of each CTA that have no rows and keep the books, side by side, since each
+// step takes a latency (docs/protocol.md, "A call", steps 1, 2, 4, 5 and 7): the usher reads the state, lets the CTA's other
+// warps in, counts the CTA in, advances the state, lets the next call in, and compares signatures; the steward signs, clears,
+// and counts the CTA out.
 //
 // Contract
-//   * enter() is what a thread does first. All threads of a launch get the same epoch.
-//   * keep_books() is all that those two warps do. It needs the warps with rows to pass entered() after enter(), and
-//     barrier_arrive on kCleared after their last store to the stale slot and on kReceived after their last load from the
-//     current one.
+//   * enter() is what a warp does first behind the wait for the kernel ahead. All threads of a launch get the same epoch.
+//   * keep_books() is all that those two warps do. It needs the warps with rows to barrier_arrive on kCleared after their last
+//     store to the stale slot and on kReceived after their last load from the current one.
 //   * Dependents are triggered only after the state has been advanced.
 #pragma once
 
@@ -32,7 +32,6 @@ __device__ __forceinline__ void prepare_cta(const Lane& lane, Verdict& verdict, 
 
 struct Call {
   uint32_t epoch;
-  uint32_t launched;    // CTAs of all earlier calls
   uint32_t dirty;       // vectors to clear in the stale slot
   uint64_t slot;        // offset of this call's slot in every block
   uint64_t stale_slot;  // offset of the slot to clear in our own
@@ -72,14 +71,29 @@ __device__ __forceinline__ bool await_quiescence(const Params& p, Verdict& verdi
   }
 }
 
-__device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
+// By the usher: reads the state, and lets the other warps in. One reader a CTA, so that its warps cannot be in different calls,
+// the CTA can be counted in at once, and a large grid does not crowd one line of L2 (docs/performance.md). Returns the CTAs of
+// all earlier calls.
+__device__ __forceinline__ uint32_t open_call(const Params& p, Verdict& verdict, Call& call) {
   const uint8_t *state = p.block + protocol::kStateOffset, *progress = p.block + protocol::kProgressOffset;
   const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
-  Call call{.epoch = s.word[0], .launched = s.word[1], .dirty = s.word[2], .broken = g.word[1] != 0};
-  if (protocol::is_off(p, protocol::Rule::told)) call.broken = false;
+  bool broken = g.word[1] != 0 && !protocol::is_off(p, protocol::Rule::told);
   if (!is_quiescent(s, g) && !protocol::is_off(p, protocol::Rule::quiescence)) {
-    call.broken |= !await_quiescence(p, verdict, state, progress);
+    broken |= !await_quiescence(p, verdict, state, progress);
   }
+  broken = __any_sync(0xffffffffu, broken);  // the warp stays together, also where lanes gave up one by one
+  if (threadIdx.x % 32 == 0) verdict.entry = {{s.word[0], s.word[2], broken, 0}};
+  __syncwarp();
+  ptx::barrier_arrive(kEntered, blockDim.x);
+  call = Call{.epoch = __shfl_sync(0xffffffffu, s.word[0], 0), .broken = broken};  // lane 0's, as all others have it
+  return s.word[1];
+}
+
+// By all other warps.
+__device__ __forceinline__ Call enter(const Params& p, const Verdict& verdict) {
+  ptx::barrier_sync(kEntered, blockDim.x);
+  const protocol::Vector entry = ptx::load_shared_vector(ptx::shared_address(&verdict.entry));
+  Call call{.epoch = entry.word[0], .dirty = entry.word[1], .broken = entry.word[2] != 0};
   uint32_t slot = protocol::slot_of(call.epoch), stale = protocol::slot_to_clear(call.epoch);
 #ifdef MNNVL_AR_TEST_BUILD
   if (protocol::is_off(p, protocol::Rule::three_slots)) slot = call.epoch % 2, stale = 1 - slot;
@@ -94,19 +108,13 @@ __device__ __forceinline__ Call enter(const Params& p, Verdict& verdict) {
   return call;
 }
 
-// By all warps but the usher: the state is in their registers.
-__device__ __forceinline__ void entered(const Call& call, const Lane& lane, Verdict& verdict) {
-  if (threadIdx.x % 32 == 0) verdict.entered[lane.warp] = call.epoch;
-  ptx::barrier_arrive(kEntered, blockDim.x);
-}
-
 // Up to this many vectors a CTA, the steward clears alone, while the others poll; it is off their way then.
 inline constexpr uint32_t kStewardClears = 1024;
 
 __device__ __forceinline__ bool steward_clears(const Call& call) { return call.dirty <= kStewardClears * grid_size(); }
 
-// Fills one thread's share of the stale slot with the sentinel: every `stride`th vector from `next` on, `most` at a time. What can be
-// had anew is not kept, for the registers.
+// Fills one thread's share of the stale slot with the sentinel: every `stride`th vector from `next` on, `most` at a time. What
+// can be had anew is not kept, for the registers.
 struct Cleaner {
   uint8_t* stale;
   uint32_t next;
@@ -161,16 +169,8 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, c
   }
 }
 
-// Whether all warps of this CTA are in the same call, once they have entered: one may have read the state before another call of
-// this rank advanced it, and one after.
-__device__ __forceinline__ bool have_entered_together(const Params& p, const Call& call, const Verdict& verdict) {
-  const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32 - 1;
-  const bool is_other = lane < warps && static_cast<const volatile Verdict&>(verdict).entered[lane] != call.epoch;
-  return !__any_sync(0xffffffffu, is_other) || protocol::is_off(p, protocol::Rule::two_at_once);
-}
-
 // Counts this CTA in; the last one advances the state. False: it is not this call's alone.
-__device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32_t dirty) {
+__device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32_t launched, uint32_t dirty) {
   stumble(p, 1);
   auto* state = reinterpret_cast<protocol::State*>(p.block + protocol::kStateOffset);
   const uint32_t mine = protocol::arrival(call.epoch, p.launch);
@@ -180,10 +180,10 @@ __device__ __forceinline__ bool arrive(const Params& p, const Call& call, uint32
   bool alone = !is_watched || protocol::is_one_call(before, mine);
   const bool is_last = protocol::is_off(p, protocol::Rule::advance_last) ? count == 0 : count + 1 == grid_size();
   if (is_last && alone) {
-    const protocol::Vector next{{protocol::next_epoch(call.epoch), call.launched + grid_size(), dirty, 0}};
+    const protocol::Vector next{{protocol::next_epoch(call.epoch), launched + grid_size(), dirty, 0}};
     // Using what was there makes what follows wait until the state has been advanced.
     const protocol::Vector last = ptx::exchange_relaxed_gpu(state, next);
-    alone = !is_watched || (last.word[0] == call.epoch && last.word[1] == call.launched);
+    alone = !is_watched || (last.word[0] == call.epoch && last.word[1] == launched);
   }
   return alone;
 }
@@ -212,15 +212,14 @@ class Signer {
   const uint64_t board_;
 };
 
-__device__ __forceinline__ void usher_duty(const Params& p, const Call& call, uint32_t dirty, Verdict& verdict) {
+__device__ __forceinline__ void usher_duty(const Params& p, uint32_t dirty, Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32;
-  // A warp that loaded the state after it was advanced would take itself for the next call.
-  ptx::barrier_sync(kEntered, blockDim.x);
-  bool ok = !__any_sync(0xffffffffu, call.broken);
+  Call call;
+  const uint32_t launched = open_call(p, verdict, call);
+  bool ok = !call.broken;
   if (ok) {
-    ok = have_entered_together(p, call, verdict);
     if (lane == 0) {
-      ok = ok && arrive(p, call, dirty);
+      ok = arrive(p, call, launched, dirty);
       if (!ok) report_fault(p, FaultCode::two_at_once, {call.epoch, p.rank, 0, 0, ptx::global_timer_ns()});
     }
     __syncwarp();
@@ -233,9 +232,8 @@ __device__ __forceinline__ void usher_duty(const Params& p, const Call& call, ui
   ptx::barrier_arrive(kReceived, blockDim.x);  // counted in before it is counted out
 }
 
-__device__ __forceinline__ void steward_duty(const Params& p, const Call& call, const Lane& me, Verdict& verdict) {
+__device__ __forceinline__ void steward_duty(const Params& p, const Call& call, Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32;
-  entered(call, me, verdict);
   // Our CTA's clears, and the fence behind them, before anybody can learn that we have finished.
   const bool clears = steward_clears(call) && !call.broken;
   if (clears) {
@@ -261,12 +259,16 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
 
 // `dirty`: vectors that this call will leave in its slot.
 __device__ __forceinline__ void keep_books(const Params& p, const Lane& lane, uint32_t dirty, Verdict& verdict) {
+  if (lane.role == Role::usher) {
+    ptx::wait_for_predecessor();
+    stumble(p, 5);
+    return usher_duty(p, dirty, verdict);
+  }
   const Signer signer(p);
   ptx::wait_for_predecessor();
   const Call call = enter(p, verdict);
-  if (lane.role == Role::usher) return usher_duty(p, call, dirty, verdict);
   signer.sign(p, call);
-  steward_duty(p, call, lane, verdict);
+  steward_duty(p, call, verdict);
 }
 
 // The verdict, for the warps with rows. A look in time saves the wait: look(), compute, is_poisoned().

@@ -3,7 +3,7 @@
 // Contract
 //   * The first thread of a rank to report a fault writes the host's record, then marks its own block and every peer's broken:
 //     whoever sees the mark that we set finds the record.
-//   * Threads with rows only note that they gave up; their CTA's steward reports.
+//   * Who gives up waiting only notes it; its CTA's steward reports.
 //   * A broken workspace computes nothing: later calls store NaN and return; calls that wait give up.
 #pragma once
 
@@ -45,12 +45,12 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
 }
 
 // What the warps of a CTA share about the call.
-struct Verdict {
-  uint64_t mbarrier;                   // completes once `poisoned` is final: the usher's verdict
-  uint32_t poisoned;                   // non-zero: outputs must be NaN
-  uint32_t gave_up;                    // FaultCode of a thread that waited too long; the steward reports it
-  uint64_t began_ns;                   // when that thread began to wait
-  uint32_t entered[kMaxThreads / 32];  // epoch of each warp but the usher
+struct alignas(16) Verdict {
+  uint64_t mbarrier;       // completes once `poisoned` is final: the usher's verdict
+  uint32_t poisoned;       // non-zero: outputs must be NaN
+  uint32_t gave_up;        // FaultCode of a thread that waited too long; the steward reports it
+  uint64_t began_ns;       // when that thread began to wait
+  protocol::Vector entry;  // the call's epoch, what to clear, whether it is broken: as the usher found it
 };
 
 // One look while waiting long; `began_ns` starts as 0. True: give up, and leave the report to the steward. Holds no call, so

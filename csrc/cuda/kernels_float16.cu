@@ -2,8 +2,8 @@
 
 namespace mnnvl_ar::cuda {
 
-const void* float16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks, unsigned rows) {
-  return kernel_of<protocol::Float16>(strategy, op, ranks, rows);
+const void* float16_kernel(protocol::Strategy strategy, protocol::Op op, unsigned ranks, unsigned at_once) {
+  return kernel_of<protocol::Float16>(strategy, op, ranks, at_once);
 }
 
 }  // namespace mnnvl_ar::cuda

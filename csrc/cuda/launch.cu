@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 
 #include "cuda/kernels.h"
@@ -13,11 +14,11 @@ using protocol::Dtype;
 using protocol::Op;
 using protocol::Strategy;
 
-const void* kernel(Strategy strategy, Op op, Dtype dtype, unsigned ranks, unsigned rows) {
+const void* kernel(Strategy strategy, Op op, Dtype dtype, unsigned ranks, unsigned at_once) {
   switch (dtype) {
-    case Dtype::bfloat16: return bfloat16_kernel(strategy, op, ranks, rows);
-    case Dtype::float16: return float16_kernel(strategy, op, ranks, rows);
-    case Dtype::float32: return float32_kernel(strategy, op, ranks, rows);
+    case Dtype::bfloat16: return bfloat16_kernel(strategy, op, ranks, at_once);
+    case Dtype::float16: return float16_kernel(strategy, op, ranks, at_once);
+    case Dtype::float32: return float32_kernel(strategy, op, ranks, at_once);
   }
   return nullptr;
 }
@@ -26,9 +27,9 @@ cudaError_t load_kernels(unsigned ranks) {
   for (Strategy strategy : {Strategy::one_shot, Strategy::two_shot}) {
     for (Op op : {Op::all_reduce, Op::all_reduce_rms_norm}) {
       for (Dtype dtype : {Dtype::bfloat16, Dtype::float16, Dtype::float32}) {
-        for (unsigned rows : {1u, 2u, 4u}) {
+        for (unsigned at_once : {0u, 1u, 2u, 4u}) {
           cudaFuncAttributes attributes;  // asking for them loads the kernel, which a capture could not
-          const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel(strategy, op, dtype, ranks, rows));
+          const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel(strategy, op, dtype, ranks, at_once));
           if (error != cudaSuccess) return error;
         }
       }
@@ -41,17 +42,15 @@ namespace {
 
 uint32_t divide_up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-// A kernel on one device in one shape.
+// A kernel on one device in one shape. plan() lets one thread at a time in.
 struct Fit {
   CUfunction function;
   uint32_t resident;  // clusters that the device holds at once
 };
 
 cudaError_t fit(const void* kernel, uint32_t cluster, uint32_t threads, int device, Fit* result) {
-  static std::mutex mutex;
   static std::unordered_map<uint64_t, Fit> known;
   const uint64_t key = reinterpret_cast<uint64_t>(kernel) << 20 ^ uint64_t(device) << 16 ^ cluster << 12 ^ threads;
-  const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find(key);
   if (found != known.end()) {
     *result = found->second;
@@ -74,6 +73,22 @@ cudaError_t fit(const void* kernel, uint32_t cluster, uint32_t threads, int devi
   return cudaSuccess;
 }
 
+// How a kernel goes over rows: those that a cluster takes together, and the columns of each that a thread holds.
+struct Way {
+  uint32_t at_once;  // which kernel: kernels.h
+  uint32_t rows;
+  uint32_t columns;
+};
+
+constexpr Way kOneShot[] = {{1, 1, 1}, {0, 1, 1}}, kOneShotOfTwo[] = {{1, 1, 1}, {2, 1, 2}, {0, 1, 1}};
+constexpr Way kTwoShot[] = {{1, 1, 1}, {2, 2, 1}, {4, 4, 1}};
+
+// In order of preference; the last one takes any number of rows.
+std::span<const Way> ways_of(Strategy strategy, uint32_t ranks) {
+  if (strategy == Strategy::two_shot) return kTwoShot;
+  return ranks == 2 ? std::span<const Way>(kOneShotOfTwo) : kOneShot;
+}
+
 using Launch = CUresult (*)(const CUlaunchConfig*, CUfunction, void**, void**);
 
 Launch driver_launch() {
@@ -84,39 +99,82 @@ Launch driver_launch() {
   return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Launch>(entry) : nullptr;
 }
 
+// All that a plan depends on.
+struct Request {
+  Strategy strategy;
+  Op op;
+  Dtype dtype;
+  int device;
+  uint32_t ranks, tokens, vectors;
+  Tuning tuning;
+
+  bool operator==(const Request&) const = default;
+};
+
+struct Hash {
+  size_t operator()(const Request& r) const {
+    size_t hash = 0;
+    for (uint32_t value :
+         {uint32_t(r.strategy), uint32_t(r.op), uint32_t(r.dtype), uint32_t(r.device), r.ranks, r.tokens, r.vectors,
+          r.tuning.cluster, r.tuning.max_ctas, r.tuning.batch, r.tuning.lag, r.tuning.sharers}) {
+      hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
+      hash ^= hash >> 29;
+    }
+    return hash;
+  }
+};
+
+cudaError_t plan_anew(const Request& request, Plan* result) {
+  const auto& [strategy, op, dtype, device, ranks, tokens, vectors, tuning] = request;
+  const uint32_t most_warps = kMaxThreads / 32 - kOtherWarps;
+  // All rows at once if there is room: first a row over fewer CTAs, then more of it a thread. In the last way rows queue up.
+  const Way batch{tuning.batch >= 4 ? 4u : std::min(tuning.batch, 2u), tuning.batch, 1};
+  const bool is_set = strategy == Strategy::two_shot && tuning.batch != 0;
+  for (const Way& way : is_set ? std::span(&batch, 1) : ways_of(strategy, ranks)) {
+    const uint32_t slots = divide_up(vectors, way.columns * kGroupVectors);  // warps that a row needs
+    const uint32_t narrowest = divide_up(slots, most_warps);
+    const uint32_t widest =
+        std::max(narrowest, std::min({tuning.cluster != 0 ? tuning.cluster : kMaxCluster, kMaxCluster, slots}));
+    for (uint32_t cluster = widest; cluster >= (tuning.cluster != 0 ? widest : narrowest); --cluster) {
+      const uint32_t warps = divide_up(slots, cluster);
+      const uint32_t needed = std::max(divide_up(slots, warps), narrowest);  // CTAs: not one more than the warps need
+      const uint32_t threads = (warps + kOtherWarps) * 32;
+      Fit shape_fit{};
+      const cudaError_t error =
+          fit(kernel(strategy, op, dtype, ranks, way.at_once), needed, threads, device, &shape_fit);
+      if (error != cudaSuccess) return error;
+      uint32_t room = shape_fit.resident / std::max(1u, tuning.sharers);
+      if (tuning.max_ctas != 0) room = std::min(room, tuning.max_ctas / needed);
+      room = std::max(1u, std::min(room, protocol::kMaxGrid / needed));
+      const uint32_t wanted = divide_up(tokens, way.rows);
+      *result = Plan{.function = shape_fit.function,
+                     .cluster = needed,
+                     .clusters = std::min(wanted, room),
+                     .threads = threads,
+                     .batch = way.rows,
+                     .lag = std::max(1u, tuning.lag)};
+      if (shape_fit.resident > 0 && wanted <= room) return cudaSuccess;
+    }
+  }
+  return cudaSuccess;
+}
+
 }  // namespace
 
 cudaError_t plan(Strategy strategy, Op op, Dtype dtype, protocol::Shape shape, const Tuning& tuning, int device,
                  Plan* result) {
-  const uint32_t groups = divide_up(shape.vectors, 32);
-  const uint32_t most_warps = kMaxThreads / 32 - kOtherWarps;
-  const uint32_t narrowest = divide_up(groups, most_warps);
-  const uint32_t largest_batch = strategy == Strategy::one_shot ? 1 : 4;
-  const uint32_t widest = std::min({tuning.cluster != 0 ? tuning.cluster : kMaxCluster, kMaxCluster, groups});
-
-  // All rows at once if there is room: first a row over fewer CTAs, then more rows a cluster.
-  for (uint32_t batch = 1;; batch *= 2) {
-    for (uint32_t cluster = std::max(widest, narrowest); cluster >= narrowest; --cluster) {
-      const uint32_t warps = divide_up(groups, cluster);
-      const uint32_t needed = std::max(divide_up(groups, warps), narrowest);  // CTAs: not one more than the warps need
-      result->threads = (warps + kOtherWarps) * 32;
-      result->cluster = needed;
-      result->batch = tuning.batch != 0 && strategy == Strategy::two_shot ? tuning.batch : batch;
-      const uint32_t at_once = result->batch >= 4 ? 4 : result->batch >= 2 ? 2 : 1;
-      Fit shape_fit{};
-      const cudaError_t error =
-          fit(kernel(strategy, op, dtype, shape.ranks, at_once), needed, result->threads, device, &shape_fit);
-      if (error != cudaSuccess) return error;
-      result->function = shape_fit.function;
-      uint32_t room = std::max(1u, shape_fit.resident / std::max(1u, tuning.sharers));
-      if (tuning.max_ctas != 0) room = std::min(room, std::max(1u, tuning.max_ctas / needed));
-      const uint32_t wanted = divide_up(shape.tokens, result->batch);
-      result->clusters = std::min({wanted, room, protocol::kMaxGrid / needed});
-      result->lag = std::max(1u, tuning.lag);
-      const bool is_last = cluster == narrowest && (batch == largest_batch || tuning.batch != 0);
-      if (is_last || (shape_fit.resident > 0 && (wanted <= room || tuning.cluster != 0))) return cudaSuccess;
-    }
+  static std::mutex mutex;
+  static std::unordered_map<Request, Plan, Hash> known;
+  const Request request{strategy, op, dtype, device, shape.ranks, shape.tokens, shape.vectors, tuning};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(request);
+  if (found != known.end()) {
+    *result = found->second;
+    return cudaSuccess;
   }
+  const cudaError_t error = plan_anew(request, result);
+  if (error == cudaSuccess) known.emplace(request, *result);
+  return error;
 }
 
 CUresult launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, CUstream stream) {

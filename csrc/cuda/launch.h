@@ -1,7 +1,7 @@
 // Launching: which kernel, in which shape. Raw pointers and streams, no torch.
 //
 // Contract
-//   * plan() depends on the geometry and the device only, so that a call costs no query once its shape has been seen.
+//   * plan() depends on the geometry and the device only, and remembers: a call costs one look-up once its shape has been seen.
 //   * The grid is never larger than what the device holds at once, so all CTAs of a call are co-resident (rule R5); with several
 //     workspaces on the device, never larger than its share of that, so that they may run side by side on several streams.
 //   * Launches go through the driver, which costs the CPU less than the runtime. It is found at run time, never linked.
@@ -31,6 +31,8 @@ struct Tuning {
   uint32_t batch;
   uint32_t lag;
   uint32_t sharers;  // workspaces that may run at once on the device, this one included
+
+  bool operator==(const Tuning&) const = default;
 };
 
 cudaError_t load_kernels(unsigned ranks);

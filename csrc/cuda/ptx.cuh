@@ -194,6 +194,14 @@ __device__ __forceinline__ float4 load_shared_float4(uint32_t address) {
                : "memory");
   return v;
 }
+__device__ __forceinline__ Vector load_shared_vector(uint32_t address) {
+  Vector v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "r"(address)
+               : "memory");
+  return v;
+}
 __device__ __forceinline__ void prefetch_to_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }

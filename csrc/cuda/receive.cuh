@@ -37,21 +37,27 @@ __device__ __forceinline__ bool has_arrived(const Params& p, const Vector& v) {
 
 inline constexpr uint32_t kNone = 0xffffffffu;
 
-// The first `count` of kMost vectors, `stride` bytes apart. Number `own` is there already, and has no place among the others.
-template <int kMost>
+// The first `count` of kMost vectors, `stride` bytes apart, and of each the first `columns` of kColumns, a group apart. Number
+// `own` is there already, and has no place among the others.
+template <int kMost, int kColumns>
 __device__ __forceinline__ bool receive(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride,
-                                        uint32_t count, Vector (&v)[kMost], uint32_t own = kNone) {
+                                        uint32_t count, uint32_t columns, Vector (&v)[kMost * kColumns],
+                                        uint32_t own = kNone) {
   uint64_t began_ns = 0;
 #pragma unroll 1
   for (int tries = 0;; ++tries) {
     bool ready = true;
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i < count && i != own) v[i] = ptx::load_relaxed_sys(first + (i - (i > own)) * stride);
+    for (int k = 0; k < kMost * kColumns; ++k) {
+      const int i = k / kColumns, column = k % kColumns;
+      if (i < count && i != own && column < columns) {
+        v[k] = ptx::load_relaxed_sys(first + (i - (i > own)) * stride + column * kGroupBytes);
+      }
     }
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      if (i < count && i != own) ready &= has_arrived(p, v[i]);
+    for (int k = 0; k < kMost * kColumns; ++k) {
+      const int i = k / kColumns, column = k % kColumns;
+      if (i < count && i != own && column < columns) ready &= has_arrived(p, v[k]);
     }
     if (ready) return true;
     if (tries >= kFastPolls && must_give_up(p, verdict, FaultCode::peer_timeout, began_ns)) return false;
@@ -60,37 +66,58 @@ __device__ __forceinline__ bool receive(const Params& p, Verdict& verdict, const
 
 inline constexpr int kChunk = 4;  // peers awaited at once where the number of ranks is not known at compile time
 
-// Of all ranks, in rank order; number `own` is `mine`. kRanks 0: p.ranks of them, in chunks.
-template <class D, int kRanks>
-__device__ __forceinline__ Vector receive_sum(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride,
-                                              uint32_t own = kNone, const Vector& mine = {}) {
-  float sum[D::kPerVector] = {};
+// Two ranks, and one of them is us: what is ours is added before the other's has come. The order of two makes no difference to
+// any bit (0 + a is not -0, and NaN is NaN).
+template <class D, int kColumns>
+__device__ __forceinline__ void receive_other(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t columns,
+                                              const Vector (&mine)[kColumns], Vector (&s)[kColumns]) {
+  float sum[kColumns][D::kPerVector] = {};
+#pragma unroll
+  for (int column = 0; column < kColumns; ++column) protocol::accumulate<D>(sum[column], mine[column]);
+  const bool ok = receive<1, kColumns>(p, verdict, first, 0, 1, columns, s);
+#pragma unroll
+  for (int column = 0; column < kColumns; ++column) {
+    protocol::accumulate<D>(sum[column], s[column]);
+    if (!ok) {
+#pragma unroll
+      for (float& value : sum[column]) value = protocol::as_float(protocol::kPoison);
+    }
+    s[column] = protocol::pack<D>(sum[column]);
+  }
+}
+
+// Of all ranks, in rank order; number `own` is `mine`. The first `columns` of kColumns. kRanks 0: p.ranks of them, in chunks.
+template <class D, int kRanks, int kColumns>
+__device__ __forceinline__ void receive_sum(const Params& p, Verdict& verdict, const uint8_t* first, uint32_t stride,
+                                            uint32_t columns, uint32_t own, const Vector (&mine)[kColumns],
+                                            Vector (&s)[kColumns]) {
+  if constexpr (kRanks == 2) {
+    if (own != kNone) return receive_other<D>(p, verdict, first, columns, mine, s);
+  }
+  constexpr int kMost = kRanks > 0 ? kRanks : kChunk;
+  float sum[kColumns][D::kPerVector] = {};
   bool ok = true;
-  if constexpr (kRanks > 0) {
-    Vector v[kRanks];
+#pragma unroll 1
+  for (uint32_t rank = 0; rank < (kRanks > 0 ? 1 : p.ranks); rank += kMost) {
+    const uint32_t count = kRanks > 0 ? kRanks : min(p.ranks - rank, static_cast<uint32_t>(kMost));
+    Vector v[kMost * kColumns];
 #pragma unroll
-    for (Vector& each : v) each = mine;
-    ok = receive<kRanks>(p, verdict, first, stride, kRanks, v, own);
+    for (int k = 0; k < kMost * kColumns; ++k) v[k] = mine[k % kColumns];
+    ok &= receive<kMost, kColumns>(p, verdict, first + (rank - (rank > own)) * stride, stride, count, columns, v,
+                                   own - rank);
 #pragma unroll
-    for (int i = 0; i < kRanks; ++i) protocol::accumulate<D>(sum, v[i]);
-  } else {
-    for (uint32_t rank = 0; rank < p.ranks; rank += kChunk) {
-      Vector v[kChunk];
-#pragma unroll
-      for (Vector& each : v) each = mine;
-      const uint32_t count = min(p.ranks - rank, static_cast<uint32_t>(kChunk));
-      ok &= receive<kChunk>(p, verdict, first + (rank - (rank > own)) * stride, stride, count, v, own - rank);
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) {
-        if (i < count) protocol::accumulate<D>(sum, v[i]);
-      }
+    for (int k = 0; k < kMost * kColumns; ++k) {
+      if (k / kColumns < count) protocol::accumulate<D>(sum[k % kColumns], v[k]);
     }
   }
-  if (!ok) {
 #pragma unroll
-    for (float& value : sum) value = protocol::as_float(protocol::kPoison);
+  for (int column = 0; column < kColumns; ++column) {
+    if (!ok) {
+#pragma unroll
+      for (float& value : sum[column]) value = protocol::as_float(protocol::kPoison);
+    }
+    s[column] = protocol::pack<D>(sum[column]);
   }
-  return protocol::pack<D>(sum);
 }
 
 }  // namespace mnnvl_ar::cuda

@@ -2,9 +2,9 @@
 //
 // IEEE division and root are the same few corrections of an approximation, behind checks of the operands' range, one after
 // the other. Here one check stands for all, 1 / H is there before the row is, and one approximation serves both the root and its
-// reciprocal. q / H: a quotient within an ulp, corrected by its exact remainder times the rounded 1 / H, is the rounded one for
-// every H whose fraction is not all ones (Markstein), and no integer up to 2^23 is such. The root and its reciprocal depend on
-// nothing but their argument, and every argument is tried, as is every q of many H: tests/gpu/test_exhaustive.py.
+// reciprocal. q / H: a quotient within an ulp, corrected by its exact remainder times the rounded 1 / H, is the rounded one
+// (Markstein). The root and its reciprocal depend on nothing but their argument, and every argument is tried, as is every q of
+// many H: tests/gpu/test_exhaustive.py.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -14,7 +14,6 @@ namespace mnnvl_ar::cuda {
 
 class ReciprocalRoot {
  public:
-  // By whole warps.
   __device__ __forceinline__ explicit ReciprocalRoot(float hidden)
       : hidden_(hidden), over_hidden_(reciprocal(hidden)) {}
 

@@ -17,9 +17,12 @@ __device__ __forceinline__ protocol::Vector poison_vector() {
   return protocol::pack<D>(nan);
 }
 
+// kOnce: made for a cluster a row.
+template <bool kOnce>
 __device__ __forceinline__ bool is_as_planned(const Params& p) {
   return protocol::kBare || ptx::cluster_size() == p.cluster && gridDim.x == p.cluster && gridDim.y == p.clusters &&
-                                blockDim.x == p.threads && ptx::cluster_rank() == blockIdx.x;
+                                blockDim.x == p.threads && ptx::cluster_rank() == blockIdx.x &&
+                                (!kOnce || p.clusters == p.tokens);
 }
 
 // What a call in another shape does, every thread of it: reports, and stores NaN.

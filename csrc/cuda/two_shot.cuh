@@ -4,7 +4,7 @@
 // Launched like one-shot, but clusters take batches of `batch` neighbouring rows, so that the owners' share of a batch fills
 // their threads. Three stages a batch: scatter, reduce, gather. Each stage runs `lag` batches behind the one before it, so
 // that the link is busy while data is awaited. A stage waits only for what peers send in earlier batches' or earlier
-// stages' steps (rule R5), so any grids on any ranks go together. Up to kMostRows rows are loaded, awaited and normed at once.
+// stages' steps (rule R5), so any grids on any ranks go together. kRows rows are loaded, awaited and normed at once.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -13,7 +13,7 @@
 
 namespace mnnvl_ar::cuda {
 
-template <class D, int kRanks, int kMostRows, template <class, int> class Epilogue>
+template <class D, int kRanks, int kMostRows, template <class, class> class Epilogue>
 __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   constexpr int kRows = kMostRows < 2 ? kMostRows : 2;  // ptxas spills at 4 for these
@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   constexpr int kRows = kMostRows == 4 && kRanks == 8 ? 2 : kMostRows;  // the same for 8 ranks
 #endif
   __shared__ Verdict verdict;
-  __shared__ typename Epilogue<D, kRows>::Shared shared;
-  const Lane lane = this_lane();
+  __shared__ typename Epilogue<D, Tile<kRows>>::Shared shared;
+  const Lane lane = this_lane<1>();
   prepare_cta(lane, verdict, shared);
   const protocol::Shape shape{p.ranks, p.tokens, p.vectors};
   const uint32_t width = protocol::owned_columns(shape);
@@ -35,18 +35,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     return ptx::load(static_cast<const uint8_t*>(p.x) + vector_offset(p, row, lane.vector));
   };
 
-  if (!is_as_planned(p)) return refuse<D>(p);
+  if (!is_as_planned<false>(p)) return refuse<D>(p);
   if (lane.role != Role::row) {
     return keep_books(p, lane, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
   }
-  Epilogue<D, kRows> epilogue(p, lane, verdict, shared);
+  Epilogue<D, Tile<kRows>> epilogue(p, lane, verdict, shared);
   epilogue.prefetch_early(first_row(0));
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   Vector first_x{};
-  if (epilogue.active()) first_x = input(first_row(0));
+  if (epilogue.holds(0)) first_x = input(first_row(0));
   stumble(p, 4);
   const Call call = enter(p, verdict);
-  const bool active = epilogue.active() && !call.broken;
+  const bool active = epilogue.holds(0) && !call.broken;
 
   const auto scatter_one = [&](uint32_t row, const Vector& x) {
     const uint32_t column = lane.vector - owner * width;
@@ -81,9 +81,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       const uint32_t row = first + item / own_columns, own = item % own_columns;
       const uint32_t source = static_cast<uint32_t>(protocol::scatter_position(shape, 0, row, own));
       const uint8_t* place = p.block + call.slot + source * protocol::kVectorBytes;
-      const Vector s = receive_sum<D, kRanks>(p, verdict, place, p.tokens * width * protocol::kVectorBytes);
+      Vector s[1];
+      receive_sum<D, kRanks, 1>(p, verdict, place, p.tokens * width * protocol::kVectorBytes, 1, kNone, {{}}, s);
       const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, p.rank * width + own));
-      send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, s));
+      send_to_all<kRanks>(p, call.slot + position * protocol::kVectorBytes, for_the_wire(p, s[0]));
     }
   };
 
@@ -97,8 +98,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       bool ok = active;
       if (active) {
         const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, lane.vector));
-        ok = receive<kRows>(p, verdict, p.block + call.slot + position * protocol::kVectorBytes, row_bytes, rows.count,
-                            s);
+        ok = receive<kRows, 1>(p, verdict, p.block + call.slot + position * protocol::kVectorBytes, row_bytes,
+                               rows.count, 1, s);
       }
       if (!ok) {
 #pragma unroll
@@ -113,7 +114,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   for (uint32_t step = 0; step < batches + 2 * p.lag; ++step) {
     if (step < batches) scatter(step);
     if (step == 0) {
-      entered(call, lane, verdict);
       stumble(p, 3);
       epilogue.prepare();
     }

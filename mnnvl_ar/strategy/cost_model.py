@@ -35,10 +35,8 @@ BLACKWELL = Machine(launch=H200.launch, hop=H200.hop, stage=H200.stage, egress=9
 
 MACHINES = {"b200": BLACKWELL, "b300": BLACKWELL, "gb200": BLACKWELL, "gb300": BLACKWELL}
 
-# Beyond, two-shot is the quicker one at any world size, as it takes several rows at once; so on H200 at TP2, where the
-# bytes of both are the same. One rank alone has no peer, hence nothing to save.
-MOST_BYTES = 1_500_000
-ALONE_BYTES = 1 << 30
+# Two ranks send as many bytes either way, and one rank alone sends none: two-shot has nothing to save there.
+ANY_BYTES = 1 << 30
 
 
 def one_shot_us(machine: Machine, world_size: int, nbytes: float) -> float:
@@ -54,11 +52,11 @@ def two_shot_us(machine: Machine, world_size: int, nbytes: float) -> float:
 
 def one_shot_bytes(machine: Machine, world_size: int) -> int:
     """The largest message for which one-shot is the quicker one."""
-    if world_size == 1:
-        return ALONE_BYTES
+    if world_size <= 2:
+        return ANY_BYTES
     saved = _wire_us(machine, (world_size - 1) * (1 - 2 / world_size))  # by two-shot, a byte
     paid = machine.hop + machine.stage
-    return min(MOST_BYTES, int(paid / saved)) if saved > 0 else MOST_BYTES
+    return int(paid / saved)
 
 
 def _wire_us(machine: Machine, nbytes: float) -> float:

@@ -1,5 +1,6 @@
 """Both ops on GPUs give the reference's bits: every property of a call mixed, then each on its own."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,11 +40,44 @@ def test_every_form(ranks: Any, pdl: int) -> None:
 
 @pytest.mark.parametrize("max_ctas", [1, 8, 32])
 def test_grids(ranks: Any, max_ctas: int) -> None:
-    """The bits do not depend on the grid, nor on how many CTAs hold a row."""
+    """The bits do not depend on the grid, nor on how many CTAs hold a row, nor on whether rows queue up; also where
+    outputs lie over x, which a cluster has sent ahead."""
     if ranks.world_size not in (2, 8):
         pytest.skip("two world sizes show it")
-    calls = [Call(tokens=t, hidden=h, strategy=s, seed=t) for t, h in ((1, 8192), (17, 2880)) for s in (0, 1)]
+    calls = [
+        Call(tokens=t, hidden=h, strategy=s, out=out, seed=t)
+        for t, h in ((1, 8192), (17, 2880))
+        for s in (0, 1)
+        for out in ("", "A", "C")
+    ]
     ranks.run(check_calls, calls, {**WORKSPACE, "max_ctas": min(max_ctas, 64 // ranks.world_size)})
+
+
+def test_two_columns_a_thread(ranks: Any) -> None:
+    """Of two ranks, where eight CTAs hold all rows only by two columns a thread: rows of whole groups of 32 vectors, of
+    an odd number, and with one that is not full. And next to them, where rows queue up all the same."""
+    if ranks.world_size != 2:
+        pytest.skip("of two ranks")
+    rows = [
+        (4, 8192),
+        (4, 7424),
+        (4, 7176),
+        (4, 7936),
+        (4, 7944),
+        (8, 7168),
+        (7, 6920),
+        (5, 8192),
+        (9, 7168),
+        (25, 7176),
+    ]
+    calls = [
+        Call(op, tokens, hidden // (2 if dtype == "fp32" else 1), dtype, strategy=0, out=out, seed=tokens)
+        for op in ("all_reduce", "all_reduce_rms_norm")
+        for tokens, hidden in rows
+        for dtype, out in (("bf16", ""), ("bf16", "A"), ("fp16", ""), ("fp32", ""))
+    ]
+    calls += [replace(call, fp32_weight=True) for call in calls if call.op != "all_reduce" and call.dtype == "bf16"]
+    ranks.run(check_calls, calls, {**WORKSPACE, "max_ctas": 8})
 
 
 def test_traffic(ranks: Any) -> None:

@@ -10,8 +10,9 @@ namespace mnnvl_ar::cuda {
 __global__ void wait_by_old_compare(const __grid_constant__ Params p) {
   __shared__ Verdict verdict;
   const uint64_t place = threadIdx.x * protocol::kVectorBytes;
-  const Vector s = receive_sum<protocol::Float32, 2>(p, verdict, p.block + place, p.slot_bytes);
-  ptx::store(static_cast<uint8_t*>(p.out) + place, s);
+  Vector s[1];
+  receive_sum<protocol::Float32, 2, 1>(p, verdict, p.block + place, p.slot_bytes, 1, kNone, {{}}, s);
+  ptx::store(static_cast<uint8_t*>(p.out) + place, s[0]);
 }
 
 }  // namespace mnnvl_ar::cuda

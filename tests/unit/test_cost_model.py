@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnnvl_ar.strategy.cost_model import (
-    ALONE_BYTES,
+    ANY_BYTES,
     H200,
     MACHINES,
-    MOST_BYTES,
     Machine,
     one_shot_bytes,
     one_shot_us,
@@ -21,7 +20,7 @@ sizes = st.integers(2, 72)
 machines = st.sampled_from([H200, *MACHINES.values()])
 
 
-@given(machines, sizes, st.integers(0, MOST_BYTES))
+@given(machines, sizes, st.integers(0, ANY_BYTES))
 def test_the_crossover_is_where_the_costs_cross(machine: Machine, size: int, nbytes: int) -> None:
     quicker = one_shot_us(machine, size, nbytes) <= two_shot_us(machine, size, nbytes) + 1e-6
     assert quicker == (nbytes <= one_shot_bytes(machine, size) or abs(nbytes - one_shot_bytes(machine, size)) <= 1)
@@ -39,13 +38,13 @@ def test_the_crossover_falls_with_ranks_and_rises_with_hop_and_bandwidth(
     machine: Machine, size: int, factor: float
 ) -> None:
     here = one_shot_bytes(machine, size)
-    assert one_shot_bytes(machine, size + 1) <= here <= MOST_BYTES
+    assert one_shot_bytes(machine, size + 1) <= here <= ANY_BYTES
     assert here <= one_shot_bytes(replace(machine, hop=factor * machine.hop), size)
     faster = replace(machine, egress=factor * machine.egress, ingress=factor * machine.ingress)
     assert here <= one_shot_bytes(faster, size)
     assert one_shot_bytes(replace(faster, ingress=machine.ingress), size) == here  # what comes in bounds it, too
 
 
-@pytest.mark.parametrize(("size", "bytes"), [(1, ALONE_BYTES), (2, MOST_BYTES), (72, 5_932)])
+@pytest.mark.parametrize(("size", "bytes"), [(1, ANY_BYTES), (2, ANY_BYTES), (72, 5_932)])
 def test_the_ends(size: int, bytes: int) -> None:
     assert one_shot_bytes(H200, size) == bytes

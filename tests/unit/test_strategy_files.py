@@ -94,7 +94,7 @@ def test_all_that_ship_are_read() -> None:
 
 def test_the_measured_crossovers_of_h200() -> None:
     """Measured ones hold until entries do; the model is near them where both are, and takes over elsewhere."""
-    for size, measured in {2: 1_500_000, 4: 230_000, 8: 90_000}.items():
+    for size, measured in {4: 230_000, 8: 90_000}.items():
         table = strategy.table_of("NVIDIA H200", size)
         assert table.entries or table == Table(measured, source="h200.json")
         assert cost_model.one_shot_bytes(cost_model.H200, size) == pytest.approx(measured, rel=0.25)
