@@ -55,6 +55,9 @@ WRONG, HANG, SILENT = "wrong data read", "hang", "not reported"
 MERGED = "-DSELF=2"  # own stores and polls in one step with others: for what would take too long otherwise
 ONE_CTA = "-DCMAX=1 -DCAP=4 -DCHECKS=1 -DSCRIPT={0,0,0,0,0,0}"
 SIMPLE = f"{ONE_CTA} -DEARLY=0"
+# Rows queue up in calls 7 (3 for each of 2 CTAs), 8 (5 for 1 CTA of rank 0 and 2 of rank 1) and 9 (5 for 2 and 1).
+QUEUE = "-DQUEUE=5 -DCAP=12 -DSCRIPT={7,3,8,2,9,0}"
+QUEUE_4 = f"{QUEUE} -DCALLS=4 -DSCRIPT={{8,7,0,9}}"
 
 HOLDS = [
     Config("r2", "2 ranks, 2 CTAs, 6 calls, one- and two-shot", ""),
@@ -96,6 +99,24 @@ HOLDS = [
     Config("r2-loose", "clear, arrival and polls of a CTA in any order", f"{MERGED} -DLOOSE=1", seconds=4),
     Config("r2-link-loose", "both, 4 calls", f"{MERGED} -DLINK=1 -DLOOSE=1 -DCALLS=4 -DSCRIPT={{2,4,0,1}}", seconds=15),
     Config("r2-gated", "equality test, CTAs finish only after the state has advanced", "-DEQUAL -DGATE"),
+    Config(
+        "r2-queue",
+        "one-shot's rows queue up, to 5 a CTA; grids differ by rank; endless",
+        f"{QUEUE} -DFOREVER",
+        seconds=3,
+        depth=1_000_000,
+    ),
+    Config(
+        "r2-queue-progress",
+        "... and no endless run in which no call finishes",
+        f"{MERGED} {QUEUE} -DFOREVER -DPROGRESS",
+        seconds=10,
+        progress=True,
+        depth=2_000_000,
+    ),
+    Config("r2-queue-link", "... stores to peers land late, 4 calls", f"{MERGED} {QUEUE_4} -DLINK=1", seconds=7),
+    Config("r2-queue-loose", "... any order in a CTA, 4 calls", f"{MERGED} {QUEUE_4} -DLOOSE=1", seconds=4),
+    Config("r2-queue-behind", "... nothing is sent ahead, 6 calls", f"{MERGED} {QUEUE} -DAHEAD=0"),
     Config("r3", "3 ranks, 2 CTAs, 4 calls", f"{MERGED} -DRANKS=3 -DCALLS=4 -DCAP=12 -DSCRIPT={{1,4,0,3}}", seconds=75),
     Config(
         "r3-endless",
@@ -116,6 +137,13 @@ HOLDS = [
         "r3-owner",
         "... rows of one vector: two ranks own none of it",
         "-DRANKS=3 -DCMAX=1 -DFOREVER -DCAP=12 -DVECS=1 -DSCRIPT={1,6,6,4,0,6}",
+        depth=1_000_000,
+    ),
+    Config(
+        "r3-queue",
+        "3 ranks, 1 CTA, up to 3 rows queue up, without end",
+        "-DRANKS=3 -DCMAX=1 -DQUEUE=3 -DFOREVER -DCAP=9 -DSCRIPT={2,0,2,1,6,2}",
+        seconds=2,
         depth=1_000_000,
     ),
     Config(
@@ -141,7 +169,9 @@ HOLDS = [
     Config("overlap-grids", "... with grids of 1 and 3 CTAs", "-DGRIDS={1,3}", model=OVERLAP),
     Config("overlap-3", "... three calls, of 1, 1 and 2 CTAs", "-DCALLS=3 -DGRIDS={1,1,2}", seconds=2, model=OVERLAP),
     Config("overlap-in-order", "calls of one stream, started early: no false alarm", "-DIN_ORDER", model=OVERLAP),
-    Config("overlap-tag", "epochs in what is added, state advanced by CAS", "-DCHECK=29", model=OVERLAP),
+    Config(
+        "overlap-tag", "epochs in what is added, state advanced by CAS", "-DCHECK=BY_ID+BY_CAS+BY_TAG", model=OVERLAP
+    ),
 ]
 
 BREAKS = [
@@ -232,6 +262,20 @@ BREAKS = [
         "for ever; its last step: arrives",
     ),
     Config(
+        "queue-grid",
+        "R5: ... they start in turn, rows queue up, grids differ by rank",
+        f"{QUEUE} -DCHECKS=1 -DEARLY=0 -DSCRIPT={{8,8,8,8,8,8}} -DBREAK_GRID=2",
+        HANG,
+        r"its next row, 2(?s:.*)rank 1 call 0 CTA 0: waits for ever; its last step: finds row 2 of rank 1",
+    ),
+    Config(
+        "queue-order",
+        "R5: a rank takes its queued rows from the last to the first",
+        f"{SIMPLE} -DQUEUE=3 -DCAP=6 -DSCRIPT={{2,2,2,2,2,2}} -DBREAK_FALLING",
+        HANG,
+        r"rank 0 call 0 CTA 0: waits for ever(?s:.*)rank 1 call 0 CTA 0: waits for ever; its last step: advances",
+    ),
+    Config(
         "order",
         "R6: a rank replays two calls in the other order",
         f"{SIMPLE} -DBREAK_ORDER",
@@ -273,7 +317,7 @@ BREAKS = [
     Config(
         "overlap-ids",
         "only ids: a call that arrives after the other's advance",
-        "-DCHECK=5 -DTWICE",
+        "-DCHECK=BY_ID -DTWICE",
         SILENT,
         "to already",
         model=OVERLAP,
@@ -281,7 +325,7 @@ BREAKS = [
     Config(
         "overlap-ids-cas",
         "ids and CAS: a call is torn between two epochs",
-        "-DCHECK=13",
+        "-DCHECK=BY_ID+BY_CAS",
         SILENT,
         "finds epoch 1 and 0 arrivals",
         model=OVERLAP,
@@ -289,7 +333,7 @@ BREAKS = [
     Config(
         "overlap-epochs",
         "only epochs: arrivals of two calls mix",
-        "-DCHECK=6",
+        "-DCHECK=BY_EPOCH",
         SILENT,
         "finds epoch 0 and 2 arrivals",
         model=OVERLAP,
@@ -303,7 +347,12 @@ BREAKS = [
         model=OVERLAP,
     ),
     Config(
-        "overlap-warps", "warps of a CTA are not compared", "-DCHECK=3", SILENT, "row warps read epoch 0", model=OVERLAP
+        "overlap-warps",
+        "all checks, but row warps load the state for themselves",
+        "-DPER_WARP",
+        SILENT,
+        r"(call \d CTA \d): its row warps read epoch 0\n(?s:.*)\1: its usher reads epoch 1",
+        model=OVERLAP,
     ),
 ]
 

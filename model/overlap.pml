@@ -2,8 +2,9 @@
  * Kernels of one workspace that run at the same time on several streams of one rank, for Spin. That is an error of the user, and has to
  * be reported: whatever is not reported must have been as if the calls had come one after the other. README.md says more.
  *
- * A process is one CTA of one call. Its row warps and its usher load the state for themselves. Data are left out: what counts
- * is which call acts under which epoch, and what becomes of the state. CHECK says which checks a CTA makes.
+ * A process is one CTA of one call. Its usher loads the state, once for all its warps. Data are left out: what counts is which
+ * call acts under which epoch, and what becomes of the state. CHECK says which checks a CTA makes. With PER_WARP the row warps
+ * load the state for themselves, and nobody compares: what that breaks is why a CTA has one reader.
  */
 #ifndef GRIDS
 #define GRIDS { 2, 2 }      /* CTAs of each call; all of them may run at once */
@@ -13,17 +14,21 @@
 #endif
 #define BY_ID    1          /* what a CTA finds in `arrived` must be a multiple of what it adds, which holds its launch's id */
 #define BY_EPOCH 2          /* with its arrival, in one atomic, a CTA finds the epoch that it has loaded */
-#define BY_WARPS 4          /* all warps of a CTA have loaded the same epoch */
-#define BY_CAS   8          /* the last to arrive advances the state by compare-and-swap */
-#define BY_TAG   16         /* what a CTA adds to `arrived` also holds the epoch that it has loaded */
+#define BY_CAS   4          /* the last to arrive advances the state by compare-and-swap */
+#define BY_TAG   8          /* what a CTA adds to `arrived` also holds the epoch that it has loaded */
 #ifndef CHECK
-#define CHECK (BY_ID + BY_EPOCH + BY_WARPS)
+#define CHECK (BY_ID + BY_EPOCH)
 #endif
 
 #ifdef SAME_IDS
 #define ID(k) 1
 #else
 #define ID(k) ((k) + 1)
+#endif
+#ifdef PER_WARP
+#define ROWS_HOLD_IT (loaded_rows && (reported || finished >= base_rows))
+#else
+#define ROWS_HOLD_IT true   /* the usher hands it to them */
 #endif
 #define ADDS (1 + ((ID(k) + (CHECK & BY_TAG -> 4 * e : 0)) << 4))
 #define COUNT(x) ((x) & 15)
@@ -58,9 +63,13 @@ inline report() {
 }
 
 proctype cta(byte k; byte c) {
-    byte e, e_rows, base, base_rows;    /* as loaded by the usher, and by the row warps */
+    byte e, base;           /* as loaded by the usher */
     byte stage;
-    bool loaded, loaded_rows;
+    bool loaded;
+#ifdef PER_WARP
+    byte e_rows, base_rows; /* as loaded by the row warps */
+    bool loaded_rows;
+#endif
 
     do
     :: d_step { stage == 0 && !loaded && MAY_START(k) ->
@@ -69,16 +78,20 @@ proctype cta(byte k; byte c) {
         base = launched;
         printf("call %d CTA %d: its usher reads epoch %d\n", k, c, e)
        }
+#ifdef PER_WARP
     :: d_step { stage == 0 && !loaded_rows && MAY_START(k) ->
         loaded_rows = true;
         e_rows = epoch;
         base_rows = launched;
         printf("call %d CTA %d: its row warps read epoch %d\n", k, c, e_rows)
        }
+#endif
     /* Quiescence. Waits are bounded: once the overlap has been reported they end. */
-    :: d_step { stage == 0 && loaded && loaded_rows && (reported || (finished >= base && finished >= base_rows)) ->
+    :: d_step { stage == 0 && loaded && (reported || finished >= base) && ROWS_HOLD_IT ->
         acts(e);
+#ifdef PER_WARP
         acts(e_rows);
+#endif
         stage = 1
        }
     :: d_step { stage == 1 ->
@@ -86,7 +99,7 @@ proctype cta(byte k; byte c) {
         stage = (COUNT(arrived) + 1 == grid[k] -> 2 : 3);
         if
         :: ((CHECK & BY_ID) && (arrived != COUNT(arrived) * ADDS || COUNT(arrived) >= grid[k])) ||
-           ((CHECK & BY_EPOCH) && epoch != e) || ((CHECK & BY_WARPS) && e != e_rows) ->
+           ((CHECK & BY_EPOCH) && epoch != e) ->
             report();
             stage = 3
         :: else
@@ -120,7 +133,10 @@ proctype cta(byte k; byte c) {
     :: d_step { stage == 4 ->
         finished++;
         done[k]++;
-        e = 0; e_rows = 0; base = 0; base_rows = 0; loaded = false; loaded_rows = false;
+        e = 0; base = 0; loaded = false;
+#ifdef PER_WARP
+        e_rows = 0; base_rows = 0; loaded_rows = false;
+#endif
         stage = 5
        }
     :: stage == 5 -> break

@@ -39,10 +39,18 @@
 #ifndef TEAR
 #define TEAR 0              /* 1: a vector lands in two pieces */
 #endif
+#ifndef QUEUE
+#define QUEUE 0             /* most rows of a CTA in one-shot. It awaits one at a time, having sent the one behind it as well.
+                               0: at most two, sent and then awaited together (a queue too sends two before it waits) */
+#endif
+#ifndef AHEAD
+#define AHEAD 1             /* 0: in a QUEUE a row is sent only when the one before it has been summed */
+#endif
 
-/* Shapes: tokens, CTAs, two-shot. A script gives each call its shape; NONDET lets the first rank to reach a call choose. */
-#define TOKENS(s)  (((s) == 1 || (s) == 4) -> 2 : ((s) == 2 -> 3 : 1))
-#define CTAS(s)    ((s) == 0 || (s) == 6 || CMAX == 1 -> 1 : 2)
+/* Shapes: tokens, CTAs, two-shot. A script gives each call its shape; NONDET lets the first rank to reach a call choose.
+   7 to 9 need QUEUE. 7 is three rows for each CTA, 8 and 9 are five rows and another grid on each rank. */
+#define TOKENS(s)  (((s) == 1 || (s) == 4) -> 2 : ((s) == 2 -> 3 : ((s) == 7 -> 6 : ((s) >= 8 -> 5 : 1))))
+#define CTAS(s)    ((s) == 0 || (s) == 6 || CMAX == 1 || ((s) == 8 && r == 0) || ((s) == 9 && r != 0) -> 1 : 2)
 #define TWOSHOT(s) ((s) == 3 || (s) == 4 || (s) == 6)
 #ifndef SCRIPT
 #define SCRIPT { 0, 2, 3, 1, 4, 5 }
@@ -133,11 +141,16 @@ byte resident[RANKS];       /* one CTA at a time fits */
 #define ONE(s, src, t) ((src) * TOKENS(s) + (t))
 #define TWO(s, t, v) (RANKS * TOKENS(s) + (t) * VECS + (v))
 /* What is stored says who stored it, in which call, for which row and stage. */
-#define TAG(call, stage, src, t) (1 + (((call) * 2 + (stage)) * RANKS + (src)) * 3 + (t))
+#if QUEUE
+#define ROWS 6              /* most tokens of a shape */
+#else
+#define ROWS 3
+#endif
+#define TAG(call, stage, src, t) (1 + (((call) * 2 + (stage)) * RANKS + (src)) * ROWS + (t))
 
 #define UNREAD(x) ((x) != CLEAR && (x) < TORN)
-#define WHO(x) ((((x) - 1) / 3) % RANKS)
-#define WHEN(x) (((x) - 1) / 3 / RANKS / 2)
+#define WHO(x) ((((x) - 1) / ROWS) % RANKS)
+#define WHEN(x) (((x) - 1) / ROWS / RANKS / 2)
 
 /* Call 1 carries a negative subnormal, call 3 the sentinel's own bits as payload. */
 #ifdef BREAK_FLUSH
@@ -170,7 +183,9 @@ byte resident[RANKS];       /* one CTA at a time fits */
 #define MAY_START (undone[2 * r + 1 - odd] == 0)
 #endif
 
-#ifdef BREAK_GRID
+#if defined(BREAK_GRID) && BREAK_GRID > 1
+#define FITS (resident[r] == 0 && (c == 0 || begun[r] != 0))    /* ... and they start in turn */
+#elif defined(BREAK_GRID)
 #define FITS (resident[r] == 0)
 #else
 #define FITS true
@@ -209,10 +224,16 @@ inline advance() {
     dirty[r] = EXTENT(s);
 }
 
-/* Row warps go through four phases, one peer at a time, their own rank last: send, poll, and for two-shot send the sums, poll them. */
+/* Row warps go through phases, one peer at a time, their own rank last: send, poll, and for two-shot send the sums, poll them.
+   In a QUEUE they send two rows, poll for the first, send the third, poll for the second, and so on. */
 #define PHASE (step / RANKS)
 #define PEER  ((r + 1 + step) % RANKS)
+#if QUEUE > 2
+#define DONE  (2 * QUEUE * RANKS)
+#else
 #define DONE  (4 * RANKS)
+#endif
+#define SENDING (PHASE % 2 == 0)
 #define OWN_NEXT (SELF == 2 && step < DONE && PEER == r)
 #define WHOLE (half || OWN_NEXT)    /* the second piece of a torn store, or one that does not tear */
 
@@ -251,18 +272,33 @@ inline take(x, v) {
     :: cell[x] == TAKEN -> printf("    ... but these are left over: an earlier call has already read them\n")
     :: cell[x] == TORN -> printf("    ... but only part of them\n")
     :: UNREAD(cell[x]) && cell[x] != v ->
-        printf("    ... but they are what rank %d stored there in call %d, for row %d\n", WHO(cell[x]), WHEN(cell[x]), (cell[x] - 1) % 3)
+        printf("    ... but they are what rank %d stored there in call %d, for row %d\n", WHO(cell[x]), WHEN(cell[x]), (cell[x] - 1) % ROWS)
     :: else
     fi;
     READS(cell[x] == v);
     cell[x] = TAKEN;
 }
 
+/* A CTA has rows c, c + CTAS, ...: at most MOST of them. */
+#define HAS(k) (c + (k) * CTAS(s) < TOKENS(s))
+#define HAS2 HAS(1)
+#define MOST (QUEUE && !TWOS -> QUEUE : 2)
+#ifdef BREAK_FALLING
+#define ROW(k) (r * (TOKENS(s) - 1) + (1 - 2 * r) * (c + (k) * CTAS(s)))     /* rank 1 of two: from the last to the first */
+#else
+#define ROW(k) (c + (k) * CTAS(s))
+#endif
+#define NTH (PHASE / 2 + (SENDING -> AHEAD : 0))    /* in a QUEUE: which of its rows a phase awaits or, the first phase apart, sends */
+
 #define OTHERS (PEER != r || SELF)
 #define TWOS TWOSHOT(s)
-#define APPLIES (c < TOKENS(s) && OTHERS && \
-    ((PHASE == 0 && (!TWOS || PEER < VECS)) || (PHASE == 1 && (!TWOS || r < VECS)) || \
-     (PHASE == 2 && TWOS && r < VECS) || (PHASE == 3 && TWOS && PEER < VECS)))
+#if QUEUE
+#define ONES (PHASE == 0 || HAS(NTH))
+#else
+#define ONES (PHASE < 2)
+#endif
+#define APPLIES (c < TOKENS(s) && OTHERS && ((!TWOS && ONES) || (TWOS && \
+    ((PHASE == 0 && PEER < VECS) || (PHASE == 1 && r < VECS) || (PHASE == 2 && r < VECS) || (PHASE == 3 && PEER < VECS)))))
 inline skip_idle() {
     do
     :: step < DONE && !(APPLIES) -> step++
@@ -271,48 +307,66 @@ inline skip_idle() {
     i = 0                   /* Spin wants a d_step to end in a plain statement */
 }
 
-/* A CTA has rows c and c + CTAS, at most two. */
-#define HAS2 (c + CTAS(s) < TOKENS(s))
 #define IN1(t) AT(r, use, ONE(s, PEER, t))
 #define IN2(t) AT(r, use, TWO(s, t, PEER))
 #define OUT1(t) AT(PEER, use, ONE(s, r, t))
 #define OUT2(t) AT(PEER, use, TWO(s, t, r))
-#define ARRIVED1 (HERE(cell[IN1(c)]) && (!HAS2 || HERE(cell[IN1(c + CTAS(s))])))
-#define ARRIVED2 (HERE(cell[IN2(c)]) && (!HAS2 || HERE(cell[IN2(c + CTAS(s))])))
+#if QUEUE
+#define TOGETHER TWOS
+#else
+#define TOGETHER true
+#endif
+#define ARRIVED1 (TOGETHER -> HERE(cell[IN1(ROW(0))]) && (!HAS2 || HERE(cell[IN1(ROW(1))])) : HERE(cell[IN1(ROW(NTH))]))
+#define ARRIVED2 (HERE(cell[IN2(ROW(0))]) && (!HAS2 || HERE(cell[IN2(ROW(1))])))
+#define AWAITS1 (step < DONE && !SENDING && (!TWOS || PHASE == 1))
+#define AWAITS2 (step < DONE && TWOS && PHASE == 3)
 
 inline send() {
     if
     :: PHASE == 0 ->
         printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER);
-        put(PEER, OUT1(c), WIRE(id, TAG(id, 0, r, c)));
+        put(PEER, OUT1(ROW(0)), WIRE(id, TAG(id, 0, r, ROW(0))));
         if
-        :: HAS2 -> put(PEER, OUT1(c + CTAS(s)), WIRE(id, TAG(id, 0, r, c + CTAS(s))))
+        :: HAS2 && (TOGETHER || AHEAD) -> put(PEER, OUT1(ROW(1)), WIRE(id, TAG(id, 0, r, ROW(1))))
         :: else
         fi
+#if QUEUE
+    :: PHASE > 0 && !TWOS ->
+        printf("rank %d call %d CTA %d: stores its next row, %d, into slot %d of rank %d\n", r, j, c, ROW(NTH), use, PEER);
+        put(PEER, OUT1(ROW(NTH)), WIRE(id, TAG(id, 0, r, ROW(NTH))))
+#endif
     :: else ->
         printf("rank %d call %d CTA %d: stores its sums into slot %d of rank %d\n", r, j, c, use, PEER);
-        put(PEER, OUT2(c), TAG(id, 1, r, c));
+        put(PEER, OUT2(ROW(0)), TAG(id, 1, r, ROW(0)));
         if
-        :: HAS2 -> put(PEER, OUT2(c + CTAS(s)), TAG(id, 1, r, c + CTAS(s)))
+        :: HAS2 -> put(PEER, OUT2(ROW(1)), TAG(id, 1, r, ROW(1)))
         :: else
         fi
     fi
 }
 inline next_step() { step++; skip_idle() }
 inline receive1() {
-    printf("rank %d call %d CTA %d: finds the rows of rank %d in slot %d\n", r, j, c, PEER, use);
-    take(IN1(c), TAG(id, 0, PEER, c));
     if
-    :: HAS2 -> take(IN1(c + CTAS(s)), TAG(id, 0, PEER, c + CTAS(s)))
-    :: else
+    :: TOGETHER ->
+        printf("rank %d call %d CTA %d: finds the rows of rank %d in slot %d\n", r, j, c, PEER, use);
+        take(IN1(ROW(0)), TAG(id, 0, PEER, ROW(0)));
+        if
+        :: HAS2 -> take(IN1(ROW(1)), TAG(id, 0, PEER, ROW(1)))
+        :: else
+        fi
+#if QUEUE
+    :: else ->
+        printf("rank %d call %d CTA %d: finds row %d of rank %d in slot %d\n", r, j, c, ROW(NTH), PEER, use);
+        take(IN1(ROW(NTH)), TAG(id, 0, PEER, ROW(NTH)))
+#endif
     fi;
     next_step()
 }
 inline receive2() {
     printf("rank %d call %d CTA %d: finds the sums of rank %d in slot %d\n", r, j, c, PEER, use);
-    take(IN2(c), TAG(id, 1, PEER, c));
+    take(IN2(ROW(0)), TAG(id, 1, PEER, ROW(0)));
     if
-    :: HAS2 -> take(IN2(c + CTAS(s)), TAG(id, 1, PEER, c + CTAS(s)))
+    :: HAS2 -> take(IN2(ROW(1)), TAG(id, 1, PEER, ROW(1)))
     :: else
     fi;
     next_step()
@@ -338,9 +392,9 @@ inline receive2() {
 #endif
 
 #if LOOSE || defined(BREAK_STEWARD)
-#define STEWARD 1           /* arrives without regard to how far the row warps are */
+#define USHER 1             /* counts the CTA in without regard to how far the row warps are */
 #else
-#define STEWARD 0
+#define USHER 0
 #endif
 
 /* Program order of a CTA. LOOSE drops what no fence or barrier of the protocol keeps. */
@@ -349,7 +403,7 @@ inline receive2() {
 #else
 #define SENT (PHASE > 0)
 #endif
-#if STEWARD
+#if USHER
 #define CLEARED true
 #define MAY_POLL true
 #else
@@ -376,7 +430,7 @@ proctype cta(byte r; byte c; byte odd) {
     byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished (BREAK_UNFENCED only) */
     bool calm, cleared;
 #ifdef BREAK_STEWARD
-    bool loaded, rows_calm; /* the row warps load the state for themselves, when they get to it */
+    bool loaded, rows_calm; /* the row warps load the state for themselves when they get to it; the CTA may have arrived by then */
 #endif
 #if TEAR && !LINK
     bool half;
@@ -384,7 +438,7 @@ proctype cta(byte r; byte c; byte odd) {
 
 end_idle:
     do
-    /* 1. Launch, griddepcontrol.wait, load the state. */
+    /* 1. Launch, griddepcontrol.wait, load the state: once, for all warps of the CTA. */
     :: d_step {
 #ifndef FOREVER
         ready[r] < CALLS &&
@@ -409,6 +463,7 @@ end_idle:
         base = launched[r];
         d = dirty[r];
         printf("rank %d call %d CTA %d: starts, reads epoch %d (slot %d), dirty %d\n", r, j, c, n, use, d);
+        assert(!HAS(MOST));                             /* the script asks for no row that the model would leave out */
         GHOST(n == (FIRST + j) % EPOCHS);               /* every CTA of a call reads the same epoch, that of this call */
 #ifdef BREAK_TRIGGER
         trigger();
@@ -416,7 +471,7 @@ end_idle:
         skip_idle()
        };
     do
-    /* 2. Quiescence. */
+    /* 2. Quiescence, awaited by the usher. Only then do the other warps get what it has loaded. */
     :: d_step { !calm && CALM ->
         calm = true;
         printf("rank %d call %d CTA %d: goes on, having found finished %d, launched %d\n", r, j, c, finished[r], base)
@@ -438,8 +493,8 @@ end_idle:
        }
 #endif
 
-    /* 3. Send, and send the sums. */
-    :: d_step { CALM_TO_SEND && step < DONE && (PHASE == 0 || PHASE == 2) ->
+    /* 3. Send, and send the sums, or the next row of a queue. */
+    :: d_step { CALM_TO_SEND && step < DONE && SENDING ->
 #if TEAR && !LINK
         if
         :: half -> printf("rank %d call %d CTA %d: ... the rest of them\n", r, j, c)
@@ -457,7 +512,7 @@ end_idle:
 #endif
 #if SELF == 2
         if
-        :: OWN_NEXT && (PHASE == 0 || PHASE == 2) -> send(); next_step()
+        :: OWN_NEXT && SENDING -> send(); next_step()
         :: else
         fi;
 #endif
@@ -502,7 +557,7 @@ end_idle:
        }
 
     /* 5. Arrive; the last one advances the state; then trigger. Others may trigger as soon as they have arrived. */
-    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || STEWARD) ->
+    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || USHER) ->
         printf("rank %d call %d CTA %d: arrives\n", r, j, c);
         GHOST(epoch[r] == n);                           /* the check against overlaps of overlap.pml gives no false alarm */
         arrived[r]++;
@@ -538,21 +593,21 @@ end_idle:
        }
 
     /* 6. Wait. */
-    :: d_step { step < DONE && PHASE == 1 && MAY_POLL && ARRIVED1 ->
+    :: d_step { AWAITS1 && MAY_POLL && ARRIVED1 ->
         receive1();
 #if SELF == 2
         if
-        :: OWN_NEXT && PHASE == 1 && ARRIVED1 -> receive1()
+        :: OWN_NEXT && AWAITS1 && ARRIVED1 -> receive1()
         :: else
         fi;
 #endif
         i = 0
        }
-    :: d_step { step < DONE && PHASE == 3 && MAY_POLL && ARRIVED2 ->
+    :: d_step { AWAITS2 && MAY_POLL && ARRIVED2 ->
         receive2();
 #if SELF == 2
         if
-        :: OWN_NEXT && PHASE == 3 && ARRIVED2 -> receive2()
+        :: OWN_NEXT && AWAITS2 && ARRIVED2 -> receive2()
         :: else
         fi;
 #endif
