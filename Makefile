@@ -67,7 +67,7 @@ bare-build: $(READY)
 
 # ---- style
 
-CPP = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP = $$(find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 TOOLS = $(PY) -m
 CLANG_FORMAT = $(if $(READY_DEV),.venv/bin/)clang-format
 
