@@ -1,6 +1,6 @@
 // What a kernel gets of the link between two GPUs, and what an SM's stores to a peer hold back: two tables, seconds.
 //
-//   nvcc -std=c++20 -O3 -arch=native -o link bench/link.cu && ./link
+//   nvcc -std=c++20 -O3 -arch=native -Icsrc -o link bench/link.cu && ./link
 //
 // Unicast between GPU 0 and 1 by cudaMalloc and peer access; the figures of docs/performance.md, "The link, and what an SM has
 // stored", were taken so.
@@ -11,7 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/ptx.cuh"
+
 namespace {
+
+namespace ptx = mnnvl_ar::ptx;  // what is measured is what the library sends and looks with
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -23,23 +27,8 @@ void check(cudaError_t error, const char* what) {
 constexpr int kThreads = 448;
 constexpr uint32_t kChunk = 512;  // bytes of a bulk copy: what a warp stores at once
 
-__device__ uint32_t clocks() {
-  uint32_t now;
-  asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
-  return now;
-}
-__device__ uint4 load(const void* from) {
-  uint4 v;
-  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from)
-               : "memory");
-  return v;
-}
-__device__ void store(void* to, uint4 v) {
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
+// Or else the compiler loads the words that are used, and no others.
+__device__ uint32_t every_word(const ptx::Vector& v) { return v.word[0] ^ v.word[1] ^ v.word[2] ^ v.word[3]; }
 __device__ void bulk_store(void* to, const void* shared) {
   const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(kChunk)
@@ -60,26 +49,26 @@ __global__ void __launch_bounds__(kThreads) transfer(How how, uint8_t* there, ui
   uint32_t kept = 0;
   for (uint32_t i = blockIdx.x * kThreads + threadIdx.x; i < vectors; i += gridDim.x * kThreads) {
     uint8_t *far = there + uint64_t{i} * 16, *near = here + uint64_t{i} * 16;
-    if (how == How::store) store(far, {i, i, i, i});
-    if (how == How::copy) store(far, load(near));
+    if (how == How::store) ptx::store_relaxed_sys(far, {{i, i, i, i}});
+    if (how == How::copy) ptx::store_relaxed_sys(far, ptx::load_relaxed_sys(near));
     if (how == How::bulk && threadIdx.x % 32 == 0) bulk_store(far, chunk + threadIdx.x * 16);
-    if (how == How::pull) kept ^= load(far).x;
+    if (how == How::pull) kept ^= every_word(ptx::load_relaxed_sys(far));
   }
   if (how == How::bulk) await_bulk();
-  if (kept == 0x12345) store(here, {});  // or else the loads would be dropped
+  if (kept == 0x12345) ptx::store_relaxed_sys(here, {});  // or else the loads would be dropped
 }
 
 // Each thread sends one vector, then loads one of its own GPU's. spent: clocks of that load, by warp.
 __global__ void __launch_bounds__(kThreads) load_after_send(How how, uint8_t* there, uint8_t* here, uint32_t* spent) {
   __shared__ alignas(128) uint8_t chunk[kThreads * 16];
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
-  if (how == How::store) store(there + i * 16, {i, i, i, i});
+  if (how == How::store) ptx::store_relaxed_sys(there + i * 16, {{i, i, i, i}});
   if (how == How::bulk && threadIdx.x % 32 == 0) bulk_store(there + i * 16, chunk + threadIdx.x * 16);
   __syncwarp();
-  const uint32_t began = clocks();
-  const bool odd = load(here + i * 16).x == 0x12345;
+  const uint32_t began = ptx::clock();
+  const bool odd = every_word(ptx::load_relaxed_sys(here + i * 16)) == 0x12345;
   __syncwarp();
-  if (threadIdx.x % 32 == 0) spent[i / 32] = clocks() - began + odd;
+  if (threadIdx.x % 32 == 0) spent[i / 32] = ptx::clock() - began + odd;
   if (how == How::bulk) await_bulk();
 }
 
