@@ -55,8 +55,8 @@ def shapes(cell: Cell, processors: int) -> Iterator[Shape]:
             yield from (Shape(strategy, cluster) for cluster in widths)
             if half and cell.tokens >= 128:  # rows queue up, and fewer that are on their way at once can be quicker
                 yield from (Shape(strategy, cluster, 2 * processors) for cluster in widths[:3])
-        # The library's own takes the widest cluster that leaves room for all rows, so what else may win is narrower.
         elif cell.tokens < 128:
+            # The library's own takes the widest cluster that leaves room for all rows; what else may win is narrower.
             yield from (Shape(strategy, cluster, batch=batch) for cluster in widths[:3] for batch in (1, 2, 4))
         else:  # batches queue up: one row at once lost by far (docs/performance.md), and lag has an effect
             yield from (Shape(strategy, cluster, batch=batch) for cluster in widths[:2] for batch in (2, 4))
