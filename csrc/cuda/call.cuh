@@ -72,22 +72,35 @@ __device__ __forceinline__ bool await_quiescence(const Params& p, Verdict& verdi
 }
 
 // By the usher: reads the state, and lets the other warps in. One reader a CTA, so that its warps cannot be in different calls,
-// the CTA can be counted in at once, and a large grid does not crowd one line of L2 (docs/performance.md). Returns the CTAs of
-// all earlier calls.
-__device__ __forceinline__ uint32_t open_call(const Params& p, Verdict& verdict, Call& call) {
-  const uint8_t *state = p.block + protocol::kStateOffset, *progress = p.block + protocol::kProgressOffset;
-  const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
-  bool broken = g.word[1] != 0 && !protocol::is_off(p, protocol::Rule::told);
-  if (!is_quiescent(s, g) && !protocol::is_off(p, protocol::Rule::quiescence)) {
-    broken |= !await_quiescence(p, verdict, state, progress);
+// the CTA can be counted in at once, and a large grid does not crowd one line of L2 (docs/performance.md). All of the CTA is in
+// line behind it, so what it needs is made up before the kernel ahead has ended. By whole warps.
+class Opener {
+ public:
+  __device__ __forceinline__ Opener(const Params& p, Verdict& verdict)
+      : block_(ptx::keep(reinterpret_cast<uint64_t>(p.block))), entry_(ptx::keep(ptx::shared_address(&verdict.entry))) {}
+
+  // Returns the CTAs of all earlier calls.
+  __device__ __forceinline__ uint32_t open(const Params& p, Verdict& verdict, Call& call) const {
+    const auto* block = reinterpret_cast<const uint8_t*>(block_);
+    const uint8_t *state = block + protocol::kStateOffset, *progress = block + protocol::kProgressOffset;
+    const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
+    bool broken = g.word[1] != 0 && !protocol::is_off(p, protocol::Rule::told);
+    if (!is_quiescent(s, g) && !protocol::is_off(p, protocol::Rule::quiescence)) {
+      broken |= !await_quiescence(p, verdict, state, progress);
+      broken = __any_sync(0xffffffffu, broken);
+    }
+    // What lane 0 has found is what counts.
+    if (threadIdx.x % 32 == 0) ptx::store_shared(entry_, {{s.word[0], s.word[2], broken, 0}});
+    __syncwarp();
+    ptx::barrier_arrive(kEntered, blockDim.x);
+    call = Call{.epoch = __shfl_sync(0xffffffffu, s.word[0], 0), .broken = __shfl_sync(0xffffffffu, broken, 0) != 0};
+    return s.word[1];
   }
-  broken = __any_sync(0xffffffffu, broken);  // the warp stays together, also where lanes gave up one by one
-  if (threadIdx.x % 32 == 0) verdict.entry = {{s.word[0], s.word[2], broken, 0}};
-  __syncwarp();
-  ptx::barrier_arrive(kEntered, blockDim.x);
-  call = Call{.epoch = __shfl_sync(0xffffffffu, s.word[0], 0), .broken = broken};  // lane 0's, as all others have it
-  return s.word[1];
-}
+
+ private:
+  const uint64_t block_;
+  const uint32_t entry_;
+};
 
 // By all other warps.
 __device__ __forceinline__ Call enter(const Params& p, const Verdict& verdict) {
@@ -212,10 +225,10 @@ class Signer {
   const uint64_t board_;
 };
 
-__device__ __forceinline__ void usher_duty(const Params& p, uint32_t dirty, Verdict& verdict) {
+__device__ __forceinline__ void usher_duty(const Params& p, const Opener& opener, uint32_t dirty, Verdict& verdict) {
   const uint32_t lane = threadIdx.x % 32;
   Call call;
-  const uint32_t launched = open_call(p, verdict, call);
+  const uint32_t launched = opener.open(p, verdict, call);
   bool ok = !call.broken;
   if (ok) {
     if (lane == 0) {
@@ -260,9 +273,10 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
 // `dirty`: vectors that this call will leave in its slot.
 __device__ __forceinline__ void keep_books(const Params& p, const Lane& lane, uint32_t dirty, Verdict& verdict) {
   if (lane.role == Role::usher) {
+    const Opener opener(p, verdict);
     ptx::wait_for_predecessor();
     stumble(p, 5);
-    return usher_duty(p, dirty, verdict);
+    return usher_duty(p, opener, dirty, verdict);
   }
   const Signer signer(p);
   ptx::wait_for_predecessor();

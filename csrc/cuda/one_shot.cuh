@@ -2,8 +2,8 @@
 //
 // Launched with clusters that each hold a row (row.cuh); cluster c works on rows c, c + clusters, ... Where all rows have a
 // cluster (Tile::kOnce) that is all. Where they queue up, a cluster sends the row behind the one that it waits for, so that the
-// link is busy while rows are summed. All ranks take rows in rising order, so whatever their grids, no rank waits for a row
-// before it has sent all lower ones (rule R5).
+// link is busy while rows are summed. All ranks take rows in rising order: no cluster waits for a row before it has sent
+// all lower ones of its own, so whatever the grids, the lowest row that anybody waits for has been sent (rule R5).
 #pragma once
 
 #include "cuda/epilogue.cuh"

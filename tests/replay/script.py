@@ -217,8 +217,8 @@ class _Writer:
             self.captured[kind, size] = bodies
 
     def capture_pair(self) -> None:
-        """Two buckets whose graphs have equal shape, so that one can take the other's parameters: small ones, whose
-        calls have clusters of one size, which CUDA may leave as it is (tests/gpu/test_updates.py)."""
+        """Two buckets whose graphs have equal shape, so that one can take the other's parameters where their calls have
+        clusters of one size: small ones mostly have (tests/gpu/test_updates.py)."""
         large = min(8, max(2, self.profile.max_tokens // 4))
         small = large // 2
         calls = tuple(Call(form=form, strategy=s) for form in ("A", "sum") for s in (0, 1))
