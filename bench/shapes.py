@@ -11,7 +11,7 @@ from bench.cells import Cell
 
 MAX_CLUSTER, MOST_WARPS = 8, 14  # CTAs that share a row, and their warps with rows: csrc/cuda/row.cuh
 GRID_FILLS = 16  # tokens from which rows compete for the device
-NOISE = 1.02  # a shape must be this much quicker than the neighbour's to be worth another entry
+NOISE = 1.03  # a shape must be this much quicker than the neighbour's to be worth another entry
 
 
 @dataclass(frozen=True)

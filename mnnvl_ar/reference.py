@@ -12,6 +12,7 @@ import torch
 
 VECTOR_BYTES = 16
 GROUP = 32  # neighbouring vectors that are summed by a butterfly
+SUMS = 4  # of groups: group i goes to sum i % SUMS
 
 
 def all_reduce(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -48,7 +49,7 @@ def all_reduce_rms_norm(
 
 
 def square_sum(z: torch.Tensor) -> torch.Tensor:
-    """Sum of squares over the last dimension in fp32, in the library's order: vectors, groups of 32 vectors, groups."""
+    """Sum of squares over the last dimension in fp32, in the library's order (docs/numerics.md, step 3)."""
     per_vector = VECTOR_BYTES // z.element_size()
     x = z.float().unflatten(-1, (-1, per_vector))
     q = torch.zeros(x.shape[:-1])
@@ -60,10 +61,10 @@ def square_sum(z: torch.Tensor) -> torch.Tensor:
         q = q[..., :step] + q[..., step : 2 * step]
         step //= 2
     q = q.squeeze(-1)
-    total = torch.zeros(q.shape[:-1])
-    for group in range(q.shape[-1]):
-        total = total + q[..., group]
-    return total
+    sums = torch.zeros(*q.shape[:-1], SUMS)
+    for groups in torch.nn.functional.pad(q, (0, -q.shape[-1] % SUMS)).split(SUMS, dim=-1):
+        sums = sums + groups
+    return (sums[..., 0] + sums[..., 1]) + (sums[..., 2] + sums[..., 3])
 
 
 def same_bits(got: torch.Tensor, want: torch.Tensor) -> bool:

@@ -77,7 +77,8 @@ __device__ __forceinline__ bool await_quiescence(const Params& p, Verdict& verdi
 class Opener {
  public:
   __device__ __forceinline__ Opener(const Params& p, Verdict& verdict)
-      : block_(ptx::keep(reinterpret_cast<uint64_t>(p.block))), entry_(ptx::keep(ptx::shared_address(&verdict.entry))) {}
+      : block_(ptx::keep(reinterpret_cast<uint64_t>(p.block))),
+        entry_(ptx::keep(ptx::shared_address(&verdict.entry))) {}
 
   // Returns the CTAs of all earlier calls.
   __device__ __forceinline__ uint32_t open(const Params& p, Verdict& verdict, Call& call) const {
@@ -274,6 +275,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
 __device__ __forceinline__ void keep_books(const Params& p, const Lane& lane, uint32_t dirty, Verdict& verdict) {
   if (lane.role == Role::usher) {
     const Opener opener(p, verdict);
+    if (threadIdx.x % 32 == 0) ptx::prefetch_to_l2(p.block + protocol::kStateOffset);
     ptx::wait_for_predecessor();
     stumble(p, 5);
     return usher_duty(p, opener, dirty, verdict);

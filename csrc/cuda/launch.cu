@@ -127,6 +127,10 @@ struct Hash {
 cudaError_t plan_anew(const Request& request, Plan* result) {
   const auto& [strategy, op, dtype, device, ranks, tokens, vectors, tuning] = request;
   const uint32_t most_warps = kMaxThreads / 32 - kOtherWarps;
+  int generation = 0;
+  const cudaError_t unknown = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device);
+  if (unknown != cudaSuccess) return unknown;
+  const Pace pace = pace_of({ranks, tokens, vectors}, generation < 10 ? kHopper : kBlackwell);
   // All rows at once if there is room: first a row over fewer CTAs, then more of it a thread. In the last way rows queue up.
   const Way batch{tuning.batch >= 4 ? 4u : std::min(tuning.batch, 2u), tuning.batch, 1};
   const bool is_set = strategy == Strategy::two_shot && tuning.batch != 0;
@@ -152,7 +156,8 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
                      .clusters = std::min(wanted, room),
                      .threads = threads,
                      .batch = way.rows,
-                     .lag = std::max(1u, tuning.lag)};
+                     .lag = std::max(1u, tuning.lag),
+                     .pace = pace};
       if (shape_fit.resident > 0 && wanted <= room) return cudaSuccess;
     }
   }
@@ -182,6 +187,8 @@ CUresult launch(const Plan& plan, protocol::Pdl pdl, protocol::Params& params, C
   if (launch_kernel == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   params.batch = plan.batch;
   params.lag = plan.lag;
+  params.row_clocks = plan.pace.row;
+  params.first_look_clocks = plan.pace.first_look;
   params.cluster = plan.cluster;
   params.clusters = plan.clusters;
   params.threads = plan.threads;

@@ -11,6 +11,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include "cuda/pace.h"
 #include "protocol/call_params.h"
 
 namespace mnnvl_ar::cuda {
@@ -22,6 +23,7 @@ struct Plan {
   uint32_t threads;   // of a CTA
   uint32_t batch;     // two-shot
   uint32_t lag;
+  Pace pace;  // one-shot
 };
 
 // What the caller may fix; 0 leaves it to plan().

@@ -1,9 +1,9 @@
 // One-shot: every rank sends its rows to all others, each rank sums, and applies the epilogue. One hop.
 //
 // Launched with clusters that each hold a row (row.cuh); cluster c works on rows c, c + clusters, ... Where all rows have a
-// cluster (Tile::kOnce) that is all. Where they queue up, a cluster sends the row behind the one that it waits for, so that the
-// link is busy while rows are summed. All ranks take rows in rising order: no cluster waits for a row before it has sent
-// all lower ones of its own, so whatever the grids, the lowest row that anybody waits for has been sent (rule R5).
+// cluster (Tile::kOnce) that is all. All ranks take rows in rising order: no cluster waits for a row before it has sent it, and
+// all lower ones of its own, so whatever the grids, the lowest row that anybody waits for has been sent (rule R5). Rows of a
+// large call leave at the pace of the link (pace.h), so that what has come is summed while the link is busy.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -12,9 +12,11 @@
 
 namespace mnnvl_ar::cuda {
 
-// After the first send, in clocks of the SM: what peers send at that time is not there sooner (a hop takes some 1200), and looks
-// for it would only be in its way.
-inline constexpr uint32_t kHopClocks = 1000;
+// Until `clocks` after `since`.
+__device__ __forceinline__ void await_clock(uint32_t since, uint32_t clocks) {
+  while (ptx::clock() - since < clocks) {
+  }
+}
 
 // CTAs of full size that an SM is to hold at once: where rows queue up for two ranks, the link is busy with as many as fit.
 template <int kRanks, class Tile>
@@ -37,7 +39,6 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
   const uint32_t source_bytes = p.tokens * p.vectors * protocol::kVectorBytes;
   const uint32_t first = ptx::keep(vector_offset(p, lane.cluster, lane.vector));
   const Sender<kRanks> to_others(p, source_bytes);
-  const auto offset_of = [&](uint32_t row) { return vector_offset(p, row, lane.vector); };
   uint32_t columns = 0;
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) columns += epilogue.holds(column);
@@ -48,38 +49,32 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
     }
   };
   epilogue.prefetch_early(lane.cluster);
+  if (threadIdx.x % 32 == 0 && columns > 0) ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.x) + first);
   Vector mine[kColumns]{};
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
+  const uint32_t began = ptx::clock();
   load_x(first, mine);
   stumble(p, 4);
   const Call call = enter(p, verdict);
   if (call.broken) columns = 0;
-  const auto send = [&](uint32_t offset, Vector(&x)[kColumns]) {
-#pragma unroll
-    for (int column = 0; column < kColumns; ++column) {
-      x[column] = for_the_wire(p, x[column]);
-      if (column < columns) to_others(call.slot + offset + column * kGroupBytes, x[column]);
-    }
-  };
-  stumble(p, 3);
-  send(first, mine);
-  const uint32_t sent = ptx::clock();
-  Vector ahead[kColumns]{};
-  const auto send_ahead = [&](uint32_t row) {
-    if (Tile::kOnce || row >= p.tokens) return;
-    load_x(offset_of(row), ahead);
-    send(offset_of(row), ahead);
-  };
-  send_ahead(lane.cluster + lane.clusters);
-  epilogue.prefetch({lane.cluster, 1});
-  epilogue.prepare();
-  RowCleaner(p, call).step(0, 1);
-
-  while (ptx::clock() - sent < kHopClocks) {
-  }
   const uint32_t own = shape.own_too ? kNone : p.rank;
   const uint8_t* const slot = p.block + call.slot;
-  for (uint32_t row = lane.cluster, offset = first, round = 0; row < p.tokens; ++round) {
+  stumble(p, 3);
+
+  for (uint32_t row = lane.cluster, offset = first, round = 0;; ++round) {
+    await_clock(began, row * p.row_clocks);
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      mine[column] = for_the_wire(p, mine[column]);
+      if (column < columns) to_others(call.slot + offset + column * kGroupBytes, mine[column]);
+    }
+    const uint32_t sent = ptx::clock();
+    epilogue.prefetch({row, 1});
+    if (round == 0) {
+      epilogue.prepare();
+      RowCleaner(p, call).step(0, 1);
+    }
+    await_clock(sent, p.first_look_clocks);
     Vector s[kColumns];
 #pragma unroll
     for (Vector& v : s) v = poison_vector<D>();
@@ -87,16 +82,16 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
       receive_sum<D, kRanks, kColumns>(p, verdict, slot + offset, source_bytes, columns, own, mine, s);
     }
     const uint32_t next = row + lane.clusters;
-    if (Tile::kOnce || next >= p.tokens) ptx::barrier_arrive(kReceived, blockDim.x);
+    const bool is_last = Tile::kOnce || next >= p.tokens;
+    if (is_last) {
+      ptx::barrier_arrive(kReceived, blockDim.x);
+    } else {
+      offset = vector_offset(p, next, lane.vector);
+      load_x(offset, mine);
+    }
     epilogue.finish({row, 1}, round, s);
+    if (is_last) break;
     row = next;
-    if (Tile::kOnce || row >= p.tokens) break;
-    // Not at the head of the loop: a load that the first round skips would wait there for the one before it all the same.
-    offset = offset_of(row);
-    epilogue.prefetch({row, 1});
-#pragma unroll
-    for (int column = 0; column < kColumns; ++column) mine[column] = ahead[column];
-    send_ahead(row + lane.clusters);
   }
 }
 

@@ -106,14 +106,22 @@ struct RowSum {
   // Each row's sum, after gather().
   static __device__ __forceinline__ void add_up(const Lane& lane, uint32_t here, uint32_t round, float (&sum)[kRows]) {
     const uint32_t groups = here + turn_offset(round);
-#pragma unroll
-    for (float& value : sum) value = 0.0f;
+    float part[kRows][protocol::kSums] = {};
 #pragma unroll 1
-    for (uint32_t first = 0; first < lane.groups; first += kAtOnce) add_groups(groups + first * 4, sum);
+    for (uint32_t first = 0; first < lane.groups; first += kAtOnce) {
+      if (kRows > 1 || lane.groups - first > kAtOnce / 2) {
+        add_groups<kAtOnce>(groups + first * 4, part);
+      } else {
+        add_groups<kAtOnce / 2>(groups + first * 4, part);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) sum[i] = protocol::total(part[i]);
   }
 
  private:
-  // Loaded together, so that one latency is paid and not one a load. Groups that are not there are +0, which changes no sum.
+  // Loaded together, so that one latency is paid and not one a load; of one row, half of them where those are all. Groups that
+  // are not there are +0, which changes no sum.
   static constexpr uint32_t kAtOnce = kRows == 1 ? 32 : kRows == 2 ? 16 : 8;
   static_assert(kMaxGroups % kAtOnce == 0);
   static constexpr uint32_t kRowBytes = kMaxGroups * 4;
@@ -128,20 +136,21 @@ struct RowSum {
     ptx::mbarrier_arrive_expect(bar, lane.groups * kRows * 4);
   }
 
-  static __device__ __forceinline__ void add_groups(uint32_t first, float (&sum)[kRows]) {
-    float4 four[kRows][kAtOnce / 4];
+  template <uint32_t kCount>
+  static __device__ __forceinline__ void add_groups(uint32_t first, float (&part)[kRows][protocol::kSums]) {
+    float4 four[kRows][kCount / 4];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < kAtOnce / 4; ++j) four[i][j] = ptx::load_shared_float4(first + i * kRowBytes + j * 16);
+      for (int j = 0; j < kCount / 4; ++j) four[i][j] = ptx::load_shared_float4(first + i * kRowBytes + j * 16);
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce / 4; ++j) {
+    for (int j = 0; j < kCount / 4; ++j) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        for (float value : {four[i][j].x, four[i][j].y, four[i][j].z, four[i][j].w}) {
-          sum[i] = protocol::add(sum[i], value);
-        }
+        const float value[] = {four[i][j].x, four[i][j].y, four[i][j].z, four[i][j].w};
+#pragma unroll
+        for (int k = 0; k < protocol::kSums; ++k) part[i][k] = protocol::add(part[i][k], value[k]);
       }
     }
   }

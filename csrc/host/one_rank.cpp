@@ -183,7 +183,7 @@ class Call {
       return;
     }
     row_.resize(p_.vectors);
-    float total = 0.0f;
+    float sum[kSums] = {};
     for (uint32_t first = 0; first < p_.vectors; first += kGroup) {
       float lane[kGroup] = {};
       for (uint32_t i = 0; i < kGroup && first + i < p_.vectors; ++i) {
@@ -191,9 +191,10 @@ class Call {
         row_[first + i] = add_residual<D>(summed(row, first + i), residual);
         lane[i] = square_sum<D>(row_[first + i]);
       }
-      total = total + reduce_group(lane);
+      const uint32_t group = first / kGroup;
+      sum[group % kSums] = sum[group % kSums] + reduce_group(lane);
     }
-    const float rstd = reciprocal_root(total, static_cast<float>(p_.vectors * D::kPerVector), p_.eps);
+    const float rstd = reciprocal_root(total(sum), static_cast<float>(p_.vectors * D::kPerVector), p_.eps);
     auto* residual_out = static_cast<Vector*>(p_.residual_out) + uint64_t{row} * p_.vectors;
     for (uint32_t v = 0; v < p_.vectors; ++v) {
       residual_out[v] = ok_ ? row_[v] : poison_vector<D>();

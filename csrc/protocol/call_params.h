@@ -61,12 +61,14 @@ struct Params {
   uint32_t rank;
   uint32_t ranks;
   uint32_t description;
-  uint32_t batch;     // two-shot: rows a cluster takes at once
-  uint32_t lag;       // two-shot: batches in flight between two stages, at least 1
-  uint32_t cluster;   // the launch as it was planned: CTAs of a cluster,
-  uint32_t clusters;  // clusters of the grid,
-  uint32_t threads;   // threads of a CTA
-  uint32_t launch;    // which launch or captured call this is, to tell two at once apart (ring.h, arrival)
+  uint32_t batch;              // two-shot: rows a cluster takes at once
+  uint32_t lag;                // two-shot: batches in flight between two stages, at least 1
+  uint32_t row_clocks;         // one-shot: its pace (cuda/pace.h)
+  uint32_t first_look_clocks;  // one-shot
+  uint32_t cluster;            // the launch as it was planned: CTAs of a cluster,
+  uint32_t clusters;           // clusters of the grid,
+  uint32_t threads;            // threads of a CTA
+  uint32_t launch;             // which launch or captured call this is, to tell two at once apart (ring.h, arrival)
   uint32_t trigger_early;
   uint64_t slot_bytes;
   uint64_t deadline_ns;  // 0: none

@@ -158,7 +158,7 @@ MNNVL_AR_HD Vector add_residual(const Vector& s, const Vector& residual) {
   return pack<D>(z);
 }
 
-// Step 3, within a vector; across vectors see reduce_group and the callers.
+// Step 3, within a vector; across vectors see reduce_group and total.
 template <class D>
 MNNVL_AR_HD float square_sum(const Vector& z) {
   float q = 0.0f;
@@ -177,6 +177,12 @@ inline float reduce_group(float (&lane)[kGroup]) {
   }
   return lane[0];
 }
+
+// Step 3, over the groups of a row: group i goes to sum i % 4, each in ascending order to +0. Four sums, so that a quarter of the
+// additions are in line behind each other. Groups that are not there are +0, which changes no sum.
+inline constexpr int kSums = 4;
+
+MNNVL_AR_HD float total(const float (&sum)[kSums]) { return add(add(sum[0], sum[1]), add(sum[2], sum[3])); }
 
 // Step 5. `weight` holds the kPerVector factors of this vector, as stored, in fp32.
 template <class D>

@@ -1,7 +1,8 @@
 """What a kernel's machine code has to be: rule R1 and the rounding of docs/numerics.md, checked on what ptxas made.
 
 Contract
-  * `kernels(text)` reads the output of `cuobjdump -sass`; `faults(kernel)` names what is wrong in one kernel, or [].
+  * `kernels(text)` reads the output of `cuobjdump -sass`; `faults(kernel)` names what is wrong in one kernel, or [];
+    `library_faults(kernel)` lets pass what this library's quick root explains.
   * A kernel's *body* is what it reaches without a call. Subroutines are nvcc's own (slow paths of division and square
     root) and this library's fault report.
   * A *poll loop* is a loop around a strong, system-scope 128-bit load, with no such loop inside it.
@@ -210,6 +211,28 @@ def faults(kernel: Kernel) -> list[str]:
     if len(loops) < 2:
         wrong.append(f"loops: {len(loops)} poll loops")
     return wrong
+
+
+# What csrc/cuda/root.cuh adds to CUDA's own division and root, which stand behind it: 1 / H, once a kernel, in nvcc's
+# sequence for a reciprocal; and for each row, with a MUFU.RSQ of its own beside that of CUDA's root, ten FFMAs, two of
+# which are counted as a root's.
+FMAS_A_RECIPROCAL, FMAS_A_QUICK_ROOT = 2, 8
+NEGATION = re.compile(r"ftz: [0-9a-f]+ FADD\.FTZ (R\d+), -(R\d+), -RZ$")  # in that sequence; of 1 / H, no subnormal
+
+
+def library_faults(kernel: Kernel) -> list[str]:
+    found = faults(kernel)
+    roots = sum(kernel.code[i].opcode.startswith("MUFU.RSQ") for i in body(kernel))
+    if "RmsNorm" not in kernel.name or roots == 0:
+        return found
+    negations = [fault for fault in found if NEGATION.match(fault)][:1]
+    fmas = [
+        fault
+        for fault in found
+        if (count := re.match(r"fma: (\d+) FFMA, (\d+) of them", fault))
+        and int(count[1]) - int(count[2]) == FMAS_A_RECIPROCAL + FMAS_A_QUICK_ROOT * roots // 2
+    ]
+    return [fault for fault in found if fault not in (*negations, *fmas)]
 
 
 # ---- tools

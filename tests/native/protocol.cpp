@@ -1,4 +1,4 @@
-// csrc/protocol for the unit tests, as a Python module. Never imported by mnnvl_ar.
+// csrc/protocol, and the pace of one-shot (csrc/cuda/pace.h), for the unit tests, as a Python module. Never imported by mnnvl_ar.
 //
 // Contract
 //   * Every function is a thin shell around one of csrc/protocol; nothing of the protocol is written again here, but
@@ -17,6 +17,7 @@
 #include <tuple>
 #include <utility>
 
+#include "cuda/pace.h"
 #include "protocol/layout.h"
 #include "protocol/numerics.h"
 #include "protocol/ring.h"
@@ -357,6 +358,12 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("one_shot_positions", &one_shot_positions);
   m.def("scatter_positions", &scatter_positions);
   m.def("gather_positions", &gather_positions);
+
+  shaped("pace", [](const Shape& shape) {
+    const auto pace = mnnvl_ar::cuda::pace_of(shape, mnnvl_ar::cuda::kHopper);
+    return std::pair(pace.row, pace.first_look);
+  });
+  m.attr("PACED_BYTES") = mnnvl_ar::cuda::kPacedBytes;
 
   m.def("describe", [](uint32_t op, uint32_t dtype, uint32_t strategy, uint32_t vectors) {
     return describe(Op{op}, Dtype{dtype}, Strategy{strategy}, vectors);

@@ -204,10 +204,11 @@ def by_protocol(
     squares = np.zeros((rows, -(-vectors // protocol.GROUP) * protocol.GROUP), dtype=np.uint32)
     squares[:, :vectors] = protocol.square_sum(dtype, z).reshape(rows, vectors)
     groups = protocol.reduce_group(squares.reshape(rows, -1, protocol.GROUP)).view(np.float32).reshape(rows, -1)
-    total = np.zeros(rows, dtype=np.float32)
+    sums = np.zeros((4, rows), dtype=np.float32)
     with np.errstate(all="ignore"):
         for group in range(groups.shape[1]):
-            total = total + groups[:, group]
+            sums[group % 4] += groups[:, group]
+        total = (sums[0] + sums[1]) + (sums[2] + sums[3])
     rstd = protocol.reciprocal_root(total.view(np.uint32), float(row), eps)
     factors = np.tile(bits_of(weight.float()).reshape(-1, per), (rows, 1))
     return protocol.normalize(dtype, z, np.repeat(rstd, vectors), factors, bias), z

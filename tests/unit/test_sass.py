@@ -5,7 +5,6 @@ compare, the test build where it is there, and a poll loop written out below wit
 """
 
 import dataclasses
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,31 +23,8 @@ def disassembled(file: Path) -> list[sass.Kernel]:
         pytest.skip(str(reason))
 
 
-# What csrc/cuda/root.cuh adds to CUDA's own division and root, which stand behind it: 1 / H, once a kernel, in nvcc's
-# sequence for a reciprocal; and for each row, with a MUFU.RSQ of its own beside that of CUDA's root, ten FFMAs, two of
-# which are counted as a root's.
-FMAS_A_RECIPROCAL, FMAS_A_QUICK_ROOT = 2, 8
-NEGATION = re.compile(r"ftz: [0-9a-f]+ FADD\.FTZ (R\d+), -(R\d+), -RZ$")  # in that sequence; of 1 / H, no subnormal
-
-
-def faults(kernel: sass.Kernel) -> list[str]:
-    """`sass.faults`, but for just what the quick root explains."""
-    found = sass.faults(kernel)
-    roots = sum(kernel.code[i].opcode.startswith("MUFU.RSQ") for i in sass.body(kernel))
-    if "RmsNorm" not in kernel.name or roots == 0:
-        return found
-    negations = [fault for fault in found if NEGATION.match(fault)][:1]
-    fmas = [
-        fault
-        for fault in found
-        if (count := re.match(r"fma: (\d+) FFMA, (\d+) of them", fault))
-        and int(count[1]) - int(count[2]) == FMAS_A_RECIPROCAL + FMAS_A_QUICK_ROOT * roots // 2
-    ]
-    return [fault for fault in found if fault not in (*negations, *fmas)]
-
-
 def kinds(kernel: sass.Kernel) -> set[str]:
-    return {fault.split(":")[0] for fault in faults(kernel)}
+    return {fault.split(":")[0] for fault in sass.library_faults(kernel)}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +33,7 @@ def built() -> list[sass.Kernel]:
 
 
 def test_no_floating_point_near_a_poll(built: list[sass.Kernel]) -> None:
-    wrong = {f"{kernel.arch} {kernel.name}": faults(kernel) for kernel in built}
+    wrong = {f"{kernel.arch} {kernel.name}": sass.library_faults(kernel) for kernel in built}
     assert {name: found for name, found in wrong.items() if found} == {}
 
 
