@@ -3,7 +3,7 @@
 //
 // An epilogue has
 //   * kOp, what peers are told; Shared, with init(lane) by all threads before the cluster is synchronised;
-//   * prefetch_early(row): has L2 fetch what the first row will need, before the kernel ahead has ended;
+//   * prefetch_early(row): has L2 fetch what a row will need, before the kernel ahead has ended or long before its turn;
 //   * prepare(): loads what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers;
 //   * holds(column): whether that column of the thread lies in the row;
 //   * finish(rows, round, s): called by every thread with rows, whatever it holds, since it may hold barriers. After a fault s is

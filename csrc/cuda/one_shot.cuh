@@ -48,8 +48,11 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
       if (column < columns) x[column] = ptx::load(static_cast<const uint8_t*>(p.x) + offset + column * kGroupBytes);
     }
   };
+  const auto fetch_x = [&](uint32_t offset) {
+    if (columns > 0) ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.x) + offset);
+  };
   epilogue.prefetch_early(lane.cluster);
-  if (threadIdx.x % 32 == 0 && columns > 0) ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.x) + first);
+  if (threadIdx.x % 32 == 0) fetch_x(first);  // for the translation of its address: x itself is being written
   Vector mine[kColumns]{};
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   const uint32_t began = ptx::clock();
@@ -74,6 +77,12 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
       epilogue.prepare();
       RowCleaner(p, call).step(0, 1);
     }
+    const uint32_t next = row + lane.clusters;
+    const bool is_last = Tile::kOnce || next >= p.tokens;
+    if (!is_last) {
+      epilogue.prefetch_early(next);
+      fetch_x(vector_offset(p, next, lane.vector));
+    }
     await_clock(sent, p.first_look_clocks);
     Vector s[kColumns];
 #pragma unroll
@@ -81,8 +90,6 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
     if (columns > 0) {
       receive_sum<D, kRanks, kColumns>(p, verdict, slot + offset, source_bytes, columns, own, mine, s);
     }
-    const uint32_t next = row + lane.clusters;
-    const bool is_last = Tile::kOnce || next >= p.tokens;
     if (is_last) {
       ptx::barrier_arrive(kReceived, blockDim.x);
     } else {
