@@ -57,7 +57,7 @@ ONE_CTA = "-DCMAX=1 -DCAP=4 -DCHECKS=1 -DSCRIPT={0,0,0,0,0,0}"
 SIMPLE = f"{ONE_CTA} -DEARLY=0"
 # Rows queue up in calls 7 (3 for each of 2 CTAs), 8 (5 for 1 CTA of rank 0 and 2 of rank 1) and 9 (5 for 2 and 1).
 QUEUE = "-DQUEUE=5 -DCAP=12 -DSCRIPT={7,3,8,2,9,0}"
-QUEUE_4 = f"{QUEUE} -DCALLS=4 -DSCRIPT={{8,7,0,9}}"
+QUEUE_4 = f"{QUEUE} -DCALLS=4 -DSCRIPT={{0,8,7,9}}"
 
 HOLDS = [
     Config("r2", "2 ranks, 2 CTAs, 6 calls, one- and two-shot", ""),
@@ -116,7 +116,7 @@ HOLDS = [
     ),
     Config("r2-queue-link", "... stores to peers land late, 4 calls", f"{MERGED} {QUEUE_4} -DLINK=1", seconds=7),
     Config("r2-queue-loose", "... any order in a CTA, 4 calls", f"{MERGED} {QUEUE_4} -DLOOSE=1", seconds=4),
-    Config("r2-queue-behind", "... nothing is sent ahead, 6 calls", f"{MERGED} {QUEUE} -DAHEAD=0"),
+    Config("r2-queue-ahead", "... the next row is sent ahead, 6 calls", f"{MERGED} {QUEUE} -DAHEAD=1"),
     Config("r3", "3 ranks, 2 CTAs, 4 calls", f"{MERGED} -DRANKS=3 -DCALLS=4 -DCAP=12 -DSCRIPT={{1,4,0,3}}", seconds=75),
     Config(
         "r3-endless",
@@ -266,14 +266,19 @@ BREAKS = [
         "R5: ... they start in turn, rows queue up, grids differ by rank",
         f"{QUEUE} -DCHECKS=1 -DEARLY=0 -DSCRIPT={{8,8,8,8,8,8}} -DBREAK_GRID=2",
         HANG,
-        r"its next row, 2(?s:.*)rank 1 call 0 CTA 0: waits for ever; its last step: finds row 2 of rank 1",
+        r"\A(?!(?s:.*)CTA 1: starts)(?s:.*)"
+        r"rank 0 call 0 CTA 0: waits for ever; its last step: stores its next row, 1, .*\n"
+        r"rank 1 call 0 CTA 0: waits for ever; its last step: stores its next row, 2, ",
     ),
     Config(
         "queue-order",
         "R5: a rank takes its queued rows from the last to the first",
         f"{SIMPLE} -DQUEUE=3 -DCAP=6 -DSCRIPT={{2,2,2,2,2,2}} -DBREAK_FALLING",
         HANG,
-        r"rank 0 call 0 CTA 0: waits for ever(?s:.*)rank 1 call 0 CTA 0: waits for ever; its last step: advances",
+        r"\A(?=(?s:.*)rank 0 call 0 CTA 0: stores its first row, 0, )"
+        r"(?=(?s:.*)rank 1 call 0 CTA 0: stores its first row, 2, )(?s:.*)"
+        r"rank 0 call 0 CTA 0: waits for ever; its last step: advances.*\n"
+        r"rank 1 call 0 CTA 0: waits for ever; its last step: advances",
     ),
     Config(
         "order",

@@ -40,11 +40,12 @@
 #define TEAR 0              /* 1: a vector lands in two pieces */
 #endif
 #ifndef QUEUE
-#define QUEUE 0             /* most rows of a CTA in one-shot. It awaits one at a time, having sent the one behind it as well.
-                               0: at most two, sent and then awaited together (a queue too sends two before it waits) */
+#define QUEUE 0             /* most rows of a CTA in one-shot. It sends one, awaits it, and only then sends its next one (AHEAD).
+                               0: at most two, sent and then awaited together */
 #endif
 #ifndef AHEAD
-#define AHEAD 1             /* 0: in a QUEUE a row is sent only when the one before it has been summed */
+#define AHEAD 0             /* 0: in a QUEUE a row is sent only when the one before it has come from all, as in the kernel;
+                               1: one row ahead: it is sent before the one before it is awaited */
 #endif
 
 /* Shapes: tokens, CTAs, two-shot. A script gives each call its shape; NONDET lets the first rank to reach a call choose.
@@ -225,7 +226,8 @@ inline advance() {
 }
 
 /* Row warps go through phases, one peer at a time, their own rank last: send, poll, and for two-shot send the sums, poll them.
-   In a QUEUE they send two rows, poll for the first, send the third, poll for the second, and so on. */
+   In a QUEUE they send a row, poll for it, send the next, poll for it, and so on. With AHEAD they send two rows, poll for the
+   first, send the third, poll for the second, and so on. */
 #define PHASE (step / RANKS)
 #define PEER  ((r + 1 + step) % RANKS)
 #if QUEUE > 2
@@ -324,7 +326,10 @@ inline skip_idle() {
 inline send() {
     if
     :: PHASE == 0 ->
-        printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER);
+        if
+        :: TOGETHER || AHEAD -> printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER)
+        :: else -> printf("rank %d call %d CTA %d: stores its first row, %d, into slot %d of rank %d\n", r, j, c, ROW(0), use, PEER)
+        fi;
         put(PEER, OUT1(ROW(0)), WIRE(id, TAG(id, 0, r, ROW(0))));
         if
         :: HAS2 && (TOGETHER || AHEAD) -> put(PEER, OUT1(ROW(1)), WIRE(id, TAG(id, 0, r, ROW(1))))
