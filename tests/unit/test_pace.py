@@ -46,6 +46,6 @@ def test_the_first_look_waits_for_what_all_peers_send(world: int, row: int) -> N
 
 @given(ranks, st.integers(1, 2**20), vectors)
 def test_clocks_fit_their_word(world: int, tokens: int, row: int) -> None:
-    """Of any call that fits a slot, with years to spare: the kernel multiplies in 32 bits."""
+    """Of any call that fits a slot, with room to spare: the kernel multiplies in 32 bits."""
     if sent(world, tokens, row) < 2**32:
         assert protocol.pace(world, tokens, row)[0] * tokens < 2**25
