@@ -86,11 +86,10 @@ class Opener {
     const uint8_t *state = block + protocol::kStateOffset, *progress = block + protocol::kProgressOffset;
     const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
     bool broken = g.word[1] != 0 && !protocol::is_off(p, protocol::Rule::told);
+    // One load of one address: all lanes go the same way. What lane 0 finds is what counts.
     if (!is_quiescent(s, g) && !protocol::is_off(p, protocol::Rule::quiescence)) {
       broken |= !await_quiescence(p, verdict, state, progress);
-      broken = __any_sync(0xffffffffu, broken);
     }
-    // What lane 0 has found is what counts.
     if (threadIdx.x % 32 == 0) ptx::store_shared(entry_, {{s.word[0], s.word[2], broken, 0}});
     __syncwarp();
     ptx::barrier_arrive(kEntered, blockDim.x);

@@ -149,6 +149,7 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
       if (error != cudaSuccess) return error;
       uint32_t room = shape_fit.resident / std::max(1u, tuning.sharers);
       if (tuning.max_ctas != 0) room = std::min(room, tuning.max_ctas / needed);
+      const bool has_room = room > 0;  // or else this cluster is more than our share: a narrower one may not be
       room = std::max(1u, std::min(room, protocol::kMaxGrid / needed));
       const uint32_t wanted = divide_up(tokens, way.rows);
       *result = Plan{.function = shape_fit.function,
@@ -158,7 +159,7 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
                      .batch = way.rows,
                      .lag = std::max(1u, tuning.lag),
                      .pace = pace};
-      if (shape_fit.resident > 0 && wanted <= room) return cudaSuccess;
+      if (has_room && wanted <= room) return cudaSuccess;
     }
   }
   return cudaSuccess;

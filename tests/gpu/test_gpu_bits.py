@@ -41,7 +41,7 @@ def test_every_form(ranks: Any, pdl: int) -> None:
 @pytest.mark.parametrize("max_ctas", [1, 8, 32])
 def test_grids(ranks: Any, max_ctas: int) -> None:
     """The bits do not depend on the grid, nor on how many CTAs hold a row, nor on whether rows queue up; also where
-    outputs lie over x, which a cluster has sent ahead."""
+    outputs lie over x, of which a cluster loads the next row before it stores this one's."""
     if ranks.world_size not in (2, 8):
         pytest.skip("two world sizes show it")
     calls = [
