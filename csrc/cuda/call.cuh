@@ -126,44 +126,26 @@ inline constexpr uint32_t kStewardClears = 1024;
 
 __device__ __forceinline__ bool steward_clears(const Call& call) { return call.dirty <= kStewardClears * grid_size(); }
 
-// Fills one thread's share of the stale slot with the sentinel: every `stride`th vector from `next` on, `most` at a time. What
-// can be had anew is not kept, for the registers.
-struct Cleaner {
-  uint8_t* stale;
-  uint32_t next;
-  uint32_t dirty;
-
-  __device__ __forceinline__ Cleaner(const Params& p, const Call& call, uint32_t thread)
-      : stale(p.block + call.stale_slot), next(thread), dirty(call.dirty) {}
-
-  __device__ __forceinline__ void clear(uint32_t stride, uint32_t most) {
-    const protocol::Vector empty = protocol::sentinel_vector();
-    for (; next < dirty && most != 0; next += stride, --most) {
-      ptx::store(stale + uint64_t{next} * protocol::kVectorBytes, empty);
-    }
+// Fills every `stride`th vector of the stale slot, from `first` up to `end`, with the sentinel.
+__device__ __forceinline__ void clear(const Params& p, const Call& call, uint32_t first, uint32_t end,
+                                      uint32_t stride) {
+  const protocol::Vector empty = protocol::sentinel_vector();
+  for (uint32_t i = first; i < end; i += stride) {
+    ptx::store(p.block + call.stale_slot + uint64_t{i} * protocol::kVectorBytes, empty);
   }
-};
+}
 
-// The threads with rows clear what the steward leaves to them, in `steps` parts. The last thing they do about it is to pass
-// kCleared.
-struct RowCleaner {
-  Cleaner mine;
-
-  __device__ __forceinline__ RowCleaner(const Params& p, const Call& call)
-      : mine(p, call, cta_index() * threads() + threadIdx.x) {
-    if (call.broken || steward_clears(call)) mine.dirty = 0;
+// By the threads with rows: step number `step` of the `steps` that this CTA takes (others may take more, or fewer) to clear its
+// share of what the steward leaves to them. Then they pass kCleared.
+__device__ __forceinline__ void clear_step(const Params& p, const Call& call, uint32_t step, uint32_t steps) {
+  const uint32_t threads = blockDim.x - kOtherWarps * 32;
+  if (!call.broken && !steward_clears(call)) {
+    const uint32_t stride = grid_size() * threads, part = (call.dirty / (stride * steps) + 1) * stride;
+    const uint32_t first = cta_index() * threads + threadIdx.x + step * part;
+    clear(p, call, first, min(first + part, call.dirty), stride);
   }
-
-  __device__ __forceinline__ void step(uint32_t number, uint32_t steps) {
-    const uint32_t stride = grid_size() * threads();
-    const bool is_last = number + 1 == steps;
-    if (mine.next < mine.dirty) mine.clear(stride, is_last ? mine.dirty : mine.dirty / (stride * steps) + 1);
-    if (is_last) ptx::barrier_arrive(kCleared, threads() + 32);
-  }
-
- private:
-  static __device__ __forceinline__ uint32_t threads() { return blockDim.x - kOtherWarps * 32; }
-};
+  if (step + 1 == steps) ptx::barrier_arrive(kCleared, threads + 32);
+}
 
 // Waits for the signature of one rank. False: it differs, or did not come; the fault has been reported.
 __device__ __forceinline__ bool peer_agrees(const Params& p, Verdict& verdict, const Call& call, uint32_t source) {
@@ -250,7 +232,7 @@ __device__ __forceinline__ void steward_duty(const Params& p, const Call& call, 
   // Our CTA's clears, and the fence behind them, before anybody can learn that we have finished.
   const bool clears = steward_clears(call) && !call.broken;
   if (clears) {
-    Cleaner(p, call, cta_index() * 32 + lane).clear(grid_size() * 32, 0xffffffffu);
+    clear(p, call, cta_index() * 32 + lane, call.dirty, grid_size() * 32);
     __syncwarp();
     if (lane == 0) ptx::fence_acq_rel_gpu();
   }

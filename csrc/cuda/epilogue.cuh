@@ -3,7 +3,8 @@
 //
 // An epilogue has
 //   * kOp, what peers are told; Shared, with init(lane) by all threads before the cluster is synchronised;
-//   * prefetch_early(row): has L2 fetch what a row will need, before the kernel ahead has ended or long before its turn;
+//   * prefetch_weight() and prefetch_row(row): have L2 fetch what all rows need and what one will, before the kernel ahead has
+//     ended or long before its turn;
 //   * prepare(): loads what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers;
 //   * holds(column): whether that column of the thread lies in the row;
 //   * finish(rows, round, s): called by every thread with rows, whatever it holds, since it may hold barriers. After a fault s is
@@ -48,7 +49,8 @@ class Plain {
       : p_(p), lane_(lane), decided_(verdict) {}
 
   __device__ __forceinline__ bool holds(int column) const { return holds_column(p_, lane_, column); }
-  __device__ __forceinline__ void prefetch_early(uint32_t) {}
+  __device__ __forceinline__ void prefetch_weight() const {}
+  __device__ __forceinline__ void prefetch_row(uint32_t) const {}
   __device__ __forceinline__ void prepare() {}
   __device__ __forceinline__ void prefetch(Rows) {}
   __device__ __forceinline__ void finish(Rows rows, uint32_t, protocol::Vector (&s)[Tile::kVectors]) {
@@ -88,12 +90,18 @@ class RmsNorm {
   __device__ __forceinline__ bool holds(int column) const { return holds_column(p_, lane_, column); }
 
   // A layer's weight was last read a whole model ago. Into L2, not into registers: the kernel ahead may be the one that writes it.
-  __device__ __forceinline__ void prefetch_early(uint32_t first_row) const {
+  __device__ __forceinline__ void prefetch_weight() const {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (holds(column)) ptx::prefetch_to_l2(weight_place(column));
+    }
+  }
+
+  __device__ __forceinline__ void prefetch_row(uint32_t row) const {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       if (!holds(column)) continue;
-      ptx::prefetch_to_l2(weight_place(column));
-      ptx::prefetch_to_l2(static_cast<const uint8_t*>(p_.residual) + vector_offset(p_, first_row, lane_.vector) +
+      ptx::prefetch_to_l2(static_cast<const uint8_t*>(p_.residual) + vector_offset(p_, row, lane_.vector) +
                           column * kGroupBytes);
     }
   }

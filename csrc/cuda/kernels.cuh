@@ -13,6 +13,7 @@ const void* kernel_of(protocol::Strategy strategy, unsigned at_once) {
     if (at_once == 0) return reinterpret_cast<const void*>(&one_shot<D, kRanks, Tile<1>, Epilogue>);
     if constexpr (kRanks == 2) {
       if (at_once == 2) return reinterpret_cast<const void*>(&one_shot<D, kRanks, Tile<1, 2, true>, Epilogue>);
+      if (at_once == 3) return reinterpret_cast<const void*>(&one_shot<D, kRanks, Tile<1, 2>, Epilogue>);
     }
     return reinterpret_cast<const void*>(&one_shot<D, kRanks, Tile<1, 1, true>, Epilogue>);
   }

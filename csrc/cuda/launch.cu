@@ -27,7 +27,7 @@ cudaError_t load_kernels(unsigned ranks) {
   for (Strategy strategy : {Strategy::one_shot, Strategy::two_shot}) {
     for (Op op : {Op::all_reduce, Op::all_reduce_rms_norm}) {
       for (Dtype dtype : {Dtype::bfloat16, Dtype::float16, Dtype::float32}) {
-        for (unsigned at_once : {0u, 1u, 2u, 4u}) {
+        for (unsigned at_once : {0u, 1u, 2u, 3u, 4u}) {
           cudaFuncAttributes attributes;  // asking for them loads the kernel, which a capture could not
           const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel(strategy, op, dtype, ranks, at_once));
           if (error != cudaSuccess) return error;
@@ -78,12 +78,15 @@ struct Way {
   uint32_t at_once;  // which kernel: kernels.h
   uint32_t rows;
   uint32_t columns;
+  bool queues = false;  // takes any number of rows
+  uint32_t threads = kMaxThreads;
 };
 
-constexpr Way kOneShot[] = {{1, 1, 1}, {0, 1, 1}}, kOneShotOfTwo[] = {{1, 1, 1}, {2, 1, 2}, {0, 1, 1}};
-constexpr Way kTwoShot[] = {{1, 1, 1}, {2, 2, 1}, {4, 4, 1}};
+constexpr Way kQueue{0, 1, 1, true}, kQueueOfTwoColumns{3, 1, 2, true, kTwoColumnThreads};
+constexpr Way kOneShot[] = {{1, 1, 1}, kQueue}, kOneShotOfTwo[] = {{1, 1, 1}, {2, 1, 2}, kQueue, kQueueOfTwoColumns};
+constexpr Way kTwoShot[] = {{1, 1, 1}, {2, 2, 1}, {4, 4, 1, true}};
 
-// In order of preference; the last one takes any number of rows.
+// In order of preference.
 std::span<const Way> ways_of(Strategy strategy, uint32_t ranks) {
   if (strategy == Strategy::two_shot) return kTwoShot;
   return ranks == 2 ? std::span<const Way>(kOneShotOfTwo) : kOneShot;
@@ -126,20 +129,23 @@ struct Hash {
 
 cudaError_t plan_anew(const Request& request, Plan* result) {
   const auto& [strategy, op, dtype, device, ranks, tokens, vectors, tuning] = request;
-  const uint32_t most_warps = kMaxThreads / 32 - kOtherWarps;
-  int generation = 0;
-  const cudaError_t unknown = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device);
+  int generation = 0, processors = 0;
+  cudaError_t unknown = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device);
+  if (unknown == cudaSuccess) unknown = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (unknown != cudaSuccess) return unknown;
   const Pace pace = pace_of({ranks, tokens, vectors}, generation < 10 ? kHopper : kBlackwell);
-  // All rows at once if there is room: first a row over fewer CTAs, then more of it a thread. In the last way rows queue up.
-  const Way batch{tuning.batch >= 4 ? 4u : std::min(tuning.batch, 2u), tuning.batch, 1};
+  // All rows at once if there is room: first a row over fewer CTAs, then more of it a thread. Or else they queue up: for as many
+  // clusters as there can be, and where those would be fewer than there are SMs, in the way that has most.
+  const Way batch{tuning.batch >= 4 ? 4u : std::min(tuning.batch, 2u), tuning.batch, 1, true};
+  uint32_t queues = 0;
   const bool is_set = strategy == Strategy::two_shot && tuning.batch != 0;
   for (const Way& way : is_set ? std::span(&batch, 1) : ways_of(strategy, ranks)) {
     const uint32_t slots = divide_up(vectors, way.columns * kGroupVectors);  // warps that a row needs
-    const uint32_t narrowest = divide_up(slots, most_warps);
+    const uint32_t narrowest = divide_up(slots, way.threads / 32 - kOtherWarps);
     const uint32_t widest =
         std::max(narrowest, std::min({tuning.cluster != 0 ? tuning.cluster : kMaxCluster, kMaxCluster, slots}));
-    for (uint32_t cluster = widest; cluster >= (tuning.cluster != 0 ? widest : narrowest); --cluster) {
+    const uint32_t last = tuning.cluster != 0 ? widest : narrowest;
+    for (uint32_t cluster = widest; cluster >= last; --cluster) {
       const uint32_t warps = divide_up(slots, cluster);
       const uint32_t needed = std::max(divide_up(slots, warps), narrowest);  // CTAs: not one more than the warps need
       const uint32_t threads = (warps + kOtherWarps) * 32;
@@ -152,6 +158,9 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
       const bool has_room = room > 0;  // or else this cluster is more than our share: a narrower one may not be
       room = std::max(1u, std::min(room, protocol::kMaxGrid / needed));
       const uint32_t wanted = divide_up(tokens, way.rows);
+      const bool fits = has_room && wanted <= room;
+      if (!fits && (!way.queues || cluster != last || queues >= uint32_t(processors) || queues >= room)) continue;
+      queues = room;
       *result = Plan{.function = shape_fit.function,
                      .cluster = needed,
                      .clusters = std::min(wanted, room),
@@ -159,7 +168,7 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
                      .batch = way.rows,
                      .lag = std::max(1u, tuning.lag),
                      .pace = pace};
-      if (has_room && wanted <= room) return cudaSuccess;
+      if (fits) return cudaSuccess;
     }
   }
   return cudaSuccess;

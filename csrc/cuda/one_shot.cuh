@@ -22,8 +22,11 @@ __device__ __forceinline__ void await_clock(uint32_t since, uint32_t clocks) {
 template <int kRanks, class Tile>
 inline constexpr int kCtas = kRanks == 2 && !Tile::kOnce ? 2 : 1;
 
+template <class Tile>
+inline constexpr int kThreads = !Tile::kOnce && Tile::kColumns == 2 ? kTwoColumnThreads : kMaxThreads;
+
 template <class D, int kRanks, class Tile, template <class, class> class Epilogue>
-__global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads<Tile>, kCtas<kRanks, Tile>) one_shot(const __grid_constant__ Params p) {
   constexpr int kColumns = Tile::kColumns;
   __shared__ Verdict verdict;
   __shared__ typename Epilogue<D, Tile>::Shared shared;
@@ -49,9 +52,13 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
     }
   };
   const auto fetch_x = [&](uint32_t offset) {
-    if (columns > 0) ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.x) + offset);
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (column < columns) ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.x) + offset + column * kGroupBytes);
+    }
   };
-  epilogue.prefetch_early(lane.cluster);
+  epilogue.prefetch_weight();
+  epilogue.prefetch_row(lane.cluster);
   if (threadIdx.x % 32 == 0) fetch_x(first);  // for the translation of its address: x itself is being written
   Vector mine[kColumns]{};
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
@@ -64,6 +71,7 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
   const uint8_t* const slot = p.block + call.slot;
   stumble(p, 3);
 
+  const uint32_t rounds = Tile::kOnce ? 1 : (p.tokens - lane.cluster + lane.clusters - 1) / lane.clusters;
   for (uint32_t row = lane.cluster, offset = first, round = 0;; ++round) {
     await_clock(began, row * p.row_clocks);
 #pragma unroll
@@ -73,14 +81,12 @@ __global__ void __launch_bounds__(kMaxThreads, kCtas<kRanks, Tile>) one_shot(con
     }
     const uint32_t sent = ptx::clock();
     epilogue.prefetch({row, 1});
-    if (round == 0) {
-      epilogue.prepare();
-      RowCleaner(p, call).step(0, 1);
-    }
+    if (round == 0) epilogue.prepare();
+    clear_step(p, call, round, rounds);
     const uint32_t next = row + lane.clusters;
     const bool is_last = Tile::kOnce || next >= p.tokens;
     if (!is_last) {
-      epilogue.prefetch_early(next);
+      epilogue.prefetch_row(next);
       fetch_x(vector_offset(p, next, lane.vector));
     }
     await_clock(sent, p.first_look_clocks);

@@ -15,7 +15,9 @@
 namespace mnnvl_ar::cuda {
 
 inline constexpr uint32_t kMaxThreads = 512;  // of a CTA; leaves each 128 registers
-inline constexpr uint32_t kOtherWarps = 2;    // without rows
+inline constexpr uint32_t kTwoColumnThreads =
+    320;                                    // where rows queue up by two columns a thread: two such CTAs leave each 96
+inline constexpr uint32_t kOtherWarps = 2;  // without rows
 inline constexpr uint32_t kMaxCluster = 8;
 inline constexpr uint32_t kMaxGroups = 96;  // of a row, in a cluster
 inline constexpr uint32_t kGroupVectors = 32, kGroupBytes = kGroupVectors * protocol::kVectorBytes;

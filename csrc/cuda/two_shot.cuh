@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     return keep_books(p, lane, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), verdict);
   }
   Epilogue<D, Tile<kRows>> epilogue(p, lane, verdict, shared);
-  epilogue.prefetch_early(first_row(0));
+  epilogue.prefetch_weight();
+  epilogue.prefetch_row(first_row(0));
   ptx::wait_for_predecessor();  // nothing but loads from here to the first store
   Vector first_x{};
   if (epilogue.holds(0)) first_x = input(first_row(0));
@@ -110,14 +111,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     }
   };
 
-  RowCleaner cleaner(p, call);
   for (uint32_t step = 0; step < batches + 2 * p.lag; ++step) {
     if (step < batches) scatter(step);
     if (step == 0) {
       stumble(p, 3);
       epilogue.prepare();
     }
-    if (step < batches) cleaner.step(step, batches);
+    if (step < batches) clear_step(p, call, step, batches);
     if (step >= p.lag && step - p.lag < batches) reduce(step - p.lag);
     if (step >= 2 * p.lag) gather(step - 2 * p.lag);
   }

@@ -55,7 +55,8 @@ def test_grids(ranks: Any, max_ctas: int) -> None:
 
 def test_two_columns_a_thread(ranks: Any) -> None:
     """Of two ranks, where eight CTAs hold all rows only by two columns a thread: rows of whole groups of 32 vectors, of
-    an odd number, and with one that is not full. And next to them, where rows queue up all the same."""
+    an odd number, and with one that is not full. And next to them, where rows queue up all the same, by one column a
+    thread (7168) or by two (8192)."""
     if ranks.world_size != 2:
         pytest.skip("of two ranks")
     rows = [
@@ -69,6 +70,9 @@ def test_two_columns_a_thread(ranks: Any) -> None:
         (5, 8192),
         (9, 7168),
         (25, 7176),
+        (13, 8192),
+        (9, 7936),
+        (6, 7944),
     ]
     calls = [
         Call(op, tokens, hidden // (2 if dtype == "fp32" else 1), dtype, strategy=0, out=out, seed=tokens)
