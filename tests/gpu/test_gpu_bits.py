@@ -29,6 +29,16 @@ def test_long_rows_and_many_tokens(ranks: Any) -> None:
     ranks.run(check_calls, calls, {**WORKSPACE, "strategy": "one_shot"})
 
 
+def test_a_share_smaller_than_a_cluster(ranks: Any) -> None:
+    """Nine ranks share a GPU, each for less than one row's cluster. The narrowest is taken then: by the widest, eight
+    ranks' calls, those at hand and the next ones, which are launched early, leave no place for the ninth's (16
+    clusters of 8 of 132 SMs), and all wait for the deadline."""
+    if ranks.world_size != 9:
+        pytest.skip("of nine ranks")
+    calls = [Call(tokens=3, hidden=16384, dtype="bf16", strategy=s, seed=3) for s in (0, 1)] * 8
+    ranks.run(check_calls, calls, {**WORKSPACE, "strategy": "one_shot", "deadline": 2.0}, late=0.02)
+
+
 @pytest.mark.parametrize("pdl", [0, 1, 2])
 def test_every_form(ranks: Any, pdl: int) -> None:
     if ranks.world_size not in (2, 4, 8):
