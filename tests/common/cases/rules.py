@@ -452,7 +452,7 @@ GPU_CHECKS = {
     "device_epoch": (check_replayed_call, 2, "differs in"),
     "quiescence": (check_overlapping_calls, 3, "differs in"),
     "advance_last": (check_many_ctas, 2, "differs in"),
-    "two_at_once": (check_two_at_once, 2, "differs in|waited"),
+    "two_at_once": (check_two_at_once, 2, "differs in|waited|did not end within"),
     "sanitize": (check_sentinels_in_data, 2, "differs in"),
     "integer_compare": (check_subnormals_in_data, 2, "differs in"),
     "three_slots": (check_wiped_data, 3, "differs in"),
