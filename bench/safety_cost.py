@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT / "tests"), str(ROOT)]
 
-# Ranks leave a barrier some 0.1 ms apart, and their clocks run from there: of 200 calls that is a fifth of the time.
+# Each rank times from a barrier that the ranks do not leave together: a graph is to last long beside that.
 CALLS, REPLAYS, TURNS = 2000, 20, 5
 CALLS_ON_HOST = 200
 
