@@ -1,5 +1,6 @@
 """`make` sets up .venv around the PyTorch that was asked for: a stand-in for its Python writes down what it is told."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,9 +28,14 @@ def tree(tmp_path: Path) -> Path:
 
 
 def make(tree: Path, *arguments: str) -> list[str]:
-    """Runs make; the lines that its Python was called with, and that were not seen before."""
+    """Runs make, whatever make runs us; the lines that its Python was called with, and that were not seen before."""
     (tree / "log").unlink(missing_ok=True)
-    subprocess.run(["make", *arguments], cwd=tree, check=True, capture_output=True, text=True)
+    # A make that runs us hands its variables on, by their names and all of them again in MAKEFLAGS.
+    handed_on = {"ARGS", "TORCH", "PY", "PYTHON", "MFLAGS"}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in handed_on and not name.startswith("MAKE")
+    }
+    subprocess.run(["make", *arguments], cwd=tree, env=environment, check=True, capture_output=True, text=True)
     log = tree / "log"
     return log.read_text().splitlines() if log.exists() else []
 
