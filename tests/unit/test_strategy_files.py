@@ -99,7 +99,7 @@ def test_the_measured_crossovers_of_h200() -> None:
         assert table.entries or table == Table(measured, source="h200.json")
         assert cost_model.one_shot_bytes(cost_model.H200, size) == pytest.approx(measured, rel=0.25)
     of_two = strategy.table_of("NVIDIA H200", 2)
-    assert {entry.strategy for entry in of_two.entries} == {Strategy.ONE_SHOT}, "as the model has it, at any size"
+    assert {entry.strategy for entry in of_two.entries} == {Strategy.ONE_SHOT}, "as the model has it at any size"
     assert cost_model.one_shot_bytes(cost_model.H200, 2) == cost_model.ANY_BYTES
     assert strategy.table_of("NVIDIA H200", 3).source == "cost model"
     elsewhere = strategy.table_of("NVIDIA H100 80GB HBM3", 8)
