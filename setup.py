@@ -42,6 +42,19 @@ NVCC_FLAGS = (
     " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v"
     " --compress-mode=size -Icsrc"
 )
+# The rooms of csrc and how each is compiled: "cuda" by nvcc, "host" by the C++ compiler, "torch" with LibTorch's headers as well;
+# None holds headers only. A file in no room, or of a kind that its room does not compile, ends the build.
+ROOMS = {
+    "protocol": None,
+    "kernels": None,
+    "epilogues": "cuda",
+    "launch": "host",
+    "host": None,
+    "diagnosis": "host",
+    "torch": "torch",
+    "torch/ops": "torch",
+}
+HEADERS, SOURCES = (".h", ".cuh"), {"cuda": ".cu", "host": ".cpp", "torch": ".cpp"}
 RULES = """
 rule cxx
   command = $cxx -MMD -MF $out.d $flags -c $in -o $out
@@ -123,6 +136,21 @@ def toolkit_folders(nvcc: str) -> tuple[list[str], list[str]]:
     return [os.path.normpath(folder) for folder in includes], libraries
 
 
+def sources(csrc: Path = ROOT / "csrc") -> list[tuple[Path, str]]:
+    """Every file to be compiled, with the way of its room."""
+    found = []
+    for file in sorted(path for path in csrc.rglob("*") if path.is_file()):
+        room = str(file.parent.relative_to(csrc))
+        if room not in ROOMS:
+            stop(f"csrc/{file.relative_to(csrc)}: no such room: say in ROOMS of setup.py how csrc/{room} is compiled")
+        way = ROOMS[room]
+        if way and file.suffix == SOURCES[way]:
+            found.append((file, way))
+        elif file.suffix not in HEADERS:
+            stop(f"csrc/{file.relative_to(csrc)}: csrc/{room} compiles {SOURCES[way] if way else 'nothing'}")
+    return found
+
+
 def run_ninja(variant: str, variables: dict[str, str], edges: list[str], target: Path) -> None:
     """Builds build/<variant>/out.so and puts it at `target`. One build of a variant at a time."""
     folder = ROOT / "build" / variant
@@ -162,14 +190,14 @@ class BuildLibrary(build_ext):
         ccbin = [word for word in cxx.split() if not word.startswith("-")][-1]
         flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS} {defines}" + "".join(f" -gencode=arch={code}" for code in codes)
         edges, objects, logs = [], [], []
-        for source in sorted((ROOT / "csrc").glob("cuda/*.cu") if nvcc else []):
-            objects.append(f"build/{VARIANT}/cuda/{source.stem}.o")
-            logs.append(f"{objects[-1]}.log")
-            edges.append(f"build {objects[-1]} | {logs[-1]}: nvcc csrc/cuda/{source.name}\n  flags = {flags['cuda']}")
-        for source in sorted((ROOT / "csrc").glob("[ht]o*/*.cpp")):
-            part = source.parent.name
-            objects.append(f"build/{VARIANT}/{part}/{source.stem}.o")
-            edges.append(f"build {objects[-1]}: cxx csrc/{part}/{source.name}\n  flags = {flags[part]}")
+        for source, way in sources():
+            if way == "cuda" and not nvcc:
+                continue
+            file = source.relative_to(ROOT / "csrc")
+            objects.append(f"build/{VARIANT}/{file.with_suffix('.o')}")
+            log, rule = (f" | {objects[-1]}.log", "nvcc") if way == "cuda" else ("", "cxx")
+            logs += [f"{objects[-1]}.log"] if log else []
+            edges.append(f"build {objects[-1]}{log}: {rule} csrc/{file}\n  flags = {flags[way]}")
         ptxas = "build/ptxas.log" if VARIANT == "release" else f"build/{VARIANT}/ptxas.log"
         edges.append(f"build {ptxas}: gather {' '.join(logs) or '/dev/null'}")
         link = f"-L{torch}/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -Wl,--as-needed -Wl,--exclude-libs,ALL"

@@ -1,4 +1,4 @@
-// Waiting is bounded on the host transport too; the twin of csrc/cuda/fault.cuh.
+// Waiting is bounded on the host transport too; the counterpart of kernels/fault.cuh.
 #pragma once
 
 #include <sched.h>
@@ -7,7 +7,8 @@
 #include <cstddef>
 
 #include "host/shared_word.h"
-#include "protocol/fault_record.h"
+#include "protocol/fault.h"
+#include "protocol/params.h"
 
 namespace mnnvl_ar::host {
 
@@ -25,25 +26,26 @@ inline uint32_t* broken_word(uint8_t* block) {
 }
 
 inline void report_fault(const Params& p, FaultCode code, const protocol::Fault& fault) {
-  protocol::FaultRecord& record = *p.record;
-  if (record.code != 0) return;
-  protocol::fill_record(record, p, fault, now_ns(), [&p](uint32_t source, uint32_t slot) {
-    return load_word(p.block + protocol::board_offset(slot, source));
+  const protocol::Group& g = p.group;
+  protocol::FaultRecord& record = *g.record;
+  if (record.code != FaultCode::none) return;
+  protocol::fill_record(record, p, fault, now_ns(), [&g](uint32_t source, uint32_t slot) {
+    return load_word(g.block + protocol::board_offset(slot, source));
   });
   store_word(&record.code, static_cast<uint32_t>(code));
-  store_word_if_zero(broken_word(p.block), static_cast<uint32_t>(code));
-  const uint32_t mark = protocol::told(p.rank, static_cast<uint32_t>(code));
-  for (uint32_t i = 0; i + 1 < p.ranks; ++i) {
-    uint32_t* word = broken_word(p.peers[i]);
-    // Who found it may have told that peer already, and knows more.
+  store_word_if_zero(broken_word(g.block), static_cast<uint32_t>(code));
+  const uint32_t mark = protocol::peer_mark(g.rank, code);
+  for (uint32_t i = 0; i + 1 < g.ranks; ++i) {
+    uint32_t* word = broken_word(g.peers[i]);
+    // The rank that found it may have marked that peer already, and knows more.
     code == FaultCode::peer_fault ? store_word_if_zero(word, mark) : store_word(word, mark);
   }
 }
 
 // One wait of one call: spins for a while, then gives the core away between looks.
-class Patience {
+class BoundedWait {
  public:
-  Patience(const Params& p, uint32_t epoch) : p_(p), epoch_(epoch) {}
+  BoundedWait(const Params& p, uint32_t epoch) : p_(p), epoch_(epoch) {}
 
   // After a look in vain. False: give up, the fault has been reported.
   bool once_more() {
@@ -51,12 +53,12 @@ class Patience {
     // The clock at every look: on a busy machine each yield may cost a time slice of every other process.
     const uint64_t now = now_ns();
     if (began_ns_ == 0) began_ns_ = now;
-    if (load_word(broken_word(p_.block)) != 0 && !protocol::is_off(p_, protocol::Rule::told)) {
+    if (load_word(broken_word(p_.group.block)) != 0 && !protocol::is_off(p_, protocol::Rule::peer_mark)) {
       report_fault(p_, FaultCode::peer_fault, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }
-    const bool bounded = p_.deadline_ns != 0 && !protocol::is_off(p_, protocol::Rule::deadline);
-    if (bounded && now - began_ns_ >= p_.deadline_ns) {
+    const bool is_bounded = p_.group.deadline_ns != 0 && !protocol::is_off(p_, protocol::Rule::deadline);
+    if (is_bounded && now - began_ns_ >= p_.group.deadline_ns) {
       report_fault(p_, FaultCode::peer_timeout, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }

@@ -28,7 +28,7 @@ struct alignas(16) State {
 
 struct alignas(16) Progress {
   uint32_t finished;  // CTAs of all calls that will not read their slot again, modulo 2^32; equals `launched` at rest
-  uint32_t broken;    // non-zero: a FaultCode, or told(); the workspace computes nothing any more
+  uint32_t broken;    // non-zero: a FaultCode, or peer_mark() of fault.h; the workspace computes nothing any more
   uint32_t claimed;   // non-zero: somebody fills the host's record
   uint32_t canary;
 };
@@ -62,8 +62,8 @@ struct Shape {
   uint32_t ranks;
   uint32_t tokens;
   uint32_t vectors;
-  bool own_too =
-      true;  // one-shot: a rank's own rows come to it as well, as a multicast brings them; slots are sized for that
+  // One-shot: a rank's own rows come to it as well, as a multicast brings them. Slots are sized for that.
+  bool own_too = true;
 };
 
 // One-shot: [source][token][vector]. The thread that sums a vector has its own rank's: it is sent to the others only, and what

@@ -29,7 +29,7 @@ enum class Rule : uint32_t {
   deadline = 9,         // off: waits are not bounded
   signature = 10,       // off: a peer's signature is not compared
   two_at_once = 11,     // off: CTAs of two calls that count themselves in together are not noticed
-  told = 12,            // off: a workspace that a peer has marked broken goes on
+  peer_mark = 12,       // off: a workspace that a peer has marked broken goes on
   canary = 13,          // off: overwritten control words are not noticed
   zero_tokens = 14,     // off: a call of no tokens takes its place in the ring like any other
   one_thread = 15,      // off: two threads may be in calls of one workspace
@@ -52,7 +52,7 @@ MNNVL_AR_HD constexpr bool is_off([[maybe_unused]] const Call& call, [[maybe_unu
 #ifdef MNNVL_AR_TEST_BUILD
   return (call.sabotage.broken & (1u << static_cast<uint32_t>(rule))) != 0;
 #elif defined(MNNVL_AR_BARE)
-  return rule == Rule::deadline || rule == Rule::signature || rule == Rule::two_at_once || rule == Rule::told;
+  return rule == Rule::deadline || rule == Rule::signature || rule == Rule::two_at_once || rule == Rule::peer_mark;
 #else
   return false;
 #endif

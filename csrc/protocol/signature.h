@@ -14,13 +14,20 @@ namespace mnnvl_ar::protocol {
 
 enum class Dtype : uint32_t { bfloat16 = 0, float16 = 1, float32 = 2 };
 enum class Strategy : uint32_t { one_shot = 0, two_shot = 1 };
-enum class Op : uint32_t { all_reduce = 0, all_reduce_rms_norm = 1 };
+enum class Op : uint32_t;  // its members, one an epilogue: epilogues/list.h
 
-// op | dtype | strategy | vectors a row, four bits each but for the last.
+// A call in one word: op | dtype | strategy | vectors a row, four bits each but for the last.
 MNNVL_AR_HD constexpr uint32_t describe(Op op, Dtype dtype, Strategy strategy, uint32_t vectors) {
   return static_cast<uint32_t>(op) | static_cast<uint32_t>(dtype) << 4 | static_cast<uint32_t>(strategy) << 8 |
          vectors << 12;
 }
+
+MNNVL_AR_HD constexpr Op op_of(uint32_t description) { return static_cast<Op>(description & 15); }
+MNNVL_AR_HD constexpr Dtype dtype_of(uint32_t description) { return static_cast<Dtype>(description >> 4 & 15); }
+MNNVL_AR_HD constexpr Strategy strategy_of(uint32_t description) {
+  return static_cast<Strategy>(description >> 8 & 15);
+}
+MNNVL_AR_HD constexpr uint32_t vectors_of(uint32_t description) { return description >> 12; }
 
 MNNVL_AR_HD constexpr Vector signature(uint32_t epoch, uint32_t tokens, uint32_t description) {
   return Vector{{epoch, tokens, epoch, description}};

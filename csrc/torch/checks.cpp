@@ -103,6 +103,28 @@ void check_apart(const Span& out, const Span& other, Sharing sharing) {
       sharing == Sharing::nothing ? "memory of its own" : "the same memory from its start on, or other memory");
 }
 
+Span span_of_rows(const Agreement& a, const Tensor& tensor, const char* name) {
+  const uintptr_t bytes = uintptr_t{a.shape.tokens} * a.shape.vectors * protocol::kVectorBytes;
+  return {reinterpret_cast<uintptr_t>(tensor.data_ptr()), bytes, name};
+}
+
+Span span_of_weight(const Agreement& a, const Tensor& weight, bool is_fp32) {
+  const uintptr_t bytes = is_fp32 ? a.hidden * 4 : a.shape.vectors * protocol::kVectorBytes;
+  return {reinterpret_cast<uintptr_t>(weight.data_ptr()), bytes, "weight"};
+}
+
+Tensor empty_like(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
 void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted) {
   STD_TORCH_CHECK(value >= least && value <= most, name, ": is ", value, ", wanted ", wanted);
 }

@@ -5,7 +5,8 @@
 
 #include <string>
 
-#include "protocol/call_params.h"
+#include "protocol/layout.h"
+#include "protocol/signature.h"
 
 namespace mnnvl_ar {
 
@@ -38,6 +39,12 @@ enum class Sharing { nothing, all_or_nothing };
 // An output may start where an input of the same size does, and overlap nothing else: each vector is read before it is written,
 // but in no order that a caller could know.
 void check_apart(const Span& out, const Span& other, Sharing sharing);
+// As many bytes as x has, or as a weight has.
+Span span_of_rows(const Agreement& agreement, const Tensor& tensor, const char* name);
+Span span_of_weight(const Agreement& agreement, const Tensor& weight, bool is_fp32);
+
+Tensor empty_like(const Tensor& x);
+
 void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted);
 
 }  // namespace mnnvl_ar

@@ -22,12 +22,12 @@ Capture capture_of(cudaStream_t stream) {
 }
 
 // Called by the driver once nothing is left of a graph; it may not call CUDA.
-void CUDART_CB let_go(void* workspace) { static_cast<Workspace*>(workspace)->graphs -= 1; }
+void CUDART_CB forget_graph(void* workspace) { static_cast<Workspace*>(workspace)->graphs -= 1; }
 
-// The graph, and whatever is instantiated of it, owns an object whose end we are told of.
-void be_told_of_end(Workspace& workspace, cudaGraph_t graph) {
+// The graph, and whatever is instantiated of it, owns an object with a callback at its end.
+void watch_end(Workspace& workspace, cudaGraph_t graph) {
   cudaUserObject_t object = nullptr;
-  if (cudaUserObjectCreate(&object, &workspace, let_go, 1, cudaUserObjectNoDestructorSync) != cudaSuccess) return;
+  if (cudaUserObjectCreate(&object, &workspace, forget_graph, 1, cudaUserObjectNoDestructorSync) != cudaSuccess) return;
   cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove);
 }
 
@@ -38,8 +38,8 @@ void note_capture(Workspace& workspace, cudaStream_t stream) {
   const Capture capture = capture_of(stream);
   if (capture.graph == nullptr || capture.id == workspace.last_capture) return;
   workspace.last_capture = capture.id;
-  workspace.graphs += 1;  // for good, if we are not told of its end
-  be_told_of_end(workspace, capture.graph);
+  workspace.graphs += 1;  // for good, if its end cannot be watched
+  watch_end(workspace, capture.graph);
 }
 
 }  // namespace mnnvl_ar

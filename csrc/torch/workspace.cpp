@@ -10,10 +10,8 @@
 #if MNNVL_AR_CUDA
 #include <cuda_runtime_api.h>
 
-#include "cuda/launch.h"
+#include "launch/plan.h"
 #endif
-
-#include "torch/block_reader.h"
 
 namespace mnnvl_ar {
 
@@ -26,13 +24,15 @@ std::atomic<pid_t> this_process = getpid();
 constexpr int64_t kMaxDevices = 64;
 std::atomic<uint32_t> open_blocks[kMaxDevices];  // by device
 
+bool is_of_another_process(const Workspace& workspace) { return workspace.owner != this_process; }
+
 // With the mutex held, after a workspace was added or closed.
 void count_open_blocks(int64_t device) {
   if (device < 0 || device >= kMaxDevices) return;
   std::set<const void*> blocks;
   for (const auto& workspace : workspaces) {
     if (workspace->closed || is_of_another_process(*workspace)) continue;
-    if (workspace->settings.device == device) blocks.insert(workspace->params.block);
+    if (workspace->settings.device == device) blocks.insert(workspace->params.group.block);
   }
   open_blocks[device] = static_cast<uint32_t>(blocks.size());
 }
@@ -54,7 +54,8 @@ protocol::FaultRecord* new_record(int64_t device) {
 
 }  // namespace
 
-int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast, Table table) {
+int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_t>& blocks, int64_t multicast,
+               uint64_t slot_bytes, uint64_t deadline_ns, launch::Table table) {
   // A thread may look at a workspace while another one forks: the child must not inherit a mutex that nobody gives back.
   static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
                                                [] {
@@ -62,40 +63,40 @@ int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int
                                                  this_process = getpid();
                                                });
   STD_TORCH_CHECK(registered == 0, "workspace: pthread_atfork failed");
-  const auto ranks = static_cast<int64_t>(blocks.size());
+  const auto ranks = blocks.size();
   STD_TORCH_CHECK(ranks >= 1 && ranks <= protocol::kMaxRanks, "workspace: world size ", ranks, ", wanted 1 to ",
                   protocol::kMaxRanks);
-  STD_TORCH_CHECK(static_cast<uint64_t>(settings.slot_bytes) < protocol::kMaxSlotBytes, "workspace: slots of ",
-                  settings.slot_bytes, " bytes, wanted fewer than 4 GiB; take a smaller max_tokens");
-  STD_TORCH_CHECK(settings.rank >= 0 && settings.rank < ranks, "workspace: rank ", settings.rank, " of ", ranks);
+  STD_TORCH_CHECK(slot_bytes < protocol::kMaxSlotBytes, "workspace: slots of ", slot_bytes,
+                  " bytes, wanted fewer than 4 GiB; take a smaller max_tokens");
+  STD_TORCH_CHECK(rank < ranks, "workspace: rank ", rank, " of ", ranks);
   auto workspace = std::make_unique<Workspace>();
   workspace->owner = this_process;
   workspace->settings = settings;
   workspace->table = std::move(table);
-  workspace->slot_vectors = static_cast<uint64_t>(settings.slot_bytes) / protocol::kVectorBytes;
-  protocol::Params& p = workspace->params;
-  p = protocol::Params{};
-  p.rank = static_cast<uint32_t>(settings.rank);
-  p.ranks = static_cast<uint32_t>(ranks);
-  p.slot_bytes = static_cast<uint64_t>(settings.slot_bytes);
-  p.deadline_ns = static_cast<uint64_t>(settings.deadline_ns);
-  p.block = reinterpret_cast<uint8_t*>(blocks[p.rank]);
-  p.multicast = reinterpret_cast<uint8_t*>(multicast);
-  for (uint32_t i = 0; i < p.ranks; ++i) p.peers[i] = reinterpret_cast<uint8_t*>(blocks[(p.rank + 1 + i) % p.ranks]);
+  workspace->slot_vectors = slot_bytes / protocol::kVectorBytes;
+  workspace->params = protocol::Params{};
+  protocol::Group& g = workspace->params.group;
+  g.rank = rank;
+  g.ranks = static_cast<uint32_t>(ranks);
+  g.slot_bytes = slot_bytes;
+  g.deadline_ns = deadline_ns;
+  g.block = reinterpret_cast<uint8_t*>(blocks[rank]);
+  g.multicast = reinterpret_cast<uint8_t*>(multicast);
+  for (uint32_t i = 0; i < g.ranks; ++i) g.peers[i] = reinterpret_cast<uint8_t*>(blocks[(rank + 1 + i) % g.ranks]);
 #if MNNVL_AR_CUDA
   if (settings.device >= 0) {
     int before = 0;
     cudaError_t error = cudaGetDevice(&before);
     if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(settings.device));
-    if (error == cudaSuccess) error = cuda::load_kernels(p.ranks);
-    if (error == cudaSuccess) p.record = new_record(settings.device);
-    if (error == cudaSuccess) copier(settings.device);
+    if (error == cudaSuccess) error = launch::load_kernels(g.ranks);
+    if (error == cudaSuccess) g.record = new_record(settings.device);
+    if (error == cudaSuccess) diagnosis::copier(settings.device);
     cudaSetDevice(before);
     STD_TORCH_CHECK(error == cudaSuccess, "workspace: cannot load the kernels on cuda:", settings.device, ": ",
                     cudaGetErrorString(error));
   }
 #endif
-  if (p.record == nullptr) p.record = new_record(settings.device);
+  if (g.record == nullptr) g.record = new_record(settings.device);
   const std::lock_guard<std::mutex> lock(mutex);
   workspaces.push_back(std::move(workspace));
   count_open_blocks(settings.device);
@@ -119,8 +120,6 @@ Workspace& find(int64_t handle, int64_t device) {
   }
   return workspace;
 }
-
-bool is_of_another_process(const Workspace& workspace) { return workspace.owner != this_process; }
 
 void check_open(const Workspace& workspace, int64_t handle) {
   STD_TORCH_CHECK(!is_of_another_process(workspace), "workspace: handle ", handle,
@@ -153,8 +152,8 @@ bool close(int64_t handle, bool force) {
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (workspace.asleep) return true;
   if (workspace.graphs != 0 && !force) return false;
-  if (force) end_calls(workspace);
-  return quiesce(workspace) || force;
+  if (force) diagnosis::end_calls(workspace.blocks());
+  return diagnosis::quiesce(workspace.blocks()) || force;
 }
 
 void put_to_sleep(int64_t handle, bool end) {
@@ -163,8 +162,8 @@ void put_to_sleep(int64_t handle, bool end) {
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (workspace.asleep) return;
   shut(workspace, handle, workspace.asleep);
-  if (end) end_calls(workspace);
-  if (quiesce(workspace)) return;
+  if (end) diagnosis::end_calls(workspace.blocks());
+  if (diagnosis::quiesce(workspace.blocks())) return;
   workspace.asleep = false;
   STD_TORCH_CHECK(false, "workspace: handle ", handle,
                   " cannot sleep: a CUDA graph is being captured, or the GPU has failed");
@@ -173,11 +172,28 @@ void put_to_sleep(int64_t handle, bool end) {
 void reset(int64_t handle) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  *workspace.params.record = protocol::FaultRecord{};
+  *workspace.params.group.record = protocol::FaultRecord{};
   workspace.host_calls = 0;
-  workspace.finding = Finding{};
+  workspace.finding = diagnosis::Finding{};
   workspace.found = false;
   workspace.asleep = false;
+}
+
+diagnosis::Finding poll(Workspace& workspace) {
+  if (is_of_another_process(workspace)) return {};
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  if (workspace.finding.conclusive || workspace.closed || workspace.asleep) return workspace.finding;
+  if (diagnosis::look(workspace.blocks(), workspace.finding)) workspace.found = true;
+  return workspace.finding;
+}
+
+diagnosis::Finding explain(Workspace& workspace) {
+  diagnosis::Finding finding = poll(workspace);
+  for (int tries = 0; tries < 20 && finding.code != protocol::FaultCode::none && !finding.conclusive; ++tries) {
+    usleep(5000);
+    finding = poll(workspace);
+  }
+  return finding;
 }
 
 uint32_t sharers(int64_t device) { return device < kMaxDevices ? open_blocks[device].load() : 1; }
@@ -188,20 +204,21 @@ bool is_row(int64_t row_bytes) {
 }
 
 bool fits(const Workspace& workspace, protocol::Shape shape) {
-  return fits(workspace.settings.strategy, shape, workspace.table, workspace.slot_vectors);
+  return launch::fits(workspace.settings.strategy, shape, workspace.table, workspace.slot_vectors);
 }
 
-Pick choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape) {
+launch::Choice choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape) {
   const Settings& s = workspace.settings;
-  Pick pick = choose(strategy == kAuto ? s.strategy : strategy, shape, workspace.table, workspace.slot_vectors);
-  const auto told = [](int64_t setting, uint32_t* measured) {
-    if (setting != 0) *measured = static_cast<uint32_t>(setting);
+  launch::Choice choice =
+      launch::choose(strategy == launch::kAuto ? s.strategy : strategy, shape, workspace.table, workspace.slot_vectors);
+  const auto set = [](uint32_t given, uint32_t* measured) {
+    if (given != 0) *measured = given;
   };
-  told(s.cluster, &pick.launch.cluster);
-  told(s.max_ctas, &pick.launch.max_ctas);
-  told(s.batch, &pick.launch.batch);
-  told(s.lag, &pick.launch.lag);
-  return pick;
+  set(s.shape.cluster, &choice.shape.cluster);
+  set(s.shape.max_ctas, &choice.shape.max_ctas);
+  set(s.shape.batch, &choice.shape.batch);
+  set(s.shape.lag, &choice.shape.lag);
+  return choice;
 }
 
 }  // namespace mnnvl_ar

@@ -15,28 +15,27 @@
 #include <string>
 #include <vector>
 
-#include "protocol/call_params.h"
-#include "torch/diagnosis.h"
-#include "torch/strategy.h"
+#include "diagnosis/diagnosis.h"
+#include "launch/pace.h"
+#include "launch/strategy.h"
+#include "protocol/params.h"
 
 namespace mnnvl_ar {
 
 struct Settings {
-  int64_t device;  // CUDA device index, or -1: host
-  int64_t rank;
-  int64_t slot_bytes;
-  int64_t deadline_ns;                    // 0: none
-  int64_t strategy;                       // protocol::Strategy or kAuto
-  int64_t pdl;                            // protocol::Pdl
-  int64_t cluster, max_ctas, batch, lag;  // LaunchShape; win over the table's, 0 leaves it to that
-  int64_t concurrent;                     // calls on other workspaces of the device may run at the same time
+  int64_t device;               // CUDA device index, or -1: host
+  int64_t strategy;             // protocol::Strategy or launch::kAuto, for calls that do not say
+  int64_t pdl;                  // protocol::Pdl, for calls that do not say
+  protocol::LaunchShape shape;  // wins over the table's; 0 leaves it to that
+  bool concurrent;              // calls on other workspaces of the device may run at the same time
+  launch::Link link;
 };
 
 struct Workspace {
   pid_t owner;  // the process that made it; a forked child has its handle, but not the right to use it
   Settings settings;
-  Table table;              // what "auto" goes by
-  protocol::Params params;  // what does not change from call to call
+  launch::Table table;      // what "auto" goes by
+  protocol::Params params;  // `group`; the rest is each call's
   uint64_t slot_vectors;
   std::atomic<bool> closed = false;
   std::atomic<bool> asleep = false;  // addresses without memory
@@ -45,13 +44,16 @@ struct Workspace {
   std::atomic<bool> busy = false;   // a thread is in a call
   std::atomic<bool> found = false;  // `finding` says what is wrong
   std::mutex reading;               // held by whoever reads or writes blocks outside of calls
-  uint32_t launches = 0;            // counted by the thread that is in a call, and never again from the start
-  Finding finding;
+  diagnosis::Finding finding;
+  uint32_t launches = 0;    // numbers launches, by the thread that is in a call (protocol::Launch::number). No index into the ring
   uint32_t host_calls = 0;  // test builds: what a host counter would say
+
+  diagnosis::Blocks blocks() const { return {params, slot_vectors, settings.device}; }
 };
 
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
-int64_t create(const Settings& settings, const std::vector<int64_t>& blocks, int64_t multicast, Table table);
+int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_t>& blocks, int64_t multicast,
+               uint64_t slot_bytes, uint64_t deadline_ns, launch::Table table);
 // Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`. If not, it may be
 // asked again.
 bool close(int64_t handle, bool force);
@@ -59,17 +61,21 @@ bool close(int64_t handle, bool force);
 void put_to_sleep(int64_t handle, bool end);
 // The blocks have been filled anew: the fault is forgotten, and ops run.
 void reset(int64_t handle);
-bool is_of_another_process(const Workspace& workspace);
 // Open workspaces on a device, those on one block counted once.
 uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);
+Workspace& find_any(int64_t handle);
 // Throws if the workspace cannot take a call: of another process, closed or asleep.
 void check_open(const Workspace& workspace, int64_t handle);
-Workspace& find_any(int64_t handle);
+
+// What is wrong with the workspace now. Takes workspace.reading.
+diagnosis::Finding poll(Workspace& workspace);
+// The same for a call that has just failed or is refused; waits some milliseconds for a peer's note if that may help.
+diagnosis::Finding explain(Workspace& workspace);
 
 bool is_row(int64_t row_bytes);
 bool fits(const Workspace& workspace, protocol::Shape shape);
-// How a call runs that asks for `strategy`, or kAuto: what the workspace was told wins over the table. Throws if it does not fit.
-Pick choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape);
+// How a call runs that asks for `strategy`, or kAuto: what the workspace was given wins over the table. Throws if it does not fit.
+launch::Choice choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape);
 
 }  // namespace mnnvl_ar

@@ -1,0 +1,238 @@
+#include "diagnosis/diagnosis.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "diagnosis/evidence.h"
+#include "diagnosis/notes.h"
+
+namespace mnnvl_ar::diagnosis {
+
+using namespace protocol;
+
+namespace {
+
+constexpr uint64_t kBrokenOffset = kProgressOffset + offsetof(Progress, broken);
+constexpr int64_t kSecond = 1000000000;
+constexpr int64_t kPatienceNs = 2 * kSecond;  // for notes, before what is known is all there will be
+
+int64_t clock_ns(clockid_t clock) {
+  timespec t{};
+  clock_gettime(clock, &t);
+  return t.tv_sec * kSecond + t.tv_nsec;
+}
+
+// Unix time of the record's end, or now if its clock tells nothing.
+int64_t when_of(const FaultRecord& record, bool is_host) {
+  const int64_t now = clock_ns(CLOCK_REALTIME), ended = static_cast<int64_t>(record.ended_ns);
+  if (record.code == FaultCode::none) return now;
+  const int64_t then = is_host ? now - (clock_ns(CLOCK_MONOTONIC) - ended) : ended;  // %globaltimer counts Unix time
+  return then > now || now - then > 86400 * kSecond ? now : then;
+}
+
+std::vector<Note> read_notes(const std::vector<uint8_t>& control, uint32_t ranks) {
+  std::vector<Note> notes(ranks);
+  std::memcpy(notes.data(), control.data() + kNotesOffset, ranks * sizeof(Note));
+  return notes;
+}
+
+// What a call left behind; all zero while its code is not written.
+FaultRecord read_record(const FaultRecord& record) {
+  if (static_cast<const volatile FaultRecord&>(record).code == FaultCode::none) return {};
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return record;
+}
+
+// Offset of the first word that is not the canary, or 0.
+uint64_t damaged(const Blocks& blocks, const std::vector<uint8_t>& control) {
+  if (is_off(blocks.params, Rule::canary)) return 0;
+  for (const Area& area : kCanaries) {
+    for (uint64_t offset = area.offset; offset < area.offset + area.bytes; offset += 4) {
+      uint32_t word;
+      std::memcpy(&word, control.data() + offset, 4);
+      if (word != kCanary) return offset;
+    }
+  }
+  return 0;
+}
+
+const Sent* call_of(const Evidence& evidence, uint32_t rank, uint32_t epoch) {
+  for (const Announced& a : evidence.calls) {
+    if (a.rank == rank && a.call.epoch == epoch) return &a.call;
+  }
+  return nullptr;
+}
+
+bool same(const Sent& a, const Sent& b) { return a.tokens == b.tokens && a.description == b.description; }
+
+// Ranks whose calls of one number differ: fills in peer, the odd one out as far as that can be told, and waiter, one of the others.
+bool find_difference(const Evidence& evidence, const std::vector<Note>& notes, const Sent& mine, Finding& f) {
+  const auto ranks = static_cast<uint32_t>(evidence.ranks.size());
+  int best = -1;
+  for (const Announced& odd : evidence.calls) {
+    uint32_t alike = 0, others = 0, other = ranks;
+    const Sent* ours = nullptr;
+    for (uint32_t r = 0; r < ranks; ++r) {
+      const Sent* call = call_of(evidence, r, odd.call.epoch);
+      if (call == nullptr && r == f.rank && mine.epoch == odd.call.epoch) call = &mine;
+      if (r == f.rank) ours = call;
+      if (call == nullptr) continue;
+      same(*call, odd.call) ? ++alike : ++others;
+      if (!same(*call, odd.call) && other == ranks) other = r;
+    }
+    if (others == 0 || alike > others) continue;
+    const bool differs_from_ours = ours != nullptr && !same(*ours, odd.call);
+    const bool is_noted = std::any_of(notes.begin(), notes.end(), [&](const Note& note) {
+      return note.code == FaultCode::call_mismatch && note.peer == odd.rank;
+    });
+    const int score = alike < others ? 3 : differs_from_ours ? 2 : ours == nullptr && is_noted ? 1 : 0;
+    if (score <= best) continue;
+    best = score;
+    f.peer = odd.rank;
+    f.peer_call = odd.call;
+    f.waiter = differs_from_ours ? f.rank : other;
+    const Sent* call = call_of(evidence, f.waiter, odd.call.epoch);
+    f.call = call != nullptr ? *call : mine;
+  }
+  f.conclusive = best > 0;
+  return best >= 0;
+}
+
+void find_culprit(const Evidence& evidence, const FaultRecord& record, const std::vector<Note>& notes, Finding& f) {
+  const bool found_here = record.code == FaultCode::peer_timeout;
+  const auto ranks = static_cast<uint32_t>(evidence.ranks.size());
+  for (uint32_t author = 0; author < ranks && !found_here; ++author) {
+    const Note& note = notes[author];
+    if (note.code != FaultCode::peer_timeout || note.peer >= ranks) continue;
+    f.peer = note.peer;
+    f.waiter = author;
+    f.waited_ns = uint64_t{note.waited_ms} * 1000000;
+    if (const Sent* call = call_of(evidence, author, note.epoch)) f.call = *call;
+    f.conclusive = true;
+    return;
+  }
+  RankSet suspects = roots(evidence);
+  if (record.code != FaultCode::none && suspects.count() > 1) suspects[f.rank] = false;  // it calls
+  if (found_here) suspects[f.rank] = false;
+  f.conclusive = suspects.any();
+  f.peer = found_here ? record.peer : kMaxRanks;
+  if (!suspects.any() || (f.peer < ranks && suspects[f.peer])) return;
+  for (f.peer = 0; !suspects[f.peer];) ++f.peer;
+  for (uint32_t r = 0; r < ranks && !found_here; ++r) {
+    const RankView& view = evidence.ranks[r];
+    if (!view.lacks[f.peer] && !view.lacks_sums[f.peer]) continue;
+    f.waiter = r;
+    f.call = view.newest;
+  }
+}
+
+// What only the rank at fault can know: it says who it is and what is wrong, in a note or in the mark on our block.
+bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
+                      Finding& f) {
+  uint32_t broken;
+  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  const auto ranks = static_cast<uint32_t>(notes.size());
+  for (uint32_t author = 0; author < ranks; ++author) {
+    if (notes[author].code != FaultCode::damaged) continue;
+    f.code = FaultCode::damaged;
+    f.peer = author;
+    f.offset = notes[author].epoch;
+    return true;
+  }
+  const FaultCode code = code_of_mark(broken);
+  if (author_of_mark(broken) >= ranks || (code != FaultCode::launch_shape && code != FaultCode::two_at_once)) return false;
+  f.code = code;
+  f.peer = author_of_mark(broken);
+  f.call = evidence.ranks[f.peer].newest;
+  return true;
+}
+
+Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vector<uint8_t>& control) {
+  Finding f;
+  f.rank = blocks.params.group.rank;
+  f.waiter = f.rank;
+  f.when_ns = when_of(record, blocks.device < 0);
+  const Evidence evidence = gather(blocks);
+  for (const RankView& view : evidence.ranks) f.newest.push_back(view.newest);
+  f.call = record.code != FaultCode::none ? Sent{record.epoch, record.tokens, record.description} : f.newest[f.rank];
+  if (record.code != FaultCode::none) f.waited_ns = record.ended_ns - record.began_ns;
+  const Sent mine = f.call;
+  const std::vector<Note> notes = read_notes(control, blocks.params.group.ranks);
+  const FaultCode code = record.code;
+  f.relayed = code == FaultCode::peer_fault || code == FaultCode::none;
+  f.code = code != FaultCode::none ? code : FaultCode::peer_fault;
+  if ((f.offset = damaged(blocks, control)) != 0) {
+    f.code = FaultCode::damaged;
+    f.peer = f.rank;
+    f.relayed = false;
+    f.conclusive = true;
+  } else if (code == FaultCode::call_mismatch) {
+    f.peer = record.peer;
+    f.peer_call = {record.epoch, record.peer_tokens, record.peer_description};
+    f.conclusive = true;
+  } else if (code == FaultCode::overlap || code == FaultCode::launch_shape || code == FaultCode::two_at_once) {
+    f.peer = f.rank;
+    f.conclusive = true;
+  } else if (f.relayed && take_from_peer(evidence, control, notes, f)) {
+    f.conclusive = true;
+  } else if (code != FaultCode::peer_timeout && find_difference(evidence, notes, mine, f)) {
+    f.code = FaultCode::call_mismatch;
+  } else {
+    find_culprit(evidence, record, notes, f);
+    if (f.peer < blocks.params.group.ranks) f.code = FaultCode::peer_timeout;
+  }
+  if (f.peer < f.newest.size() && f.peer_call.epoch == kNoEpoch) f.peer_call = f.newest[f.peer];
+  return f;
+}
+
+// Leaves a note with the peers, and marks every block that is not marked, so that nobody goes on.
+void tell_peers(const Blocks& blocks, const Finding& f) {
+  const BlockReader memory(blocks);
+  const Group& group = blocks.params.group;
+  const Note note{f.code, f.peer, f.code == FaultCode::damaged ? static_cast<uint32_t>(f.offset) : f.call.epoch,
+                  static_cast<uint32_t>(f.waited_ns / 1000000)};
+  for (uint32_t rank = 0; rank < group.ranks; ++rank) {
+    uint32_t broken = 0;
+    if (!f.relayed) memory.write(rank, note_offset(group.rank), &note, sizeof(note));
+    if (!memory.read(rank, kBrokenOffset, &broken, sizeof(broken)) || broken != 0) continue;
+    broken = peer_mark(f.rank, f.code);
+    memory.write(rank, kBrokenOffset, &broken, sizeof(broken));
+  }
+}
+
+}  // namespace
+
+bool look(const Blocks& blocks, Finding& finding) {
+  std::vector<uint8_t> control(kControlBytes);
+  uint32_t broken = 0;
+  const bool is_readable = BlockReader(blocks).read(blocks.params.group.rank, 0, control.data(), kControlBytes);
+  if (is_readable) std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  // After the mark: if this rank has set it, the record is there.
+  const FaultRecord record = read_record(*blocks.params.group.record);
+  if (record.code == FaultCode::none && (!is_readable || (broken == 0 && damaged(blocks, control) == 0))) {
+    return finding.code != FaultCode::none;
+  }
+  const int64_t first = finding.when_ns;
+  finding = conclude(blocks, record, control);
+  if (first != 0) finding.when_ns = first;
+  finding.conclusive |= clock_ns(CLOCK_REALTIME) - finding.when_ns > kPatienceNs;
+  if (finding.conclusive) tell_peers(blocks, finding);
+  return true;
+}
+
+void end_calls(const Blocks& blocks) {
+  const auto broken = static_cast<uint32_t>(FaultCode::peer_fault);
+  BlockReader(blocks).write(blocks.params.group.rank, kBrokenOffset, &broken, sizeof(broken));
+}
+
+bool quiesce([[maybe_unused]] const Blocks& blocks) {
+#if MNNVL_AR_CUDA
+  if (blocks.device >= 0) {
+    const BesideCaptures guard(blocks.device);
+    return guard.stream() != nullptr && cudaDeviceSynchronize() == cudaSuccess;
+  }
+#endif
+  return true;
+}
+
+}  // namespace mnnvl_ar::diagnosis

@@ -1,0 +1,53 @@
+// Why a workspace broke, as seen from this rank: evidence from every rank's block, in numbers and in words. No torch.
+//
+// Contract
+//   * Nothing here runs while all is well, but for look(), which reads own memory (16 KiB copied from a GPU).
+//   * Safe beside a capture on another thread, and when peers are gone: their blocks stay mapped here.
+//   * The first conclusive finding of a workspace is kept, since evidence fades: a stopped rank that goes on sends what it owed.
+//   * A finding is left as a note in every peer's block, so that ranks which only find the mark of a peer can name the cause too.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "diagnosis/block_reader.h"
+#include "protocol/fault.h"
+
+namespace mnnvl_ar::diagnosis {
+
+using protocol::FaultCode;
+
+// A call as a rank announced it.
+struct Sent {
+  uint32_t epoch = protocol::kNoEpoch;
+  uint32_t tokens = 0;
+  uint32_t description = 0;
+};
+
+struct Finding {
+  FaultCode code = FaultCode::none;
+  bool conclusive = false;
+  bool relayed = false;                 // a peer found it, and marked our block
+  uint32_t rank = 0;                    // this one
+  uint32_t waiter = 0;                  // who waited for `peer`, or made the other call
+  uint32_t peer = protocol::kMaxRanks;  // who did not come or called something else; kMaxRanks: not known
+  Sent call;                            // the waiter's
+  Sent peer_call;
+  uint64_t waited_ns = 0;
+  int64_t when_ns = 0;       // Unix time of the fault, or of its discovery
+  uint64_t offset = 0;       // damaged: the first word
+  std::vector<Sent> newest;  // of each rank
+};
+
+// Brings `finding`, which is not conclusive yet, up to date. Returns whether anything is wrong.
+bool look(const Blocks& blocks, Finding& finding);
+// Marks this rank's block broken, so that calls of this rank that wait end now.
+void end_calls(const Blocks& blocks);
+// Waits for the device. False: a capture is under way, or the device has failed.
+bool quiesce(const Blocks& blocks);
+
+std::string name_of_call(const Sent& call);
+std::string text_of(const Finding& finding);
+
+}  // namespace mnnvl_ar::diagnosis

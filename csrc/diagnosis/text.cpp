@@ -1,0 +1,87 @@
+// A finding in words: one paragraph that names ranks and calls.
+#include <cstdio>
+
+#include "diagnosis/diagnosis.h"
+#include "epilogues/list.h"
+
+namespace mnnvl_ar::diagnosis {
+
+using namespace protocol;
+
+namespace {
+
+std::string rank_text(const Finding& f, uint32_t rank) {
+  if (rank >= kMaxRanks) return "a rank that could not be made out";
+  return "rank " + std::to_string(rank) + (rank == f.rank && f.relayed ? " (this one)" : "");
+}
+
+std::string call_text(const Sent& call) {
+  return name_of_call(call) + (call.epoch == kNoEpoch ? "" : ", call number " + std::to_string(call.epoch));
+}
+
+std::string seconds_text(uint64_t ns) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.2f s", static_cast<double>(ns) / 1e9);
+  return text;
+}
+
+std::string headline(const Finding& f) {
+  switch (f.code) {
+    case FaultCode::peer_timeout: {
+      const std::string waited =
+          f.waited_ns != 0 ? " waited " + seconds_text(f.waited_ns) : std::string(" waited too long");
+      return rank_text(f, f.waiter) + waited + " for " + rank_text(f, f.peer) + " in " + call_text(f.call);
+    }
+    case FaultCode::call_mismatch:
+      return rank_text(f, f.peer) + " called " + name_of_call(f.peer_call) + " where " + rank_text(f, f.waiter) +
+             " called " + call_text(f.call);
+    case FaultCode::overlap:
+      return rank_text(f, f.rank) + ": the previous call did not end within " + seconds_text(f.waited_ns) + " of " +
+             call_text(f.call);
+    case FaultCode::launch_shape:
+      return rank_text(f, f.peer) + ": " + call_text(f.call) +
+             " was launched in another shape than it was planned in, as happens when cudaGraphExecUpdate gives a graph "
+             "the call of another size; instantiate the graph anew instead";
+    case FaultCode::two_at_once:
+      return rank_text(f, f.peer) + ": two calls of that rank on this workspace ran at once, " + call_text(f.call) +
+             " one of them; calls on one workspace must follow each other, on one stream or ordered by events";
+    case FaultCode::damaged: {
+      char offset[32];
+      std::snprintf(offset, sizeof(offset), "0x%llx", static_cast<unsigned long long>(f.offset));
+      return rank_text(f, f.peer) + ": control words overwritten at offset " + offset +
+             " of its block, by something outside of this library";
+    }
+    default:
+      return "rank " + std::to_string(f.rank) + " was told of a fault by a peer in " + call_text(f.call) +
+             "; the peer's own error names the cause";
+  }
+}
+
+}  // namespace
+
+std::string name_of_call(const Sent& call) {
+  if (call.epoch == kNoEpoch) return "no call";
+  static const char* const dtypes[] = {"bfloat16", "float16", "float32"};
+  static const char* const strategies[] = {"one_shot", "two_shot"};
+  const epilogues::Listed* const epilogue = epilogues::find(op_of(call.description));
+  const auto dtype = static_cast<uint32_t>(dtype_of(call.description));
+  const auto strategy = static_cast<uint32_t>(strategy_of(call.description));
+  const uint32_t element_bytes = dtype_of(call.description) == Dtype::float32 ? 4 : 2;
+  return std::string(epilogue != nullptr ? epilogue->name : "unknown op") + "([" + std::to_string(call.tokens) + ", " +
+         std::to_string(vectors_of(call.description) * kVectorBytes / element_bytes) + "], " +
+         (dtype < 3 ? dtypes[dtype] : "unknown dtype") + ", " +
+         (strategy < 2 ? strategies[strategy] : "unknown strategy") + ")";
+}
+
+std::string text_of(const Finding& f) {
+  if (f.code == FaultCode::none) return "";
+  std::string text = headline(f) + ".";
+  if (f.relayed) text += " A peer found this and told rank " + std::to_string(f.rank) + ".";
+  text += " Newest call of each rank:";
+  for (size_t rank = 0; rank < f.newest.size(); ++rank) {
+    text += (rank ? "; rank " : " rank ") + std::to_string(rank) + ": " + call_text(f.newest[rank]);
+  }
+  return text + ".";
+}
+
+}  // namespace mnnvl_ar::diagnosis

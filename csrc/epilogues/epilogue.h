@@ -1,0 +1,99 @@
+// What an epilogue is: what a call does with a row once it is summed, and what it stores of it. Written once per vector, for GPU
+// (kernels/finish.cuh) and host (host/one_rank.h) alike.
+//
+// Contract. An epilogue is a struct E with
+//   * kOp: what peers compare (list.h).
+//   * Arguments: what its op is given beside x, trivially copyable: pointers and numbers. It owns its outputs: how many there are,
+//     of what type and size, is known here, to the op that allocates or checks them, and to nobody else.
+//   * kNormed. False: E is given the sum s. True: Arguments is a NormArguments; residual_out is stored for it, and E is given norm
+//     as stored in the dtype of x (numerics steps 2 to 5).
+//   * kNeedsMost, if kNormed: whether it needs one more reduction over the row: the largest of measure<D>(norm) over all vectors of
+//     the row. An integer maximum, so exact in any order. Magnitudes of floats order like integers, and NaN is above all.
+//   * store<D>(arguments, tensors, place, v[, most]): stores all that depends on vector v = s or norm at `place`; `most` is 0 unless
+//     kNeedsMost. Outputs of another size than x take their place from `place` and `tensors`, which also say where the rows of
+//     this launch stand in the whole call.
+//   * A NaN never becomes a number: given NaN, store() leaves NaN in every output (for codes without NaN, in their scale). That is the
+//     poison of a failed call; there is no other.
+#pragma once
+
+#include <cstring>
+
+#if defined(__CUDACC__)
+#include "kernels/ptx.cuh"
+#endif
+#include "protocol/numerics.h"
+#include "protocol/params.h"
+
+namespace mnnvl_ar::epilogues {
+
+using protocol::Tensors;
+using protocol::Vector;
+
+// A vector of a row of this launch.
+struct Place {
+  uint32_t row;
+  uint32_t vector;
+  uint32_t offset;  // in bytes, in a tensor of x's size
+};
+
+struct NormArguments {
+  const void* residual;  // like x
+  const void* weight;    // [hidden], in the dtype of x or fp32
+  void* residual_out;    // like x
+  float eps;
+  float weight_bias;
+  uint32_t weight_is_fp32;
+};
+
+// All that a launch of one epilogue is given.
+template <class Epilogue>
+struct CallOf : protocol::Params {
+  typename Epilogue::Arguments arguments;
+};
+
+// ---- for store()
+
+MNNVL_AR_HD void store16(void* address, const Vector& v) {
+#if defined(__CUDA_ARCH__)
+  ptx::store(address, v);
+#else
+  std::memcpy(address, &v, sizeof(v));
+#endif
+}
+
+template <class Word>
+MNNVL_AR_HD void store_word(void* address, Word word) {
+#if defined(__CUDA_ARCH__)
+  *static_cast<Word*>(address) = word;
+#else
+  std::memcpy(address, &word, sizeof(word));
+#endif
+}
+
+MNNVL_AR_HD uint8_t* at(void* tensor, uint64_t bytes) { return static_cast<uint8_t*>(tensor) + bytes; }
+
+// ---- for transports
+
+template <class D>
+MNNVL_AR_HD Vector poison_vector() {
+  float nan[D::kPerVector];
+  MNNVL_AR_UNROLL
+  for (int i = 0; i < D::kPerVector; ++i) nan[i] = protocol::as_float(protocol::kPoison);
+  return protocol::pack<D>(nan);
+}
+
+// Of a NaN, as measure() sees it.
+inline constexpr uint32_t kPoisonedMost = protocol::kPoison;
+
+// Every output at `place`, of a call that failed.
+template <class E, class D>
+MNNVL_AR_HD void store_poison(const typename E::Arguments& a, const Tensors& tensors, Place place) {
+  if constexpr (E::kNormed) {
+    store16(at(a.residual_out, place.offset), poison_vector<D>());
+    E::template store<D>(a, tensors, place, poison_vector<D>(), E::kNeedsMost ? kPoisonedMost : 0);
+  } else {
+    E::template store<D>(a, tensors, place, poison_vector<D>());
+  }
+}
+
+}  // namespace mnnvl_ar::epilogues

@@ -1,0 +1,60 @@
+// The epilogues that are built: op, name, kernels. The only list; what is not here is neither loaded nor named.
+//
+// A new epilogue: a member of Op, a line of kEpilogues, and a declaration of its kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "launch/form.h"
+#include "protocol/signature.h"
+
+namespace mnnvl_ar::protocol {
+
+// In a signature, in four bits.
+enum class Op : uint32_t {
+  all_reduce = 0,
+  all_reduce_rms_norm = 1,
+#ifdef MNNVL_AR_TEST_BUILD
+  row_peak = 15,
+#endif
+};
+
+}  // namespace mnnvl_ar::protocol
+
+namespace mnnvl_ar::epilogues {
+
+// A kernel's address, for the CUDA runtime; null if that form is not built for so many ranks. World sizes 2, 4 and 8 have kernels of
+// their own, all others share one.
+using KernelOf = const void* (*)(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+
+#if MNNVL_AR_CUDA
+const void* plain_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+const void* rms_norm_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+const void* row_peak_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+#else
+inline constexpr KernelOf plain_kernel = nullptr, rms_norm_kernel = nullptr, row_peak_kernel = nullptr;
+#endif
+
+struct Listed {
+  protocol::Op op;
+  const char* name;
+  KernelOf kernel;
+};
+
+inline constexpr Listed kEpilogues[] = {
+    {protocol::Op::all_reduce, "all_reduce", plain_kernel},
+    {protocol::Op::all_reduce_rms_norm, "all_reduce_rms_norm", rms_norm_kernel},
+#ifdef MNNVL_AR_TEST_BUILD
+    {protocol::Op::row_peak, "row_peak", row_peak_kernel},
+#endif
+};
+
+// Null for a number that is not in the list.
+constexpr const Listed* find(protocol::Op op) {
+  for (const Listed& listed : kEpilogues) {
+    if (listed.op == op) return &listed;
+  }
+  return nullptr;
+}
+
+}  // namespace mnnvl_ar::epilogues

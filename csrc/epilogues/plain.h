@@ -1,0 +1,23 @@
+// all_reduce: the sum, as it is.
+#pragma once
+
+#include "epilogues/epilogue.h"
+#include "epilogues/list.h"
+
+namespace mnnvl_ar::epilogues {
+
+struct Plain {
+  static constexpr protocol::Op kOp = protocol::Op::all_reduce;
+  static constexpr bool kNormed = false;
+
+  struct Arguments {
+    void* out;  // like x
+  };
+
+  template <class D>
+  static MNNVL_AR_HD void store(const Arguments& a, const Tensors&, Place place, const Vector& s) {
+    store16(at(a.out, place.offset), s);
+  }
+};
+
+}  // namespace mnnvl_ar::epilogues

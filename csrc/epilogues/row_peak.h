@@ -1,0 +1,54 @@
+// Test builds only: an epilogue whose outputs are not like x, with a second reduction over the row. It proves the contract of
+// epilogue.h in every strategy, form and transport; what it computes is of no other use.
+//
+// Outputs, beside residual_out and instead of norm:
+//   * high: [tokens, hidden] bytes, the upper eight bits of each element of norm;
+//   * peak: [call tokens] fp32, the largest magnitude of norm in the row; NaN if there is one.
+#pragma once
+
+#include "epilogues/epilogue.h"
+#include "epilogues/list.h"
+
+#ifdef MNNVL_AR_TEST_BUILD
+
+namespace mnnvl_ar::epilogues {
+
+struct RowPeak {
+  static constexpr protocol::Op kOp = protocol::Op::row_peak;
+  static constexpr bool kNormed = true;
+  static constexpr bool kNeedsMost = true;
+
+  struct Arguments : NormArguments {
+    void* high;
+    void* peak;  // of the whole call
+  };
+
+  template <class D>
+  static MNNVL_AR_HD uint32_t measure(const Vector& norm) {
+    uint32_t most = 0;
+    MNNVL_AR_UNROLL
+    for (int i = 0; i < D::kPerVector; ++i) {
+      const uint32_t magnitude = protocol::as_bits(D::load(norm, i)) & 0x7fffffffu;
+      most = magnitude > most ? magnitude : most;
+    }
+    return most;
+  }
+
+  template <class D>
+  static MNNVL_AR_HD void store(const Arguments& a, const Tensors& tensors, Place place, const Vector& norm,
+                                uint32_t most) {
+    uint32_t bytes[2] = {};
+    MNNVL_AR_UNROLL
+    for (int i = 0; i < D::kPerVector; ++i) {
+      bytes[i / 4] |= protocol::as_bits(D::load(norm, i)) >> 24 << i % 4 * 8;
+    }
+    uint8_t* const high = at(a.high, uint64_t{place.row * tensors.vectors + place.vector} * D::kPerVector);
+    MNNVL_AR_UNROLL
+    for (int i = 0; i < D::kPerVector / 4; ++i) store_word(high + i * 4, bytes[i]);
+    if (place.vector == 0) store_word(at(a.peak, uint64_t{tensors.first_token + place.row} * 4), most);
+  }
+};
+
+}  // namespace mnnvl_ar::epilogues
+
+#endif

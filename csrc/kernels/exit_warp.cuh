@@ -1,0 +1,68 @@
+// The exit warp of each CTA: it signs the call in every peer's board (one CTA's exit warp does), clears the stale slot where that
+// is little, reports what a thread gave up for, and counts the CTA out.
+//
+// Contract
+//   * The CTA's clears, and a fence behind them, come before it is counted out: whoever learns that the call has finished finds the
+//     slot clear.
+#pragma once
+
+#include "kernels/call.cuh"
+
+namespace mnnvl_ar::kernels {
+
+// Writes our signature into every peer's board. It leaves no later than the data, so that no peer that has those waits for it: the
+// addresses are computed before the wait for the predecessor. By the whole warp.
+class Signer {
+ public:
+  __device__ __forceinline__ explicit Signer(const Params& p) : board_(ptx::keep(first_board(p))) {}
+
+  __device__ __forceinline__ void sign(const Params& p, const RingPosition& ring) const {
+    if (cta_index() != 0 || ring.broken) return;
+    const protocol::Vector mine = protocol::signature(ring.epoch, p.tensors.tokens, p.tensors.description);
+    const uint64_t place = protocol::board_offset(protocol::slot_of(ring.epoch), p.group.rank);
+    if (board_ != 0) ptx::store_relaxed_sys(reinterpret_cast<uint8_t*>(board_) + place, mine);
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x % 32 + 32; i < p.group.ranks; i += 32) {
+      ptx::store_relaxed_sys(p.group.peers[i] + place, mine);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ uint64_t first_board(const Params& p) {
+    const uint32_t lane = threadIdx.x % 32;
+    return lane < p.group.ranks ? reinterpret_cast<uint64_t>(p.group.peers[lane]) : 0;
+  }
+
+  const uint64_t board_;
+};
+
+__device__ __forceinline__ void run_exit_warp(const Params& p, CallStatus& status) {
+  const uint32_t lane = threadIdx.x % 32;
+  const Signer signer(p);
+  ptx::wait_for_predecessor();
+  const RingPosition ring = enter(p, status);
+  signer.sign(p, ring);
+
+  const bool clears = exit_warp_clears(ring) && !ring.broken;
+  if (clears) {
+    clear(p, ring, cta_index() * 32 + lane, ring.dirty, grid_size() * 32);
+    __syncwarp();
+    if (lane == 0) ptx::fence_acq_rel_gpu();
+  }
+  ptx::barrier_sync(kCleared, blockDim.x - 32);
+  if (!clears && lane == 0) ptx::fence_acq_rel_gpu();
+  ptx::barrier_sync(kReceived, blockDim.x);
+  if (lane == 0) {
+    const auto& fault = static_cast<const volatile CallStatus&>(status);
+    const uint32_t gave_up = fault.gave_up;
+    if (gave_up != 0 || ring.broken) {  // broken before we came: the host is to know, too
+      const FaultCode code = gave_up != 0 ? static_cast<FaultCode>(gave_up) : FaultCode::peer_fault;
+      const uint64_t began_ns = gave_up != 0 ? fault.began_ns : ptx::global_timer_ns();
+      report_fault(p, code, {ring.epoch, protocol::kMaxRanks, 0, 0, began_ns});
+    }
+    random_delay(p, Step::count_out);
+    ptx::reduce_add_relaxed_gpu(p.group.block + protocol::kProgressOffset + offsetof(protocol::Progress, finished), 1);
+  }
+}
+
+}  // namespace mnnvl_ar::kernels

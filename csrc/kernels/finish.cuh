@@ -1,0 +1,219 @@
+// What a row goes through once it is summed: an epilogue (epilogues/epilogue.h) over the threads of a cluster.
+//
+// Contract. Finish<D, Tile, E> sees s of kColumns vectors of kRows rows at a time, row by row, and stores the outputs.
+//   * Shared: what a CTA's threads need in shared memory, with init(lane) by all threads before the cluster is synchronised.
+//   * prefetch_weight() and prefetch_row(row): have L2 fetch what all rows need and what one will, before the predecessor has
+//     ended or long before its turn.
+//   * prepare(): loads what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers.
+//   * finish(rows, round, s): by every thread with rows, whatever it holds, since it may hold barriers. `round` counts the calls of
+//     finish() of this cluster. After a fault s is NaN, and so is all that is stored.
+#pragma once
+
+#include "epilogues/epilogue.h"
+#include "kernels/call.cuh"
+#include "kernels/root.cuh"
+#include "kernels/row_reduction.cuh"
+
+namespace mnnvl_ar::kernels {
+
+using epilogues::CallOf;
+using epilogues::poison_vector;
+
+template <class D, class Tile, class E, bool kNormed = E::kNormed>
+class Finish;
+
+// Without a norm: each vector is stored as soon as it is summed.
+template <class D, class Tile, class E>
+class Finish<D, Tile, E, false> {
+ public:
+  struct Shared {
+    __device__ __forceinline__ void init(const Lane&) {}
+  };
+
+  __device__ __forceinline__ Finish(const CallOf<E>& p, const Lane& lane, const CallStatus& status, const Shared&)
+      : p_(p), lane_(lane), status_(status) {}
+
+  __device__ __forceinline__ void prefetch_weight() const {}
+  __device__ __forceinline__ void prefetch_row(uint32_t) const {}
+  __device__ __forceinline__ void prepare() {}
+  __device__ __forceinline__ void prefetch(Rows) {}
+
+  __device__ __forceinline__ void finish(Rows rows, uint32_t, protocol::Vector (&s)[Tile::kVectors]) {
+    if (!holds_column(p_, lane_, 0)) return;
+    const bool poisoned = status_.is_poisoned();
+#pragma unroll
+    for (int i = 0; i < Tile::kVectors; ++i) {
+      const int row = i / Tile::kColumns, column = i % Tile::kColumns;
+      if (row >= rows.count || !holds_column(p_, lane_, column)) continue;
+      if (poisoned) s[i] = poison_vector<D>();
+      const uint32_t offset = vector_offset(p_, rows.first + row, lane_.vector) + column * kGroupBytes;
+      E::template store<D>(p_.arguments, p_.tensors,
+                           {rows.first + row, lane_.vector + column * kGroupVectors, offset}, s[i]);
+    }
+  }
+
+ private:
+  const CallOf<E>& p_;
+  const Lane& lane_;
+  StatusReader status_;
+};
+
+// With residual and norm: the row's sum of squares, then the norm, then, if E asks for it, the row's maximum of that.
+template <class D, class Tile, class E>
+class Finish<D, Tile, E, true> {
+  static constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kVectors = Tile::kVectors;
+  static constexpr uint32_t kExchanges = E::kNeedsMost ? 2 : 1;  // of a cluster, a call of finish()
+
+ public:
+  using Shared = RowReduction<Tile>;
+
+  __device__ __forceinline__ Finish(const CallOf<E>& p, const Lane& lane, const CallStatus& status,
+                                    const Shared& shared)
+      : p_(p),
+        lane_(lane),
+        status_(status),
+        reduction_(ptx::keep(ptx::shared_address(&shared))),
+        reciprocal_root_(static_cast<float>(p.tensors.vectors * D::kPerVector)) {}
+
+  // A layer's weight was last read a whole model ago. Into L2, not into registers: the predecessor may be the one that writes it.
+  __device__ __forceinline__ void prefetch_weight() const {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (holds(column)) ptx::prefetch_to_l2(weight_place(column));
+    }
+  }
+
+  __device__ __forceinline__ void prefetch_row(uint32_t row) const {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (holds(column)) ptx::prefetch_to_l2(residual_place(row, column));
+    }
+  }
+
+  // Into registers: the mbarriers in finish() empty L1, and a load behind them would stand alone on the way to the outputs. Four
+  // rows at once leave no registers for that over the wait for peers, and load it for all four while they are summed.
+  __device__ __forceinline__ void prepare() {
+    if (kKeepsWeight) load_weight();
+  }
+
+  __device__ __forceinline__ void prefetch(Rows rows) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int row = i / kColumns, column = i % kColumns;
+      if (row < rows.count && holds(column)) residual_[i] = ptx::load(residual_place(rows.first + row, column));
+    }
+  }
+
+  __device__ __forceinline__ void finish(Rows rows, uint32_t round, protocol::Vector (&s)[kVectors]) {
+    const uint32_t turn = round * kExchanges;
+    float square_sum[kVectors] = {};
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (i / kColumns >= rows.count || !holds(i % kColumns)) continue;
+      s[i] = protocol::add_residual<D>(s[i], residual_[i]);
+      square_sum[i] = protocol::square_sum<D>(s[i]);
+    }
+    if (!kKeepsWeight) load_weight();
+    Shared::exchange_sums(lane_, reduction_, turn, square_sum);
+    status_.look();
+    float row_sum[kRows];
+    Shared::add_up(lane_, reduction_, turn, row_sum);
+    float rstd[kRows];
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) rstd[row] = reciprocal_root_(row_sum[row], p_.arguments.eps);
+    uint32_t most[kVectors] = {};
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (!holds(column)) continue;
+      float factor[D::kPerVector];
+      factors(weight_[column], factor);
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        if (row >= rows.count) continue;
+        const int i = row * kColumns + column;
+        const protocol::Vector norm = protocol::normalize<D>(s[i], rstd[row], factor, p_.arguments.weight_bias);
+        const bool poisoned = status_.is_poisoned();
+        const epilogues::Place place = place_of(rows, row, column);
+        ptx::store(epilogues::at(p_.arguments.residual_out, place.offset), poisoned ? poison_vector<D>() : s[i]);
+        const protocol::Vector stored = poisoned ? poison_vector<D>() : norm;
+        if constexpr (E::kNeedsMost) {
+          s[i] = stored;
+          most[i] = E::template measure<D>(stored);
+        } else {
+          E::template store<D>(p_.arguments, p_.tensors, place, stored, 0);
+        }
+      }
+    }
+    Shared::prepare_next(lane_, reduction_, turn);
+    if constexpr (E::kNeedsMost) store_with_most(rows, turn + 1, s, most);
+  }
+
+ private:
+  static constexpr bool kKeepsWeight = kVectors < 4;
+  struct Weight {
+    protocol::Vector low, high;  // high: the second four of eight fp32 factors
+  };
+
+  __device__ __forceinline__ void store_with_most(Rows rows, uint32_t turn, const protocol::Vector (&norm)[kVectors],
+                                                  uint32_t (&most)[kVectors]) {
+    Shared::exchange_maxima(lane_, reduction_, turn, most);
+    uint32_t row_most[kRows];
+    Shared::max_up(lane_, reduction_, turn, row_most);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int row = i / kColumns, column = i % kColumns;
+      if (row >= rows.count || !holds(column)) continue;
+      E::template store<D>(p_.arguments, p_.tensors, place_of(rows, row, column), norm[i], row_most[row]);
+    }
+    Shared::prepare_next(lane_, reduction_, turn);
+  }
+
+  __device__ __forceinline__ bool holds(int column) const { return holds_column(p_, lane_, column); }
+
+  __device__ __forceinline__ epilogues::Place place_of(Rows rows, int row, int column) const {
+    return {rows.first + row, lane_.vector + column * kGroupVectors,
+            vector_offset(p_, rows.first + row, lane_.vector) + column * kGroupBytes};
+  }
+
+  __device__ __forceinline__ const uint8_t* residual_place(uint32_t row, int column) const {
+    return static_cast<const uint8_t*>(p_.arguments.residual) + vector_offset(p_, row, lane_.vector) +
+           column * kGroupBytes;
+  }
+
+  __device__ __forceinline__ const uint8_t* weight_place(int column) const {
+    const uint32_t weight_bytes = p_.arguments.weight_is_fp32 ? D::kPerVector * 4 : protocol::kVectorBytes;
+    return static_cast<const uint8_t*>(p_.arguments.weight) + (lane_.vector + column * kGroupVectors) * weight_bytes;
+  }
+
+  __device__ __forceinline__ void load_weight() {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (!holds(column)) continue;
+      weight_[column].low = ptx::load_constant(weight_place(column));
+      if (D::kPerVector == 8 && p_.arguments.weight_is_fp32) {
+        weight_[column].high = ptx::load_constant(weight_place(column) + 16);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void factors(Weight& weight, float (&factor)[D::kPerVector]) const {
+    // Without this the compiler computes them, and waits for the weight, before the first look for peers' data.
+    ptx::not_before(weight.low);
+    ptx::not_before(weight.high);
+#pragma unroll
+    for (int i = 0; i < D::kPerVector; ++i) {
+      const uint32_t word = i < 4 ? weight.low.word[i % 4] : weight.high.word[i % 4];
+      factor[i] = D::kPerVector == 4 || p_.arguments.weight_is_fp32 ? protocol::as_float(word) : D::load(weight.low, i);
+    }
+  }
+
+  const CallOf<E>& p_;
+  const Lane& lane_;
+  StatusReader status_;
+  const uint32_t reduction_;
+  const ReciprocalRoot reciprocal_root_;
+  Weight weight_[kColumns]{};
+  protocol::Vector residual_[kVectors];
+};
+
+}  // namespace mnnvl_ar::kernels

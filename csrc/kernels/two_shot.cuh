@@ -1,0 +1,138 @@
+// Two-shot: columns are split over owners. Every rank sends each owner its columns; owners sum and send on to all; each rank
+// applies the epilogue to whole rows. Two hops, but 2 (R - 1) / R of the bytes on the link instead of R - 1.
+//
+// Launched like one-shot, but clusters take batches of `batch` neighbouring rows, so that the owners' share of a batch fills
+// their threads. Three stages a batch: scatter, reduce, gather. Each stage runs `lag` batches behind the one before it, so
+// that the link is busy while data is awaited. A stage waits only for what peers send in earlier batches' or earlier
+// stages' steps (rule R5), so any grids on any ranks go together. kRows rows are loaded, awaited and normed at once.
+#pragma once
+
+#include "kernels/entry_warp.cuh"
+#include "kernels/exit_warp.cuh"
+#include "kernels/fanout.cuh"
+#include "kernels/finish.cuh"
+#include "kernels/receive.cuh"
+#include "kernels/refuse.cuh"
+
+namespace mnnvl_ar::kernels {
+
+template <class D, int kRanks, class Tile, class E>
+__global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant__ CallOf<E> p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if constexpr (Tile::kRows == 4) return __trap();  // never planned here: launch/form.h, is_built
+#endif
+  // ---- Set-up: what the CTA shares, and the warps without rows go their own way.
+  constexpr int kRows = Tile::kRows;
+  __shared__ CallStatus status;
+  __shared__ typename Finish<D, Tile, E>::Shared shared;
+  const Lane lane = this_lane<1>();
+  prepare_cta(lane, status, shared);
+  const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors};
+  const uint32_t width = protocol::owned_columns(shape);
+  const uint32_t owner = lane.vector / width;
+  const uint32_t rows_apart = lane.clusters * p.launch.shape.batch;
+  const uint32_t batches = (p.tensors.tokens - lane.cluster * p.launch.shape.batch + rows_apart - 1) / rows_apart;
+  const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * p.launch.shape.batch; };
+  const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + p.launch.shape.batch, p.tensors.tokens); };
+  const auto input = [&](uint32_t row) {
+    return ptx::load(static_cast<const uint8_t*>(p.tensors.x) + vector_offset(p, row, lane.vector));
+  };
+
+  if (!is_as_planned<false>(p)) return refuse<D, E>(p);
+  if (lane.role == Role::entry) {
+    return run_entry_warp(p, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), status);
+  }
+  if (lane.role == Role::exit) return run_exit_warp(p, status);
+
+  // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
+  Finish<D, Tile, E> epilogue(p, lane, status, shared);
+  epilogue.prefetch_weight();
+  epilogue.prefetch_row(first_row(0));
+
+  // ---- Enter: the predecessor has ended; load the first row while the entry warp reads the state. Only loads up to the send.
+  ptx::wait_for_predecessor();
+  Vector first_x{};
+  if (holds_column(p, lane, 0)) first_x = input(first_row(0));
+  random_delay(p, Step::enter);
+  const RingPosition ring = enter(p, status);
+  const bool active = holds_column(p, lane, 0) && !ring.broken;
+
+  // ---- Stage 1, scatter: each owner gets its columns.
+  const auto scatter_one = [&](uint32_t row, const Vector& x) {
+    const uint32_t column = lane.vector - owner * width;
+    const uint32_t position = static_cast<uint32_t>(protocol::scatter_position(shape, p.group.rank, row, column));
+    ptx::store_relaxed_sys(p.group.block_of(owner) + ring.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
+  };
+  const auto scatter = [&](uint32_t batch) {
+    if (!active) return;
+    uint32_t row = first_row(batch);
+    const uint32_t end = end_row(batch);
+    if (batch == 0) scatter_one(row++, first_x);
+    for (; row < end; row += kRows) {
+      Vector x[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (row + i < end) x[i] = input(row + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (row + i < end) scatter_one(row + i, x[i]);
+      }
+    }
+  };
+
+  // ---- Stage 2, reduce: own columns of every rank are summed, and the sum is sent to all ranks. Neighbouring groups of 32 items are
+  // in different CTAs, so that few items keep all SMs busy.
+  const auto first_item = [&] { return (threadIdx.x / 32 * gridDim.x + blockIdx.x) * 32 + threadIdx.x % 32; };
+  const auto reduce = [&](uint32_t batch) {
+    if (ring.broken) return;
+    const uint32_t own_columns = protocol::columns_of(shape, p.group.rank);
+    const uint32_t first = first_row(batch), items = (end_row(batch) - first) * own_columns;
+    for (uint32_t item = first_item(); item < items; item += lane.groups * 32) {
+      const uint32_t row = first + item / own_columns, own = item % own_columns;
+      const uint32_t source = static_cast<uint32_t>(protocol::scatter_position(shape, 0, row, own));
+      const uint8_t* place = p.group.block + ring.slot + source * protocol::kVectorBytes;
+      Vector s[1];
+      receive_sum<D, kRanks, 1>(p, status, place, p.tensors.tokens * width * protocol::kVectorBytes, 1, kNone, {{}}, s);
+      const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, p.group.rank * width + own));
+      send_to_all<kRanks>(p, ring.slot + position * protocol::kVectorBytes, for_the_wire(p, s[0]));
+    }
+  };
+
+  // ---- Stage 3, gather: whole rows of sums arrive, and the epilogue stores the outputs.
+  uint32_t round = 0;
+  const uint32_t row_bytes = p.tensors.vectors * protocol::kVectorBytes;
+  const auto gather = [&](uint32_t batch) {
+    for (uint32_t row = first_row(batch), end = end_row(batch); row < end; row += kRows, ++round) {
+      const Rows rows{row, min(end - row, static_cast<uint32_t>(kRows))};
+      epilogue.prefetch(rows);
+      Vector s[kRows];
+      bool ok = active;
+      if (active) {
+        const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, lane.vector));
+        ok = receive<kRows, 1>(p, status, p.group.block + ring.slot + position * protocol::kVectorBytes, row_bytes,
+                               rows.count, 1, s);
+      }
+      if (!ok) {
+#pragma unroll
+        for (Vector& v : s) v = poison_vector<D>();
+      }
+      if (batch + 1 == batches && row + kRows >= end) ptx::barrier_arrive(kReceived, blockDim.x);
+      epilogue.finish(rows, round, s);
+    }
+  };
+
+  // ---- Each stage runs `lag` batches behind the one before it.
+  for (uint32_t step = 0; step < batches + 2 * p.launch.shape.lag; ++step) {
+    if (step < batches) scatter(step);
+    if (step == 0) {
+      random_delay(p, Step::before_wait);
+      epilogue.prepare();
+    }
+    if (step < batches) clear_step(p, ring, step, batches);
+    if (step >= p.launch.shape.lag && step - p.launch.shape.lag < batches) reduce(step - p.launch.shape.lag);
+    if (step >= 2 * p.launch.shape.lag) gather(step - 2 * p.launch.shape.lag);
+  }
+}
+
+}  // namespace mnnvl_ar::kernels

@@ -1,0 +1,84 @@
+// Faults: their numbers, the record that a failed call leaves for the host, and the mark that tells peers. The same on every
+// transport.
+//
+// Contract
+//   * The first thread of a rank to find a fault fills the record, its code last, and only then marks blocks as broken: whoever
+//     sees the mark that this rank set finds the record.
+//   * `broken` of a rank's own block holds a FaultCode. In a peer's block it holds peer_mark(): who found what.
+#pragma once
+
+#include <cstdint>
+
+#include "protocol/layout.h"
+#include "protocol/portable.h"
+#include "protocol/ring.h"
+
+namespace mnnvl_ar::protocol {
+
+// The numbers of mnnvl_ar/diagnosis.py, too.
+enum class FaultCode : uint32_t {
+  none = 0,
+  peer_timeout = 1,   // a peer's data did not come within the deadline
+  call_mismatch = 2,  // a peer called with another op, shape, dtype or strategy
+  peer_fault = 3,     // a peer found one of these and marked our block
+  overlap = 4,        // the previous call on this rank never finished
+  damaged = 5,        // control words were overwritten; found by the host's diagnosis only
+  launch_shape = 6,   // the call was launched in another shape than it was planned in
+  two_at_once = 7,    // two calls on this rank took the same place in the ring
+};
+
+MNNVL_AR_HD constexpr uint32_t peer_mark(uint32_t rank, FaultCode code) {
+  return static_cast<uint32_t>(FaultCode::peer_fault) | static_cast<uint32_t>(code) << 8 | rank << 16;
+}
+MNNVL_AR_HD constexpr FaultCode code_of_mark(uint32_t broken) { return static_cast<FaultCode>(broken >> 8 & 0xff); }
+MNNVL_AR_HD constexpr uint32_t author_of_mark(uint32_t broken) { return broken >> 16; }
+
+// Written once, into memory that the host reads and the device maps.
+struct FaultRecord {
+  FaultCode code;  // written last
+  uint32_t rank;
+  uint32_t epoch;
+  uint32_t tokens;
+  uint32_t description;  // signature.h, describe()
+  uint32_t peer;         // the peer that differs, or the first one that is missing
+  uint32_t peer_tokens;
+  uint32_t peer_description;
+  uint64_t began_ns;  // %globaltimer, or CLOCK_MONOTONIC on the host transport
+  uint64_t ended_ns;
+  uint32_t last_epoch[kMaxRanks];  // of each peer's newest signature here, or kNoEpoch
+};
+
+// What the finder knows. peer: kMaxRanks if it is to be found out, as the first rank whose newest call is an earlier one.
+struct Fault {
+  uint32_t epoch;
+  uint32_t peer;
+  uint32_t peer_tokens;
+  uint32_t peer_description;
+  uint64_t began_ns;
+};
+
+// Everything but the code. `signed_epoch(source, slot)` reads the epoch of a signature in this rank's board.
+template <class Record, class Params, class SignedEpoch>
+MNNVL_AR_HD void fill_record(Record& record, const Params& p, Fault fault, uint64_t ended_ns, SignedEpoch signed_epoch) {
+  for (uint32_t source = 0; source < p.group.ranks; ++source) {
+    uint32_t newest = kNoEpoch;
+    for (uint32_t slot = 0; slot < kSlots; ++slot) {
+      const uint32_t epoch = signed_epoch(source, slot);
+      if (epoch != kNoEpoch && (newest == kNoEpoch || epoch_distance(newest, epoch) > 0)) newest = epoch;
+    }
+    record.last_epoch[source] = newest;
+    const bool is_behind = newest == kNoEpoch || epoch_distance(newest, fault.epoch) > 0;
+    if (fault.peer >= p.group.ranks && source != p.group.rank && is_behind) fault.peer = source;
+  }
+  record.rank = p.group.rank;
+  record.epoch = fault.epoch;
+  record.tokens = p.tensors.tokens;
+  record.description = p.tensors.description;
+  record.peer = fault.peer;
+  record.peer_tokens = fault.peer_tokens;
+  record.peer_description = fault.peer_description;
+  record.began_ns = fault.began_ns;
+  record.ended_ns = ended_ns;
+}
+
+}  // namespace mnnvl_ar::protocol

@@ -1,0 +1,41 @@
+// What every fused op is given beside x: residual, weight and the numbers of the norm, checked.
+#pragma once
+
+#include "epilogues/epilogue.h"
+#include "torch/checks.h"
+
+namespace mnnvl_ar {
+
+class NormInputs {
+ public:
+  NormInputs(const Agreement& a, const Tensor& residual, const Tensor& weight, double eps, double weight_bias)
+      : a_(a), residual_(residual), weight_(weight), eps_(eps), weight_bias_(weight_bias) {
+    check_alike(a, residual, "residual");
+    weight_is_fp32_ = check_weight(a, weight);
+  }
+
+  // `sharing`: whether the output may be x or residual itself. It never shares memory with the weight.
+  void check_apart_from(const Span& out, Sharing sharing) const {
+    check_apart(out, span_of_rows(a_, a_.x, "x"), sharing);
+    check_apart(out, span_of_rows(a_, residual_, "residual"), sharing);
+    check_apart(out, span_of_weight(a_, weight_, weight_is_fp32_), Sharing::nothing);
+  }
+
+  epilogues::NormArguments arguments(const Tensor& residual_out) const {
+    return {.residual = residual_.data_ptr(),
+            .weight = weight_.data_ptr(),
+            .residual_out = residual_out.data_ptr(),
+            .eps = static_cast<float>(eps_),
+            .weight_bias = static_cast<float>(weight_bias_),
+            .weight_is_fp32 = weight_is_fp32_};
+  }
+
+ private:
+  const Agreement& a_;
+  const Tensor& residual_;
+  const Tensor& weight_;
+  const double eps_, weight_bias_;
+  bool weight_is_fp32_;
+};
+
+}  // namespace mnnvl_ar
