@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bench.cells import Cell
-from mnnvl_ar.strategy.files import machine_class
+from mnnvl_ar.tuning.files import machine_class
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from every other, so receiving is what bounds it.
     two-shot = 2 hops + max(send (R-1)/R x, receive (R-1)/R x)    / link     columns to their owners
                       + max(send 1/R x,     receive (R-1)/R x)    / link     sums from their owners
 
-Which of the two a size goes by is what the library's `auto` takes where nothing was measured: mnnvl_ar.strategy.
+Which of the two a size goes by is what the library's `auto` takes where nothing was measured: mnnvl_ar.tuning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 from bench.floor import MACHINES, Machine
-from mnnvl_ar.strategy import cost_model
+from mnnvl_ar.tuning import cost_model
 
 PAGE = Path(__file__).resolve().parent / "gb200" / "predictions.md"
 TPS = (8, 16, 24, 32, 48, 64, 72)
@@ -80,7 +80,7 @@ def page() -> str:
         "|---" * (len(TPS) + 1) + "|",
         "| message, KB a rank | " + " | ".join(f"{crossover_bytes(tp) / 1e3:.0f}" for tp in TPS) + " |",
         "",
-        "The bounds are those of `mnnvl_ar/strategy/cost_model.py`; `make tune` replaces them by what is measured.",
+        "The bounds are those of `mnnvl_ar/tuning/cost_model.py`; `make tune` replaces them by what is measured.",
         "Without multicast the model gives the same: each GPU then sends R - 1 messages instead of one, and",
         "receives as many as before. What multicast saves is the instructions that send them, which the model does not",
         "know.",

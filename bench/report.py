@@ -142,11 +142,11 @@ def standing(runs: dict[str, dict[str, Any]], folder: Path) -> list[str]:
 def workspace_bytes() -> int | None:
     """Of the workspace that the figure names; None where the library is not built."""
     try:
-        from mnnvl_ar import Strategy, strategy, workspace
+        from mnnvl_ar import Strategy, tuning, workspace
         from mnnvl_ar._library import ops
     except (ImportError, OSError):
         return None
-    table = strategy.table_of("NVIDIA H200", 8)
+    table = tuning.table_of("NVIDIA H200", 8)
     slot = ops._workspace_slot_bytes(8, 2048, 8192 * 2, int(Strategy.AUTO), table.flat())
     return workspace.Layout(slot).nbytes
 

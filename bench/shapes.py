@@ -1,4 +1,4 @@
-"""Launch shapes: which are tried for a cell, and how the quickest become a table (mnnvl_ar/strategy/files.py has the
+"""Launch shapes: which are tried for a cell, and how the quickest become a table (mnnvl_ar/tuning/files.py has the
 format)."""
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 For each group size, row size and number of tokens, the shapes of bench/shapes.py are captured and timed as bench/run.py
 times (same clock, same check of the bits), all over one workspace's memory. The table is what strategy "auto" goes by
-from then on: mnnvl_ar/strategy/<machine class>.json, in the format of mnnvl_ar/strategy/files.py.
+from then on: mnnvl_ar/tuning/<machine class>.json, in the format of mnnvl_ar/tuning/files.py.
 
 The file is written whenever a row size of a group is done, so what comes later can cost nothing that is measured. A row
 size measured anew replaces all of its entries; other row sizes and group sizes stay as they are, and where a group's
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished row sizes out")
-    parser.add_argument("--out", type=Path, help="(mnnvl_ar/strategy/<machine class>.json)")
+    parser.add_argument("--out", type=Path, help="(mnnvl_ar/tuning/<machine class>.json)")
     for ignored in ("--scratch", "--without"):
         parser.add_argument(ignored, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
@@ -88,7 +88,7 @@ def work(args: argparse.Namespace) -> int:
 def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]], digest: str) -> None:
     """`tables`: entries by world size, of sources with this digest. What the library could not read again is not put in
     place."""
-    from mnnvl_ar.strategy import files
+    from mnnvl_ar.tuning import files
 
     file = file or files.FOLDER / f"{files.machine_class(name)}.json"
     tp = json.loads(file.read_text())["tp"] if file.exists() else {}

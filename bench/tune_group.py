@@ -18,7 +18,7 @@ from bench.timing import Clock, Replay, calls_of
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
 from mnnvl_ar.memory import allocate
-from mnnvl_ar.strategy import Table
+from mnnvl_ar.tuning import Table
 from mnnvl_ar.workspace import Layout, create
 
 EVERY_CALL_SAYS = Table()  # its strategy, that is

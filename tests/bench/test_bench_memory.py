@@ -7,7 +7,7 @@ import pytest
 from bench import report
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
-from mnnvl_ar.strategy import table_of
+from mnnvl_ar.tuning import table_of
 from mnnvl_ar.workspace import Layout
 
 VECTOR, TOKENS, VECTORS = 16, 2048, 8192 * 2 // 16

@@ -5,7 +5,7 @@ import pytest
 from bench import model
 from bench.cells import Cell
 from bench.floor import H200, floor_us
-from mnnvl_ar.strategy import Table, table_of
+from mnnvl_ar.tuning import Table, table_of
 
 
 def test_the_page_is_the_models():

@@ -13,7 +13,7 @@ from bench.cells import Cell, grid
 from bench.check import verdict
 from bench.floor import H200, MACHINES, floor_us, machine_of
 from bench.timing import calls_of, percentile, rounds_of
-from mnnvl_ar.strategy import cost_model
+from mnnvl_ar.tuning import cost_model
 
 
 def cell(tp: int = 8, tokens: int = 1, **other: str) -> Cell:

@@ -12,7 +12,7 @@ from bench import launch, tune
 from bench.cells import TOKENS, Cell
 from bench.shapes import MAX_CLUSTER, MOST_WARPS, Shape, clusters, most_one_shot_bytes, shapes, table
 from mnnvl_ar import MnnvlArError, Strategy
-from mnnvl_ar.strategy import Entry, Table, files
+from mnnvl_ar.tuning import Entry, Table, files
 
 A, B = Shape("one_shot", 4), Shape("two_shot", 2, batch=4)
 

@@ -12,7 +12,7 @@ import torch
 
 from mnnvl_ar._library import ops
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import Table, table_for
+from mnnvl_ar.tuning import Table, table_for
 from mnnvl_ar.workspace import Layout, create
 
 

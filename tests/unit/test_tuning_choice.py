@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
-from mnnvl_ar.strategy import Entry, Table
+from mnnvl_ar.tuning import Entry, Table
 from mnnvl_ar.workspace import create
 
 AUTO, ONE, TWO = Strategy.AUTO, Strategy.ONE_SHOT, Strategy.TWO_SHOT

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnnvl_ar.strategy.cost_model import (
+from mnnvl_ar.tuning.cost_model import (
     ANY_BYTES,
     H200,
     MACHINES,

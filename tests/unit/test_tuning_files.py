@@ -11,8 +11,8 @@ from setuptools.command.build_py import build_py
 from setuptools.config.pyprojecttoml import read_configuration
 
 from common.ranks import ROOT
-from mnnvl_ar import MnnvlArError, Strategy, strategy
-from mnnvl_ar.strategy import Entry, Table, cost_model, files
+from mnnvl_ar import MnnvlArError, Strategy, tuning
+from mnnvl_ar.tuning import Entry, Table, cost_model, files
 
 ENTRY = {
     "row_bytes": 1024, "max_tokens": 4, "strategy": "one_shot", "cluster": 0, "max_ctas": 0, "batch": 0, "lag": 0
@@ -89,20 +89,20 @@ def test_all_that_ship_are_read() -> None:
     for name, tables in found.items():
         machine = json.loads((files.FOLDER / f"{name}.json").read_text())["machine"]
         assert files.machine_class(machine) == name
-        assert all(strategy.table_of(machine, size) == table for size, table in tables.items())
+        assert all(tuning.table_of(machine, size) == table for size, table in tables.items())
 
 
 def test_the_measured_crossovers_of_h200() -> None:
     """Measured ones hold until entries do; the model is near them where both are, and takes over elsewhere."""
     for size, measured in {4: 230_000, 8: 90_000}.items():
-        table = strategy.table_of("NVIDIA H200", size)
+        table = tuning.table_of("NVIDIA H200", size)
         assert table.entries or table == Table(measured, source="h200.json")
         assert cost_model.one_shot_bytes(cost_model.H200, size) == pytest.approx(measured, rel=0.25)
-    of_two = strategy.table_of("NVIDIA H200", 2)
+    of_two = tuning.table_of("NVIDIA H200", 2)
     assert {entry.strategy for entry in of_two.entries} == {Strategy.ONE_SHOT}, "as the model has it at any size"
     assert cost_model.one_shot_bytes(cost_model.H200, 2) == cost_model.ANY_BYTES
-    assert strategy.table_of("NVIDIA H200", 3).source == "cost model"
-    elsewhere = strategy.table_of("NVIDIA H100 80GB HBM3", 8)
+    assert tuning.table_of("NVIDIA H200", 3).source == "cost model"
+    elsewhere = tuning.table_of("NVIDIA H100 80GB HBM3", 8)
     assert elsewhere == Table(cost_model.one_shot_bytes(cost_model.H200, 8), source="cost model")
 
 

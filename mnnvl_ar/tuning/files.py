@@ -1,4 +1,4 @@
-"""Tables as files, one a class of machine: mnnvl_ar/strategy/<machine class>.json, which `make tune` writes.
+"""Tables as files, one a class of machine: mnnvl_ar/tuning/<machine class>.json, which `make tune` writes.
 
     {"machine": "NVIDIA H200", "tp": {
     "4": {"one_shot_bytes": 230000},
