@@ -19,8 +19,7 @@ def section(root: Path) -> str:
 
 
 def slot(ranks: int, tokens: int, row_bytes: int, strategy: Strategy, machine: str = "NVIDIA H200") -> int:
-    table = table_of(machine, ranks).flat()
-    return int(ops._workspace_slot_bytes(ranks, tokens, row_bytes, int(strategy), table))
+    return table_of(machine, ranks).slot_bytes(ranks, tokens, row_bytes, strategy)
 
 
 def test_the_parts_of_a_slot_add_up(section: str):
