@@ -9,7 +9,7 @@ from every other, so receiving is what bounds it.
     two-shot = 2 hops + max(send (R-1)/R x, receive (R-1)/R x)    / link     columns to their owners
                       + max(send 1/R x,     receive (R-1)/R x)    / link     sums from their owners
 
-Which of the two a size goes by is what the library's `auto` takes where nothing was measured: mnnvl_ar.strategy.
+Which of the two a size goes by is what the library's `auto` takes where nothing was measured: mnnvl_ar.tuning.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.floor import MACHINES, Machine
-from mnnvl_ar.strategy import cost_model
+from mnnvl_ar.tuning import cost_model
+from mnnvl_ar.tuning.machines import Machine, machine_of
 
 PAGE = Path(__file__).resolve().parent / "gb200" / "predictions.md"
 TPS = (8, 16, 24, 32, 48, 64, 72)
 TOKENS = (1, 4, 16, 64, 256, 1024)
 HIDDEN = (7168,)
 
-GB200 = MACHINES["gb200"]
-LIBRARY = cost_model.MACHINES["gb200"]  # what `auto` goes by
+GB200 = machine_of("NVIDIA GB200")
 
 
 def one_shot_us(nbytes: int, ranks: int, machine: Machine = GB200, *, multicast: bool = True) -> float:
     sends = nbytes if multicast else (ranks - 1) * nbytes
-    return _fixed(machine) + machine.hop + max(sends, (ranks - 1) * nbytes) / machine.link
+    return _fixed(machine) + machine.hop_us + max(sends, (ranks - 1) * nbytes) / machine.bytes_per_us
 
 
 def two_shot_us(nbytes: int, ranks: int, machine: Machine = GB200, *, multicast: bool = True) -> float:
     share = (ranks - 1) / ranks * nbytes
     back = max(nbytes / ranks if multicast else share, share)
-    return _fixed(machine) + 2 * machine.hop + (share + back) / machine.link
+    return _fixed(machine) + 2 * machine.hop_us + (share + back) / machine.bytes_per_us
 
 
 def _fixed(machine: Machine) -> float:
-    return machine.launch + machine.read_l2 + machine.reduction + machine.write
+    return machine.launch_us + machine.read_l2_us + machine.reduction_us + machine.write_us
 
 
 def crossover_bytes(ranks: int) -> int:
     """The largest message that `auto` sends by one-shot."""
-    return cost_model.one_shot_bytes(LIBRARY, ranks)
+    return cost_model.one_shot_bytes(GB200, ranks)
 
 
 def page() -> str:
+    rate, launch, hop = GB200.bytes_per_us / 1e3, GB200.launch_us, GB200.hop_us
     lines = [
         "# Predictions for GB200 over multicast",
         "",
         "**These are predictions of a cost model, not measurements.** Nothing on this page has been run on a GB200.",
         "Made by `python -m bench.model --write`; the model is at the top of `bench/model.py`.",
         "",
-        f"Assumed: {GB200.link / 1e3:.0f} GB/s each way and GPU (NVLink 5, datasheet), and H200's measured launch",
-        f"({GB200.launch} us) and hop ({GB200.hop} us). The model holds only what cannot be avoided, so a real machine",
+        f"Assumed: {rate:.0f} GB/s each way and GPU (NVLink 5, datasheet), and H200's measured launch",
+        f"({launch} us) and hop ({hop} us). The model holds only what cannot be avoided, so a real machine",
         "is slower; on H200 the same model is the `floor` beside each measured time. What else would make it wrong: a",
         "longer hop through a rack's switches (add the difference once for one-shot, twice for two-shot), and switches",
         "that deliver multicast at less than the link's rate.",
         "",
         "Fused AllReduce + add + RMSNorm, bf16, us a call, by the strategy that `auto` takes where nothing was",
-        f"measured: one-shot (1) or two-shot (2). `auto` counts {LIBRARY.stage} us for two-shot's second wait. It is",
+        f"measured: one-shot (1) or two-shot (2). `auto` counts {GB200.stage_us} us for two-shot's second wait. It is",
         "no floor, so the times leave it out: just below the bounds one-shot is taken although two-shot's time would",
         "be less, by that much at most.",
     ]
@@ -80,7 +80,7 @@ def page() -> str:
         "|---" * (len(TPS) + 1) + "|",
         "| message, KB a rank | " + " | ".join(f"{crossover_bytes(tp) / 1e3:.0f}" for tp in TPS) + " |",
         "",
-        "The bounds are those of `mnnvl_ar/strategy/cost_model.py`; `make tune` replaces them by what is measured.",
+        "The bounds are those of `mnnvl_ar/tuning/cost_model.py`; `make tune` replaces them by what is measured.",
         "Without multicast the model gives the same: each GPU then sends R - 1 messages instead of one, and",
         "receives as many as before. What multicast saves is the instructions that send them, which the model does not",
         "know.",

@@ -140,15 +140,13 @@ def standing(runs: dict[str, dict[str, Any]], folder: Path) -> list[str]:
 
 
 def workspace_bytes() -> int | None:
-    """Of the workspace that the figure names; None where the library is not built."""
+    """The size of the workspace that `targets.workspace` judges; None where the library is not built."""
     try:
-        from mnnvl_ar import Strategy, strategy, workspace
-        from mnnvl_ar._library import ops
+        from mnnvl_ar import tuning, workspace
     except (ImportError, OSError):
         return None
-    table = strategy.table_of("NVIDIA H200", 8)
-    slot = ops._workspace_slot_bytes(8, 2048, 8192 * 2, int(Strategy.AUTO), table.flat())
-    return workspace.Layout(slot).nbytes
+    slot_bytes = tuning.table_of("NVIDIA H200", 8).slot_bytes(8, 2048, 8192 * 2)
+    return workspace.Layout(slot_bytes).nbytes
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Measures launch shapes and writes the quickest ones as a table: `make tune`, minutes.
 
 For each group size, row size and number of tokens, the shapes of bench/shapes.py are captured and timed as bench/run.py
-times (same clock, same check of the bits), all over one workspace's memory. The table is what strategy "auto" goes by
-from then on: mnnvl_ar/strategy/<machine class>.json, in the format of mnnvl_ar/strategy/files.py.
+does it (same clock, same check of the bits), all over one workspace's memory. The table is what strategy "auto" goes by
+from then on: mnnvl_ar/tuning/<machine class>.json, in the format of mnnvl_ar/tuning/files.py.
 
-The file is written whenever a row size of a group is done, so what comes later can cost nothing that is measured. A row
-size measured anew replaces all of its entries; other row sizes and group sizes stay as they are, and where a group's
-entries are of several sources, its `source_digest` names them all. All ranks need the same file: copy it to every host.
+The file is written whenever a row size of a group is done, so a later failure loses nothing that was measured before. A
+row size that is measured anew replaces all of its entries; other row sizes and group sizes stay as they are, and where
+a group's entries are of several sources, its `source_digest` names them all. All ranks need the same file: copy it to
+every host.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import launch, safety
 from bench.cells import HIDDEN, TOKENS, TPS, Cell
-from bench.shapes import table
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished row sizes out")
-    parser.add_argument("--out", type=Path, help="(mnnvl_ar/strategy/<machine class>.json)")
+    parser.add_argument("--out", type=Path, help="(mnnvl_ar/tuning/<machine class>.json)")
     for ignored in ("--scratch", "--without"):
         parser.add_argument(ignored, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
@@ -64,6 +64,7 @@ def work(args: argparse.Namespace) -> int:
 
     from bench import progress
     from bench.results import source_digest
+    from bench.shapes import table
     from bench.team import join_world, make_team
     from bench.tune_group import tune_group
 
@@ -86,11 +87,12 @@ def work(args: argparse.Namespace) -> int:
 
 
 def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]], digest: str) -> None:
-    """`tables`: entries by world size, of sources with this digest. What the library could not read again is not put in
-    place."""
-    from mnnvl_ar.strategy import files
+    """Writes `tables`, entries by world size that were measured on sources with this digest, into the file of machine
+    `name`. A file that the library could not read again does not replace the one that is there."""
+    from mnnvl_ar.tuning import files
+    from mnnvl_ar.tuning.machines import machine_class
 
-    file = file or files.FOLDER / f"{files.machine_class(name)}.json"
+    file = file or files.FOLDER / f"{machine_class(name)}.json"
     tp = json.loads(file.read_text())["tp"] if file.exists() else {}
     for size, entries in tables.items():
         tp[size] = _merged(tp.get(size, {}), entries, digest)
@@ -107,7 +109,7 @@ def write(file: Path | None, name: str, tables: dict[str, list[dict[str, Any]]],
 
 
 def _merged(before: dict[str, Any], entries: list[dict[str, Any]], digest: str) -> dict[str, Any]:
-    """A group with `entries` in place of those of the same row sizes."""
+    """The group `before` with `entries` in place of its own of the same row sizes."""
     measured = {entry["row_bytes"] for entry in entries}
     kept = [entry for entry in before.get("entries", ()) if entry["row_bytes"] not in measured]
     digests = before.get("source_digest", "").split(" + ") if kept else []
@@ -118,7 +120,7 @@ def _merged(before: dict[str, Any], entries: list[dict[str, Any]], digest: str) 
 
 
 def _lines(group: dict[str, Any]) -> str:
-    """JSON with an entry a line."""
+    """JSON with one line for each entry."""
     entries = ",\n".join("  " + json.dumps(entry) for entry in group.get("entries", ()))
     text = json.dumps({**group, "entries": []} if entries else group)
     return text.replace('"entries": []', f'"entries": [\n{entries}\n]')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import torch
 
@@ -18,17 +19,18 @@ from bench.timing import Clock, Replay, calls_of
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
 from mnnvl_ar.memory import allocate
-from mnnvl_ar.strategy import Table
+from mnnvl_ar.tuning import Table
 from mnnvl_ar.workspace import Layout, create
 
-EVERY_CALL_SAYS = Table()  # its strategy, that is
+NO_TABLE = Table()  # every handle has its strategy and launch shape by name
 
 
 def tune_group(
     team: Team, rows: Sequence[Sequence[Cell]], rounds: int, end: float
 ) -> Iterator[dict[Cell, list[tuple[float, Shape]]]]:
-    """For each of `rows`, the cells of one row size: of each cell its right shapes by time, as soon as the row is done.
-    Stops before the first row that the time `end` (time.monotonic) is too short for. Collective, to the last item."""
+    """For each of `rows` (the cells of one row size), as soon as it is done: each cell's shapes by time, in us. Raises
+    `RuntimeError` where a shape gave wrong bits. Stops at the first row that was not done by the time `end`
+    (time.monotonic). Collective, to the last item."""
     slot_bytes = max(_slot_bytes(team.size, cell) for cells in rows for cell in cells)
     layout = Layout(slot_bytes)
     memory = allocate(team.control, layout.nbytes, layout.fills, probe_offset=layout.probe_offset, device=team.device)
@@ -46,14 +48,11 @@ def tune_group(
                     team.rank,
                     team.device,
                     slot_bytes,
-                    EVERY_CALL_SAYS,
+                    NO_TABLE,
                     multicast_pointer=memory.multicast_pointer,
                     strategy=int(Strategy[shape.strategy.upper()]),
                     deadline=30.0,
-                    cluster=shape.cluster,
-                    max_ctas=shape.max_ctas,
-                    batch=shape.batch,
-                    lag=shape.lag,
+                    **asdict(shape.launch),
                 )
         found = _race(team, cell, tried, handles, clock, oracle, rounds)
         if team.rank == 0:
@@ -110,6 +109,5 @@ def _race(
 
 
 def _slot_bytes(ranks: int, cell: Cell) -> int:
-    row = cell.nbytes // cell.tokens
     table = Table(one_shot_bytes=most_one_shot_bytes(ranks))
-    return int(ops._workspace_slot_bytes(ranks, cell.tokens, row, int(Strategy.AUTO), table.flat()))
+    return table.slot_bytes(ranks, cell.tokens, cell.nbytes // cell.tokens)

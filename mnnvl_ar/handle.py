@@ -7,7 +7,7 @@ import torch
 from mnnvl_ar._library import ops
 from mnnvl_ar.memory import Fill
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import Table
+from mnnvl_ar.tuning import Table
 
 # Seconds. Ranks of a server may honestly be minutes apart while they compile or capture (172 s were seen), and servers
 # give up on a step after 300 s (vLLM, SGLang), without naming a rank.

@@ -19,7 +19,7 @@ from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
 from mnnvl_ar.memory import Need, SymmetricMemory, allocate_prepared
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import Table, table_for
+from mnnvl_ar.tuning import Table, table_for
 
 __all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
 
@@ -38,7 +38,7 @@ class Workspace:
                 no CUDA device
     transport:  "auto", "unicast", "multicast" or, implied by device "cpu", "host"
     strategy:   "auto", "one_shot" or "two_shot", for calls that do not say, the same on all ranks. "auto" goes by what
-                was measured on this class of machine, else by a cost model (`mnnvl_ar.strategy`)
+                was measured on this class of machine, else by a cost model (`mnnvl_ar.tuning`)
     pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
     timeout:    seconds that making the workspace may take

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mnnvl_ar.memory.multicast import obstacle
-from mnnvl_ar.strategy import table_of
+from mnnvl_ar.tuning import table_of
 
 NONE = "none"
 

@@ -7,7 +7,7 @@ import pytest
 from bench import report
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
-from mnnvl_ar.strategy import table_of
+from mnnvl_ar.tuning import table_of
 from mnnvl_ar.workspace import Layout
 
 VECTOR, TOKENS, VECTORS = 16, 2048, 8192 * 2 // 16
@@ -19,8 +19,7 @@ def section(root: Path) -> str:
 
 
 def slot(ranks: int, tokens: int, row_bytes: int, strategy: Strategy, machine: str = "NVIDIA H200") -> int:
-    table = table_of(machine, ranks).flat()
-    return int(ops._workspace_slot_bytes(ranks, tokens, row_bytes, int(strategy), table))
+    return table_of(machine, ranks).slot_bytes(ranks, tokens, row_bytes, strategy)
 
 
 def test_the_parts_of_a_slot_add_up(section: str):

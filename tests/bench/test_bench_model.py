@@ -5,7 +5,7 @@ import pytest
 from bench import model
 from bench.cells import Cell
 from bench.floor import H200, floor_us
-from mnnvl_ar.strategy import Table, table_of
+from mnnvl_ar.tuning import Table, table_of
 
 
 def test_the_page_is_the_models():
@@ -38,4 +38,4 @@ def test_the_strategy_taken_is_slower_by_the_second_wait_at_most():
             nbytes = tokens * 7168 * 2
             one, two = model.one_shot_us(nbytes, ranks), model.two_shot_us(nbytes, ranks)
             taken = one if nbytes <= model.crossover_bytes(ranks) else two
-            assert taken <= min(one, two) + model.LIBRARY.stage
+            assert taken <= min(one, two) + model.GB200.stage_us

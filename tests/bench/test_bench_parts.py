@@ -11,9 +11,9 @@ from bench import launch, progress, results, safety, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset, sets
 from bench.cells import Cell, grid
 from bench.check import verdict
-from bench.floor import H200, MACHINES, floor_us, machine_of
+from bench.floor import H200, floor_us, machine_of
 from bench.timing import calls_of, percentile, rounds_of
-from mnnvl_ar.strategy import cost_model
+from mnnvl_ar.tuning import machines
 
 
 def cell(tp: int = 8, tokens: int = 1, **other: str) -> Cell:
@@ -21,10 +21,10 @@ def cell(tp: int = 8, tokens: int = 1, **other: str) -> Cell:
 
 
 def test_the_floor_is_one_hop_for_small_and_wire_time_for_large():
-    fixed = H200.launch + H200.read_l2 + H200.reduction + H200.write
-    assert floor_us(cell(), H200) == pytest.approx(fixed + H200.hop + 7 * 7168 * 2 / 450e3)
+    fixed = H200.launch_us + H200.read_l2_us + H200.reduction_us + H200.write_us
+    assert floor_us(cell(), H200) == pytest.approx(fixed + H200.hop_us + 7 * 7168 * 2 / 450e3)
     large = cell(tokens=2048)
-    assert floor_us(large, H200) == pytest.approx(fixed + 2 * H200.hop + 14 / 8 * large.nbytes / 450e3)
+    assert floor_us(large, H200) == pytest.approx(fixed + 2 * H200.hop_us + 14 / 8 * large.nbytes / 450e3)
     assert floor_us(cell(l2="cold"), H200) > floor_us(cell(), H200)
 
 
@@ -35,7 +35,7 @@ def test_the_floor_is_that_of_the_machine():
     assert gb200 is not None
     saved = 14 / 8 * large.nbytes * (1 / 450e3 - 1 / 900e3)
     assert floor_us(large, gb200) == pytest.approx(floor_us(large, H200) - saved)
-    assert cost_model.MACHINES.keys() <= MACHINES.keys()
+    assert all(machine_of(f"8 x NVIDIA {name.upper()}") == figures for name, figures in machines.shipped().items())
 
 
 @pytest.mark.parametrize("name", ["2 x x86_64 host", "8 x NVIDIA A100-SXM4-80GB", "4 x NVIDIA B200 + 4 x NVIDIA H200"])

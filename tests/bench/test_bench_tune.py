@@ -12,9 +12,10 @@ from bench import launch, tune
 from bench.cells import TOKENS, Cell
 from bench.shapes import MAX_CLUSTER, MOST_WARPS, Shape, clusters, most_one_shot_bytes, shapes, table
 from mnnvl_ar import MnnvlArError, Strategy
-from mnnvl_ar.strategy import Entry, Table, files
+from mnnvl_ar.tuning import Entry, LaunchShape, Table, files
 
-A, B = Shape("one_shot", 4), Shape("two_shot", 2, batch=4)
+A = Shape("one_shot", LaunchShape(cluster=4))
+B = Shape("two_shot", LaunchShape(cluster=2, batch=4))
 
 
 def cell(tokens: int, hidden: int = 1024, tp: int = 8) -> Cell:
@@ -42,17 +43,17 @@ PROCESSORS = 132
 def test_shapes_are_few_all_different_and_fit_the_cell(tokens: int, hidden: int, tp: int):
     tried = list(shapes(cell(tokens, hidden, tp), PROCESSORS))
     assert len(set(tried)) == len(tried) <= 22
-    assert {shape.cluster for shape in tried} <= {0, *clusters(2 * hidden)}
-    assert all(shape.batch <= tokens for shape in tried)
-    assert all((shape.batch, shape.lag) == (0, 0) for shape in tried if shape.strategy == "one_shot")
+    assert {shape.launch.cluster for shape in tried} <= {0, *clusters(2 * hidden)}
+    assert all(shape.launch.batch <= tokens for shape in tried)
+    assert all((shape.launch.batch, shape.launch.lag) == (0, 0) for shape in tried if shape.strategy == "one_shot")
     small = cell(tokens, hidden, tp).nbytes <= most_one_shot_bytes(tp)
     strategies = {"two_shot"} | ({"one_shot"} if small else set())
     assert {shape.strategy for shape in tried} == strategies
     assert {shape.strategy for shape in tried if shape == Shape(shape.strategy)} == strategies  # the library's own
-    assert {shape.strategy for shape in tried if shape.max_ctas == PROCESSORS // 2} == (
+    assert {shape.strategy for shape in tried if shape.launch.max_ctas == PROCESSORS // 2} == (
         strategies if tokens >= 16 else set()
     )
-    assert not any(shape.max_ctas for shape in shapes(cell(tokens, hidden, tp), 0))
+    assert not any(shape.launch.max_ctas for shape in shapes(cell(tokens, hidden, tp), 0))
 
 
 def launched(row_bytes: int, cluster: int) -> tuple[int, int]:
@@ -97,13 +98,14 @@ def test_a_run_on_the_host_keeps_other_group_sizes(root: Path, tmp_path: Path):
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path):
-    best = {cell(1): [(3.0, A)], cell(4): [(4.0, B)], cell(1, 2048): [(5.0, Shape("two_shot", 1, 64, 8, 4))]}
+    all_figures = LaunchShape(cluster=1, max_ctas=64, batch=8, lag=4)
+    best = {cell(1): [(3.0, A)], cell(4): [(4.0, B)], cell(1, 2048): [(5.0, Shape("two_shot", all_figures))]}
     file = tmp_path / "h200.json"
     tune.write(file, "NVIDIA H200", {"8": table(best)}, "new")
     assert files.read(file)[8].entries == (
-        Entry(2048, 1, Strategy.ONE_SHOT, cluster=4),
-        Entry(2048, 4, Strategy.TWO_SHOT, cluster=2, batch=4),
-        Entry(4096, 1, Strategy.TWO_SHOT, cluster=1, max_ctas=64, batch=8, lag=4),
+        Entry(2048, 1, Strategy.ONE_SHOT, A.launch),
+        Entry(2048, 4, Strategy.TWO_SHOT, B.launch),
+        Entry(4096, 1, Strategy.TWO_SHOT, all_figures),
     )
     before = file.read_text()
     tune.write(file, "NVIDIA H200", {}, "new")
@@ -127,8 +129,8 @@ def test_a_row_size_measured_anew_leaves_the_others(tmp_path: Path):
     tune.write(file, "NVIDIA H200", {"8": table(both)}, "new")
     tune.write(file, "NVIDIA H200", {"8": table({cell(2): [(2.0, B)]})}, "new")
     assert files.read(file)[8].entries == (
-        Entry(2048, 2, Strategy.TWO_SHOT, cluster=2, batch=4),
-        Entry(4096, 1, Strategy.ONE_SHOT, cluster=4),
+        Entry(2048, 2, Strategy.TWO_SHOT, B.launch),
+        Entry(4096, 1, Strategy.ONE_SHOT, A.launch),
     )
     assert json.loads(file.read_text())["tp"]["8"]["source_digest"] == "old + new"
     tune.write(file, "NVIDIA H200", {"8": table({cell(1, 2048): [(5.0, A)], cell(1): [(5.0, A)]})}, "new")

@@ -12,7 +12,7 @@ import torch
 
 from mnnvl_ar._library import ops
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.strategy import Table, table_for
+from mnnvl_ar.tuning import Table, table_for
 from mnnvl_ar.workspace import Layout, create
 
 
@@ -34,7 +34,7 @@ class VirtualGroup:
         self.device = torch.device(device)
         self.ranks = ranks
         table = table_for(self.device, ranks) if crossover is None else Table(crossover)
-        slot_bytes = ops._workspace_slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy, table.flat())
+        slot_bytes = table.slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy)
         self.layout = Layout(slot_bytes)
         self.blocks = [
             torch.empty(self.layout.nbytes // 4, dtype=torch.int32, device=self.device) for _ in range(ranks)

@@ -37,7 +37,7 @@ def tries(rank: Rank, folder: Path, names: list[str], strategies: list[str] | No
     and how they go."""
     import mnnvl_ar
     from mnnvl_ar._library import ops
-    from mnnvl_ar.strategy import files
+    from mnnvl_ar.tuning import files
 
     with mock.patch.object(files, "FOLDER", folder / names[rank.rank]):
         try:

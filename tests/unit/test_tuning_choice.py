@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import pytest
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
-from mnnvl_ar.strategy import Entry, Table
+from mnnvl_ar.tuning import Entry, LaunchShape, Table
 from mnnvl_ar.workspace import create
 
 AUTO, ONE, TWO = Strategy.AUTO, Strategy.ONE_SHOT, Strategy.TWO_SHOT
 ROWS = (16, 512, 1024, 1040, 14336, 32768)
 NOTHING = (0, 0, 0, 0)
 
-launch_shapes = st.tuples(st.integers(0, 8), st.integers(0, 200), st.integers(0, 8), st.integers(0, 4))
+launch_shapes = st.builds(LaunchShape, st.integers(0, 8), st.integers(0, 200), st.integers(0, 8), st.integers(0, 4))
 row_sizes = st.sampled_from(ROWS) | st.integers(1, 2048).map(lambda vectors: 16 * vectors)
 tokens = st.integers(0, 70) | st.integers(0, 5000)
 
@@ -28,7 +28,7 @@ tokens = st.integers(0, 70) | st.integers(0, 5000)
 def tables(draw: Any) -> Table:
     sizes = draw(st.sets(st.tuples(st.sampled_from(ROWS), st.integers(1, 64)), max_size=12))
     strategies = st.sampled_from([ONE, TWO])
-    entries = [Entry(*size, draw(strategies), *draw(launch_shapes)) for size in sorted(sizes)]
+    entries = [Entry(*size, draw(strategies), draw(launch_shapes)) for size in sorted(sizes)]
     return Table(draw(st.integers(0, 1 << 21)) if not entries else 0, tuple(entries))
 
 
@@ -62,7 +62,7 @@ class Oracle:
             taken = ONE if tokens * row_bytes <= table.one_shot_bytes else TWO
         if entry is None or (entry.strategy != taken and not self.shape_of_other_strategy):
             return [taken, *NOTHING]
-        return [taken, entry.cluster, entry.max_ctas, entry.batch, entry.lag]
+        return [taken, *astuple(entry.launch)]
 
 
 def workspace(table: Table, ranks: int = 4, slot_bytes: int = (1 << 32) - 16, **settings: int) -> int:
@@ -77,7 +77,13 @@ def test_the_library_chooses_as_the_oracle(table: Table, calls: list[tuple[int, 
         assert ops._workspace_choice(handle, *call) == Oracle().choice(table, *call)
 
 
-TELLING = Table(entries=(Entry(512, 4, ONE, 2), Entry(512, 8, TWO, 4), Entry(1024, 8, TWO, 8, batch=4)))
+TELLING = Table(
+    entries=(
+        Entry(512, 4, ONE, LaunchShape(cluster=2)),
+        Entry(512, 8, TWO, LaunchShape(cluster=4)),
+        Entry(1024, 8, TWO, LaunchShape(cluster=8, batch=4)),
+    )
+)
 CALLS = [(tokens, row, s) for tokens in (0, 4, 5, 8, 9) for row in (16, 512, 752, 768, 784, 2048) for s in (AUTO, ONE)]
 
 
@@ -98,17 +104,13 @@ def test_a_forced_strategy_wins_and_keeps_the_launch_shape_that_was_measured_for
 
 
 @given(launch_shapes, launch_shapes)
-def test_what_the_workspace_was_told_wins(told: tuple[int, ...], measured: tuple[int, ...]) -> None:
-    settings = dict(zip(("cluster", "max_ctas", "batch", "lag"), told, strict=True))
-    handle = workspace(Table(entries=(Entry(512, 8, TWO, *measured),)), **settings)
-    assert ops._workspace_choice(handle, 8, 512) == [TWO, *(t or m for t, m in zip(told, measured, strict=True))]
+def test_what_the_workspace_was_told_wins(told: LaunchShape, measured: LaunchShape) -> None:
+    handle = workspace(Table(entries=(Entry(512, 8, TWO, measured),)), **asdict(told))
+    both = zip(astuple(told), astuple(measured), strict=True)
+    assert ops._workspace_choice(handle, 8, 512) == [TWO, *(t or m for t, m in both)]
 
 
 # ---- sizes --------------------------------------------------------------------------------------------------------
-
-
-def slot(table: Table, ranks: int, tokens: int, row_bytes: int, strategy: Strategy = AUTO) -> int:
-    return int(ops._workspace_slot_bytes(ranks, tokens, row_bytes, strategy, table.flat()))
 
 
 def known_tokens(table: Table, row_bytes: int) -> list[int]:
@@ -144,15 +146,15 @@ def uncovered(table: Table, ranks: int, most: int, row_bytes: int, slot_bytes: i
 @example(Table(512 * 16), 8, 64, 512)
 def test_a_slot_is_as_large_as_its_calls_need(table: Table, ranks: int, most: int, row_bytes: int) -> None:
     """What is sized fits and goes as the table has it; with one vector less, something does not."""
-    exact = slot(table, ranks, most, row_bytes)
+    exact = table.slot_bytes(ranks, most, row_bytes)
     assert uncovered(table, ranks, most, row_bytes, exact) == []
     assert uncovered(table, ranks, most, row_bytes, exact - 16) != []
 
 
 def test_one_shot_that_does_not_fit_falls_to_two_shot_and_back() -> None:
     """Beyond the last entry nothing was measured, and the slot is not made larger for it."""
-    small = Table(entries=(Entry(512, 4, ONE, 2),))
-    handle = workspace(small, 8, slot(small, 8, 300, 512))
+    small = Table(entries=(Entry(512, 4, ONE, LaunchShape(cluster=2)),))
+    handle = workspace(small, 8, small.slot_bytes(8, 300, 512))
     assert ops._workspace_choice(handle, 4, 512) == [ONE, 2, 0, 0, 0]
     assert ops._workspace_choice(handle, 300, 512) == [TWO, *NOTHING]
     assert not ops._workspace_fits(handle, 301, 512)
@@ -160,7 +162,9 @@ def test_one_shot_that_does_not_fit_falls_to_two_shot_and_back() -> None:
         ops._workspace_choice(handle, 301, 512)
     with pytest.raises(RuntimeError, match="300 tokens of 512 bytes need a slot of"):
         ops._workspace_choice(handle, 300, 512, ONE)
-    large = Table(entries=(Entry(16, 4, TWO, 2),))  # one column, hence one owner: two-shot needs the more room
+    large = Table(
+        entries=(Entry(16, 4, TWO, LaunchShape(cluster=2)),)
+    )  # one column, hence one owner: two-shot needs the more room
     handle = workspace(large, 8, 8 * 16)
     assert ops._workspace_choice(handle, 1, 16) == [ONE, *NOTHING]
 

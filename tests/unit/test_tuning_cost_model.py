@@ -6,18 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnnvl_ar.strategy.cost_model import (
-    ANY_BYTES,
-    H200,
-    MACHINES,
-    Machine,
-    one_shot_bytes,
-    one_shot_us,
-    two_shot_us,
-)
+from mnnvl_ar.tuning.cost_model import ANY_BYTES, one_shot_bytes, one_shot_us, two_shot_us
+from mnnvl_ar.tuning.machines import Machine, shipped
+
+H200 = shipped()["h200"]
 
 sizes = st.integers(2, 72)
-machines = st.sampled_from([H200, *MACHINES.values()])
+machines = st.sampled_from(list(shipped().values()))
 
 
 @given(machines, sizes, st.integers(0, ANY_BYTES))
@@ -39,10 +34,11 @@ def test_the_crossover_falls_with_ranks_and_rises_with_hop_and_bandwidth(
 ) -> None:
     here = one_shot_bytes(machine, size)
     assert one_shot_bytes(machine, size + 1) <= here <= ANY_BYTES
-    assert here <= one_shot_bytes(replace(machine, hop=factor * machine.hop), size)
-    faster = replace(machine, egress=factor * machine.egress, ingress=factor * machine.ingress)
+    assert here <= one_shot_bytes(replace(machine, hop_us=factor * machine.hop_us), size)
+    egress, ingress = machine.egress_bytes_per_us, machine.ingress_bytes_per_us
+    faster = replace(machine, egress_bytes_per_us=factor * egress, ingress_bytes_per_us=factor * ingress)
     assert here <= one_shot_bytes(faster, size)
-    assert one_shot_bytes(replace(faster, ingress=machine.ingress), size) == here  # what comes in bounds it, too
+    assert one_shot_bytes(replace(faster, ingress_bytes_per_us=ingress), size) == here  # what comes in bounds it, too
 
 
 @pytest.mark.parametrize(("size", "bytes"), [(1, ANY_BYTES), (2, ANY_BYTES), (72, 5_932)])

@@ -11,17 +11,18 @@ from setuptools.command.build_py import build_py
 from setuptools.config.pyprojecttoml import read_configuration
 
 from common.ranks import ROOT
-from mnnvl_ar import MnnvlArError, Strategy, strategy
-from mnnvl_ar.strategy import Entry, Table, cost_model, files
+from mnnvl_ar import MnnvlArError, Strategy, tuning
+from mnnvl_ar.tuning import Entry, LaunchShape, Table, cost_model, files, machines
 
 ENTRY = {
     "row_bytes": 1024, "max_tokens": 4, "strategy": "one_shot", "cluster": 0, "max_ctas": 0, "batch": 0, "lag": 0
 }  # fmt: skip
+LAUNCH = {"cluster": 8, "max_ctas": 7, "batch": 6, "lag": 5}
 GOOD: dict[str, Any] = {
     "machine": "NVIDIA H200",
     "tp": {
         "2": {"one_shot_bytes": 7},
-        "8": {"entries": [ENTRY, {**ENTRY, "max_tokens": 9, "strategy": "two_shot", "us": 3.0}]},
+        "8": {"entries": [ENTRY, {**ENTRY, **LAUNCH, "max_tokens": 9, "strategy": "two_shot", "us": 3.0}]},
     },
 }
 
@@ -35,9 +36,10 @@ def read(tmp_path: Path, content: object) -> dict[int, Table]:
 def test_a_good_one_is_read(tmp_path: Path) -> None:
     tables = read(tmp_path, GOOD)
     assert tables[2] == Table(7, source="h200.json")
-    entries = (Entry(1024, 4, Strategy.ONE_SHOT), Entry(1024, 9, Strategy.TWO_SHOT))
+    launch = LaunchShape(cluster=8, max_ctas=7, batch=6, lag=5)
+    entries = (Entry(1024, 4, Strategy.ONE_SHOT), Entry(1024, 9, Strategy.TWO_SHOT, launch))
     assert tables[8] == Table(entries=entries, source="h200.json")
-    assert tables[8].flat() == [0, 1024, 4, 0, 0, 0, 0, 0, 1024, 9, 1, 0, 0, 0, 0]
+    assert tables[8].flat() == [0, 1024, 4, 0, 0, 0, 0, 0, 1024, 9, 1, 8, 7, 6, 5]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_a_good_one_is_read(tmp_path: Path) -> None:
         (("tp", "8", "entries", 1, "lag"), None, "tp 8, entry 1 keys: got .*, wanted .*lag"),
         (("tp", "8", "entries", 1, "max_token"), 1, "tp 8, entry 1 keys: got .*max_token'"),
         (("tp", "8", "entries", 1, "strategy"), "auto", "tp 8, entry 1, strategy: got 'auto', wanted one_shot or two"),
+        (("tp", "8", "entries", 1, "strategy"), [], r"tp 8, entry 1, strategy: got \[\], wanted one_shot or two"),
         (("tp", "8", "entries", 0, "max_tokens"), 0, "tp 8, entry 0, max_tokens: got 0, wanted .* from 1"),
         (("tp", "8", "entries", 0, "row_bytes"), 32784, "tp 8, entry 0, row_bytes: got 32784, wanted .* to 32768"),
         (("tp", "8", "entries", 0, "cluster"), 16, "tp 8, entry 0, cluster: got 16, wanted .* from 0 to 8"),
@@ -83,34 +86,35 @@ def test_one_that_makes_no_sense_is_refused(path: tuple[Any, ...], value: object
 
 
 def test_all_that_ship_are_read() -> None:
-    found = {file.stem: files.read(file) for file in files.FOLDER.glob("*.json")}
+    found = {file.stem: files.read(file) for file in files.FOLDER.glob("*.json") if file != machines.FILE}
     assert found
     assert all(tables for tables in found.values())
     for name, tables in found.items():
         machine = json.loads((files.FOLDER / f"{name}.json").read_text())["machine"]
-        assert files.machine_class(machine) == name
-        assert all(strategy.table_of(machine, size) == table for size, table in tables.items())
+        assert machines.machine_class(machine) == name
+        assert all(tuning.table_of(machine, size) == table for size, table in tables.items())
 
 
 def test_the_measured_crossovers_of_h200() -> None:
     """Measured ones hold until entries do; the model is near them where both are, and takes over elsewhere."""
+    h200 = machines.machine_of("NVIDIA H200")
     for size, measured in {4: 230_000, 8: 90_000}.items():
-        table = strategy.table_of("NVIDIA H200", size)
+        table = tuning.table_of("NVIDIA H200", size)
         assert table.entries or table == Table(measured, source="h200.json")
-        assert cost_model.one_shot_bytes(cost_model.H200, size) == pytest.approx(measured, rel=0.25)
-    of_two = strategy.table_of("NVIDIA H200", 2)
+        assert cost_model.one_shot_bytes(h200, size) == pytest.approx(measured, rel=0.25)
+    of_two = tuning.table_of("NVIDIA H200", 2)
     assert {entry.strategy for entry in of_two.entries} == {Strategy.ONE_SHOT}, "as the model has it at any size"
-    assert cost_model.one_shot_bytes(cost_model.H200, 2) == cost_model.ANY_BYTES
-    assert strategy.table_of("NVIDIA H200", 3).source == "cost model"
-    elsewhere = strategy.table_of("NVIDIA H100 80GB HBM3", 8)
-    assert elsewhere == Table(cost_model.one_shot_bytes(cost_model.H200, 8), source="cost model")
+    assert cost_model.one_shot_bytes(h200, 2) == cost_model.ANY_BYTES
+    assert tuning.table_of("NVIDIA H200", 3).source == "cost model"
+    elsewhere = tuning.table_of("NVIDIA H100 80GB HBM3", 8)
+    assert elsewhere == Table(cost_model.one_shot_bytes(h200, 8), source="cost model")
 
 
 @pytest.mark.parametrize(
     ("machine", "name"), [("NVIDIA H200", "h200"), ("NVIDIA GB200", "gb200"), ("NVIDIA H200 NVL", "h200nvl")]
 )
 def test_machine_classes(machine: str, name: str) -> None:
-    assert files.machine_class(machine) == name
+    assert machines.machine_class(machine) == name
 
 
 def test_the_tables_are_package_data() -> None:
@@ -123,6 +127,6 @@ def test_the_tables_are_package_data() -> None:
         return {Path(name).name for name in command.find_data_files("mnnvl_ar", str(ROOT / "mnnvl_ar"))}
 
     project = read_configuration(ROOT / "pyproject.toml", expand=False)
-    tables = {file.name for file in files.FOLDER.glob("*.json")}
+    tables = {file.name for file in files.FOLDER.glob("*.json") if file != machines.FILE}
     assert tables <= shipped(project["tool"]["setuptools"]["package-data"]["mnnvl_ar"])
     assert not tables & shipped(["py.typed"])
