@@ -136,7 +136,7 @@ def toolkit_folders(nvcc: str) -> tuple[list[str], list[str]]:
     return [os.path.normpath(folder) for folder in includes], libraries
 
 
-def sources(csrc: Path = ROOT / "csrc") -> list[tuple[Path, str]]:
+def sources(csrc: Path) -> list[tuple[Path, str]]:
     """Every file to be compiled, with the way of its room."""
     found = []
     for file in sorted(path for path in csrc.rglob("*") if path.is_file()):
@@ -190,7 +190,7 @@ class BuildLibrary(build_ext):
         ccbin = [word for word in cxx.split() if not word.startswith("-")][-1]
         flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS} {defines}" + "".join(f" -gencode=arch={code}" for code in codes)
         edges, objects, logs = [], [], []
-        for source, way in sources():
+        for source, way in sources(ROOT / "csrc"):
             if way == "cuda" and not nvcc:
                 continue
             file = source.relative_to(ROOT / "csrc")

@@ -10,7 +10,7 @@ from typing import Any
 from bench.cells import Cell
 from mnnvl_ar.tuning import LaunchShape
 
-MAX_CLUSTER, MOST_WARPS = 8, 14  # CTAs that share a row, and their warps with rows: csrc/cuda/row.cuh
+MAX_CLUSTER, MOST_WARPS = 8, 14  # CTAs that share a row, and their warps with rows: csrc/launch/limits.h
 GRID_FILLS = 16  # tokens from which rows compete for the device
 QUEUE_FILLS = 128  # tokens from which rows queue up
 NOISE = 1.03  # a shape must be this much quicker than the neighbour's to be worth another entry
@@ -30,7 +30,7 @@ def most_one_shot_bytes(tp: int) -> int:
 
 
 def clusters(row_bytes: int) -> list[int]:
-    """The clusters that differ in what is launched, narrowest first: `plan` (csrc/cuda/launch.cu) makes one of these of
+    """The clusters that differ in what is launched, narrowest first: `plan` (csrc/launch/plan.cpp) makes one of these of
     any other, as no CTA holds more than MOST_WARPS groups of 32 vectors, and none is launched to hold nothing."""
     groups = _divide_up(row_bytes, 32 * 16)
     narrowest = _divide_up(groups, MOST_WARPS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -52,7 +51,7 @@ def tune_group(
                     multicast_pointer=memory.multicast_pointer,
                     strategy=int(Strategy[shape.strategy.upper()]),
                     deadline=30.0,
-                    **asdict(shape.launch),
+                    launch=shape.launch,
                 )
         found = _race(team, cell, tried, handles, clock, oracle, rounds)
         if team.rank == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,3 +25,9 @@ except OSError as error:
     ) from error
 
 ops = torch.ops.mnnvl_ar
+
+
+def named(op: Any, *arguments: Any) -> dict[str, Any]:
+    """Calls an op whose schema names its results; these by name."""
+    names = [result.name for result in op.default._schema.returns]
+    return dict(zip(names, op(*arguments), strict=True))

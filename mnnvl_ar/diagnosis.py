@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from mnnvl_ar._library import ops
+from mnnvl_ar._library import named, ops
 from mnnvl_ar.errors import CallMismatch, PeerTimeout, WorkspaceBroken
 
+# FaultCode of csrc/protocol/fault.h.
 PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE, TWO_AT_ONCE = range(1, 8)
 
 
@@ -16,7 +17,7 @@ class Fault:
     """Why a workspace broke, as seen from this rank; attributes as in `WorkspaceBroken`."""
 
     code: int
-    told: bool  # a peer found it and told this rank
+    relayed: bool  # a peer found it, and marked this rank's block
     rank: int
     peer: int
     epoch: int
@@ -40,13 +41,10 @@ class Fault:
 
 def read_fault(handle: int) -> Fault | None:
     """The fault of the workspace, or None. Reads this rank's block, 16 KiB; once it is broken, the peers' too."""
-    (code, told, rank, peer, epoch, waited, when, offset), said = ops._workspace_explain(handle)
-    if code == 0:
+    found = named(ops._workspace_fault, handle)
+    if found["code"] == 0:
         return None
-    text, call, peer_call = said.split("\n")
-    return Fault(
-        code, bool(told), rank, peer, epoch, call, peer_call, waited / 1e9, when / 1e9, offset, text
-    )  # fmt: skip
+    return Fault(waited=found.pop("waited_ns") / 1e9, when=found.pop("when_ns") / 1e9, **found)
 
 
 def raise_fault(handle: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 
-from mnnvl_ar._library import ops
+from mnnvl_ar._library import named, ops
 from mnnvl_ar.memory import Fill
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.tuning import Table
+from mnnvl_ar.tuning import LaunchShape, Table, link_for
 
 # Seconds. Ranks of a server may honestly be minutes apart while they compile or capture (172 s were seen), and servers
 # give up on a step after 300 s (vLLM, SGLang), without naming a rank.
@@ -18,15 +20,16 @@ class Layout:
     """The block of a workspace whose slots have `slot_bytes`: its size, and what it holds before the first call."""
 
     def __init__(self, slot_bytes: int) -> None:
-        nbytes, control, board, board_bytes, probe, sentinel, no_epoch, _ = ops._block_layout(slot_bytes)
-        self.nbytes: int = nbytes
-        self.probe_offset: int = probe
-        canary, *areas = ops._block_canaries()
+        block, canaries = named(ops._block_layout, slot_bytes), named(ops._block_canaries)
+        self.nbytes: int = block["nbytes"]
+        self.probe_offset: int = block["probe_offset"]
+        control = block["control_bytes"]
+        areas = zip(canaries["offsets"], canaries["nbytes"], strict=True)
         self.fills = (
             Fill(0, control, 0),
-            Fill(board, board_bytes, no_epoch),
-            *(Fill(offset, nbytes, canary) for offset, nbytes in zip(areas[::2], areas[1::2], strict=True)),
-            Fill(control, nbytes - control, sentinel),
+            Fill(block["board_offset"], block["board_bytes"], block["no_epoch"]),
+            *(Fill(offset, nbytes, canaries["word"]) for offset, nbytes in areas),
+            Fill(control, self.nbytes - control, block["sentinel"]),
         )
 
 
@@ -41,19 +44,27 @@ def create(
     strategy: int = Strategy.AUTO,
     pdl: int = Pdl.EARLY,
     deadline: float | None = DEFAULT_DEADLINE,
-    cluster: int = 0,
-    max_ctas: int = 0,
-    batch: int = 0,
-    lag: int = 0,
+    launch: LaunchShape | None = None,
     concurrent: bool = True,
 ) -> int:
     """Makes a handle for blocks that are mapped and filled (`Layout`); `Workspace` without the memory.
 
-    `table` is what "auto" goes by; all ranks have the same. Of its launch shapes cluster, max_ctas, batch and lag
-    replace the figure where they are not 0.
+    `table` is what "auto" goes by; all ranks have the same. Of its launch shapes, the figures of `launch` that are not
+    0 replace the table's.
     """
-    deadline_ns = 0 if deadline is None else max(1, round(deadline * 1e9))
-    index = -1 if device.type == "cpu" else device.index
-    settings = [index, rank, slot_bytes, deadline_ns, strategy, pdl]
-    settings += [cluster, max_ctas, batch, lag, int(concurrent)]
-    return int(ops._workspace_create(settings, list(pointers), multicast_pointer, table.flat()))
+    return int(
+        ops._workspace_create(
+            rank,
+            list(pointers),
+            multicast_pointer,
+            slot_bytes,
+            -1 if device.type == "cpu" else device.index,
+            deadline_ns=0 if deadline is None else max(1, round(deadline * 1e9)),
+            strategy=strategy,
+            pdl=pdl,
+            **asdict(launch or LaunchShape()),
+            concurrent=concurrent,
+            **table.columns(),
+            **link_for(device).columns(),
+        )
+    )

@@ -1,4 +1,4 @@
-"""The ops, `torch.ops.mnnvl_ar.*`. They live in C++ (csrc/torch/ops.cpp); here are their names, their shapes for the
+"""The ops, `torch.ops.mnnvl_ar.*`. They live in C++ (csrc/torch/ops); here are their names, their shapes for the
 compiler, and their documentation.
 
 All ranks of the group make the same calls, with the same shapes, in the same order. CUDA tensors run on the current
@@ -21,7 +21,7 @@ from mnnvl_ar._library import ops
 class Strategy(IntEnum):
     """How ranks share the work: one hop with R - 1 times the bytes on the link, or two with 2 (R - 1) / R times."""
 
-    AUTO = -1
+    AUTO = -1  # of a call: as its workspace has it; of a workspace: by what was measured (mnnvl_ar.tuning)
     ONE_SHOT = 0
     TWO_SHOT = 1
 
@@ -31,7 +31,7 @@ class Pdl(IntEnum):
     next kernel may be launched before this one ends; a next kernel that reads our outputs must then wait for us, as
     kernels without the launch attribute always do."""
 
-    WORKSPACE = -1
+    AUTO = -1  # of a call: as its workspace has it
     OFF = 0
     LATE = 1
     EARLY = 2

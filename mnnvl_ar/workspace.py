@@ -19,7 +19,7 @@ from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
 from mnnvl_ar.memory import Need, SymmetricMemory, allocate_prepared
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.tuning import Table, table_for
+from mnnvl_ar.tuning import LaunchShape, Table, table_for
 
 __all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
 
@@ -87,13 +87,13 @@ class Workspace:
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
         row_bytes, table = hidden * dtype.itemsize, Table()
         # Refuses a bad `hidden` while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
-        slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
+        slot_bytes = table.slot_bytes(self.world_size, max_tokens, row_bytes, chosen)
 
         def prepare() -> Need:
             nonlocal table, slot_bytes
             self.device = with_index(self.device)
             table = table_for(self.device, self.world_size)
-            slot_bytes = ops._workspace_slot_bytes(self.world_size, max_tokens, row_bytes, chosen, table.flat())
+            slot_bytes = table.slot_bytes(self.world_size, max_tokens, row_bytes, chosen)
             layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
             alike = {"strategy": strategy, "strategy table": goes_by}
             return Need(layout.nbytes, layout.fills, layout.probe_offset, alike)
@@ -109,7 +109,7 @@ class Workspace:
                 strategy=chosen,
                 pdl=mode,
                 deadline=deadline,
-                max_ctas=most_ctas,
+                launch=LaunchShape(max_ctas=most_ctas),
                 concurrent=concurrent,
             )
             return lambda: ops._workspace_close(self.handle, True)
@@ -224,7 +224,7 @@ def _tell_of_dropped(handle: int, nbytes: int, pid: int) -> None:
 
 
 def _member(kind: type[Strategy] | type[Pdl], name: str, argument: str) -> int:
-    names = [member.name.lower() for member in kind if member.name != "WORKSPACE"]
+    names = [member.name.lower() for member in kind if member.value >= 0 or member is Strategy.AUTO]
     if name not in names:
         raise ValueError(f"{argument}: is {name!r}, wanted one of {', '.join(names)}")
     return int(kind[name.upper()])

@@ -128,7 +128,7 @@ void find_culprit(const Evidence& evidence, const FaultRecord& record, const std
 
 // What only the rank at fault can know: it says who it is and what is wrong, in a note or in the mark on our block.
 bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
-                      Finding& f) {
+                    Finding& f) {
   uint32_t broken;
   std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
   const auto ranks = static_cast<uint32_t>(notes.size());
@@ -140,7 +140,8 @@ bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& contro
     return true;
   }
   const FaultCode code = code_of_mark(broken);
-  if (author_of_mark(broken) >= ranks || (code != FaultCode::launch_shape && code != FaultCode::two_at_once)) return false;
+  if (author_of_mark(broken) >= ranks || (code != FaultCode::launch_shape && code != FaultCode::two_at_once))
+    return false;
   f.code = code;
   f.peer = author_of_mark(broken);
   f.call = evidence.ranks[f.peer].newest;

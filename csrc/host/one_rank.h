@@ -86,7 +86,8 @@ class Call {
 
   void send_signature() const {
     const Vector mine = signature(epoch_, p_.tensors.tokens, p_.tensors.description);
-    for (uint32_t i = 0; i < p_.group.ranks; ++i) store_vector(p_.group.peers[i] + board_offset(slot_of(epoch_), p_.group.rank), mine);
+    for (uint32_t i = 0; i < p_.group.ranks; ++i)
+      store_vector(p_.group.peers[i] + board_offset(slot_of(epoch_), p_.group.rank), mine);
   }
 
   Vector input(uint32_t row, uint32_t v) const {
@@ -109,7 +110,8 @@ class Call {
     const uint32_t width = owned_columns(shape_);
     for (uint32_t row = 0; row < p_.tensors.tokens; ++row) {
       for (uint32_t v = 0; v < p_.tensors.vectors; ++v) {
-        store_vector(p_.group.block_of(v / width) + place(scatter_position(shape_, p_.group.rank, row, v % width)), input(row, v));
+        store_vector(p_.group.block_of(v / width) + place(scatter_position(shape_, p_.group.rank, row, v % width)),
+                     input(row, v));
       }
     }
   }
@@ -227,8 +229,9 @@ class Call {
   };
   const float (&weight_at(uint32_t v))[D::kPerVector] {
     for (int i = 0; i < D::kPerVector; ++i) {
-      weight_.value[i] = p_.arguments.weight_is_fp32 ? static_cast<const float*>(p_.arguments.weight)[v * D::kPerVector + i]
-                                           : D::load(load_plain(p_.arguments.weight, v), i);
+      weight_.value[i] = p_.arguments.weight_is_fp32
+                             ? static_cast<const float*>(p_.arguments.weight)[v * D::kPerVector + i]
+                             : D::load(load_plain(p_.arguments.weight, v), i);
     }
     return weight_.value;
   }

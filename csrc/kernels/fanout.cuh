@@ -21,7 +21,8 @@ class Sender {
   __device__ __forceinline__ void operator()(uint64_t offset, const protocol::Vector& v) const {
     const uint64_t place = offset + uint64_t{p_.group.rank} * source_bytes_;
     if (p_.group.multicast != nullptr) {
-      ptx::multimem_store_relaxed_sys((kRanks == 2 ? reinterpret_cast<uint8_t*>(only_) : p_.group.multicast) + place, v);
+      ptx::multimem_store_relaxed_sys((kRanks == 2 ? reinterpret_cast<uint8_t*>(only_) : p_.group.multicast) + place,
+                                      v);
       return;
     }
     if constexpr (kRanks == 2) {

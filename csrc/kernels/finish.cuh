@@ -47,8 +47,8 @@ class Finish<D, Tile, E, false> {
       if (row >= rows.count || !holds_column(p_, lane_, column)) continue;
       if (poisoned) s[i] = poison_vector<D>();
       const uint32_t offset = vector_offset(p_, rows.first + row, lane_.vector) + column * kGroupBytes;
-      E::template store<D>(p_.arguments, p_.tensors,
-                           {rows.first + row, lane_.vector + column * kGroupVectors, offset}, s[i]);
+      E::template store<D>(p_.arguments, p_.tensors, {rows.first + row, lane_.vector + column * kGroupVectors, offset},
+                           s[i]);
     }
   }
 

@@ -29,8 +29,7 @@ template <class Tile>
 inline constexpr int kThreads = !Tile::kOnce && Tile::kColumns == 2 ? kTwoColumnThreads : kMaxThreads;
 
 template <class D, int kRanks, class Tile, class E>
-__global__ void __launch_bounds__(kThreads<Tile>, kCtas<kRanks, Tile>)
-    one_shot(const __grid_constant__ CallOf<E> p) {
+__global__ void __launch_bounds__(kThreads<Tile>, kCtas<kRanks, Tile>) one_shot(const __grid_constant__ CallOf<E> p) {
   // ---- Set-up: what the CTA shares, and the warps without rows go their own way.
   constexpr int kColumns = Tile::kColumns;
   __shared__ CallStatus status;

@@ -70,8 +70,8 @@ inline constexpr int kChunk = 4;  // peers awaited at once where the number of r
 // Two ranks, and one of them is us: what is ours is added before the other's has come. The order of two makes no difference to
 // any bit (0 + a is not -0, and NaN is NaN).
 template <class D, int kColumns>
-__device__ __forceinline__ void receive_other(const Params& p, CallStatus& status, const uint8_t* first, uint32_t columns,
-                                              const Vector (&mine)[kColumns], Vector (&s)[kColumns]) {
+__device__ __forceinline__ void receive_other(const Params& p, CallStatus& status, const uint8_t* first,
+                                              uint32_t columns, const Vector (&mine)[kColumns], Vector (&s)[kColumns]) {
   float sum[kColumns][D::kPerVector] = {};
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) protocol::accumulate<D>(sum[column], mine[column]);

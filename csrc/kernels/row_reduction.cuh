@@ -78,7 +78,8 @@ struct RowReduction {
   }
 
   // Each row's maximum, after exchange_maxima().
-  static __device__ __forceinline__ void max_up(const Lane& lane, uint32_t here, uint32_t turn, uint32_t (&most)[kRows]) {
+  static __device__ __forceinline__ void max_up(const Lane& lane, uint32_t here, uint32_t turn,
+                                                uint32_t (&most)[kRows]) {
     const uint32_t groups = here + set_offset(turn);
 #pragma unroll
     for (uint32_t& value : most) value = 0;

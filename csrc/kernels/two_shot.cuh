@@ -94,7 +94,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       const uint8_t* place = p.group.block + ring.slot + source * protocol::kVectorBytes;
       Vector s[1];
       receive_sum<D, kRanks, 1>(p, status, place, p.tensors.tokens * width * protocol::kVectorBytes, 1, kNone, {{}}, s);
-      const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, p.group.rank * width + own));
+      const uint32_t position =
+          static_cast<uint32_t>(protocol::gather_position(shape, row, p.group.rank * width + own));
       send_to_all<kRanks>(p, ring.slot + position * protocol::kVectorBytes, for_the_wire(p, s[0]));
     }
   };

@@ -1,4 +1,6 @@
 #if MNNVL_AR_CUDA
+#include <initializer_list>
+
 #include "launch/plan.h"
 
 namespace mnnvl_ar::launch {

@@ -16,11 +16,11 @@ namespace mnnvl_ar::launch {
 
 // What is known of a GPU's link; its figures are in mnnvl_ar/tuning/machines.json.
 struct Link {
-  uint32_t hop_clocks;         // from a store to the first look that finds it, of a small call
-  uint32_t queued_hop_clocks;  // the same while the link is full
-  uint32_t burst_bytes;        // a clock, of a call that waits for all of its rows at once
-  uint32_t paced_bytes;        // a clock, of stores without end
-  uint32_t paced_from_bytes;   // sent by a rank: from here on rows leave one after the other
+  uint32_t hop_clocks;             // from a store to the first look that finds it, of a small call
+  uint32_t queued_hop_clocks;      // the same while the link is full
+  uint32_t burst_bytes_per_clock;  // of a call that waits for all of its rows at once
+  uint32_t paced_bytes_per_clock;  // of stores without end
+  uint32_t paced_from_bytes;       // sent by a rank: from here on rows leave one after the other
 
   bool operator==(const Link&) const = default;
 };
@@ -28,8 +28,9 @@ struct Link {
 constexpr protocol::Pace pace_of(const protocol::Shape& shape, const Link& link) {
   const uint64_t row_bytes = uint64_t{shape.vectors} * protocol::kVectorBytes * (shape.ranks - 1);
   const uint64_t bytes = row_bytes * shape.tokens;
-  if (bytes < link.paced_from_bytes) return {0, link.hop_clocks + static_cast<uint32_t>(bytes / link.burst_bytes)};
-  return {static_cast<uint32_t>(row_bytes / link.paced_bytes), link.queued_hop_clocks};
+  if (bytes < link.paced_from_bytes)
+    return {0, link.hop_clocks + static_cast<uint32_t>(bytes / link.burst_bytes_per_clock)};
+  return {static_cast<uint32_t>(row_bytes / link.paced_bytes_per_clock), link.queued_hop_clocks};
 }
 
 }  // namespace mnnvl_ar::launch

@@ -51,9 +51,9 @@ cudaError_t fit(const void* kernel, uint32_t cluster, uint32_t threads, int devi
 // A way to go over rows.
 struct Way {
   Form form;
-  uint32_t rows;          // that a cluster takes together
-  uint32_t columns = 1;   // of each row, that a thread holds
-  bool queues = false;    // takes any number of rows
+  uint32_t rows;         // that a cluster takes together
+  uint32_t columns = 1;  // of each row, that a thread holds
+  bool queues = false;   // takes any number of rows
   uint32_t threads = kMaxThreads;
 };
 
@@ -79,9 +79,9 @@ Form built_form(Form form, uint32_t ranks, uint32_t generation) {
 struct Hash {
   size_t operator()(const Request& r) const {
     size_t hash = 0;
-    for (uint32_t value : {uint32_t(r.op), uint32_t(r.dtype), uint32_t(r.strategy), r.ranks, r.tokens, r.vectors,
-                           r.shape.cluster, r.shape.max_ctas, r.shape.batch, r.shape.lag, r.sharers,
-                           uint32_t(r.device), r.link.hop_clocks}) {
+    for (uint32_t value :
+         {uint32_t(r.op), uint32_t(r.dtype), uint32_t(r.strategy), r.ranks, r.tokens, r.vectors, r.shape.cluster,
+          r.shape.max_ctas, r.shape.batch, r.shape.lag, r.sharers, uint32_t(r.device), r.link.hop_clocks}) {
       hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
       hash ^= hash >> 29;
     }

@@ -44,7 +44,8 @@ Table::Table(const Columns& c) : one_shot_bytes_(static_cast<uint64_t>(c.one_sho
   };
   if (c.one_shot_bytes < 0) fail("strategy table: holds ", c.one_shot_bytes, ", wanted 0 or more");
   const size_t count = c.row_bytes.size();
-  for (const auto* column : {&c.row_bytes, &c.max_tokens, &c.strategies, &c.clusters, &c.max_ctas, &c.batches, &c.lags}) {
+  for (const auto* column :
+       {&c.row_bytes, &c.max_tokens, &c.strategies, &c.clusters, &c.max_ctas, &c.batches, &c.lags}) {
     if (column->size() != count) fail("strategy table: columns of ", count, " and of ", column->size(), " entries");
     std::for_each(column->begin(), column->end(), check_number);
   }

@@ -59,7 +59,8 @@ struct Fault {
 
 // Everything but the code. `signed_epoch(source, slot)` reads the epoch of a signature in this rank's board.
 template <class Record, class Params, class SignedEpoch>
-MNNVL_AR_HD void fill_record(Record& record, const Params& p, Fault fault, uint64_t ended_ns, SignedEpoch signed_epoch) {
+MNNVL_AR_HD void fill_record(Record& record, const Params& p, Fault fault, uint64_t ended_ns,
+                             SignedEpoch signed_epoch) {
   for (uint32_t source = 0; source < p.group.ranks; ++source) {
     uint32_t newest = kNoEpoch;
     for (uint32_t slot = 0; slot < kSlots; ++slot) {

@@ -16,12 +16,12 @@ namespace mnnvl_ar::protocol {
 
 // x, and where the rows of this launch stand in their call: an op's call may be larger than one launch takes.
 struct Tensors {
-  const void* x;           // [tokens, vectors]: the first row of this launch
-  uint32_t tokens;         // rows of this launch
-  uint32_t vectors;        // 16-byte vectors a row
-  uint32_t first_token;    // of this launch, in the call
-  uint32_t call_tokens;    // rows of the whole call
-  uint32_t description;    // signature.h, describe()
+  const void* x;         // [tokens, vectors]: the first row of this launch
+  uint32_t tokens;       // rows of this launch
+  uint32_t vectors;      // 16-byte vectors a row
+  uint32_t first_token;  // of this launch, in the call
+  uint32_t call_tokens;  // rows of the whole call
+  uint32_t description;  // signature.h, describe()
 };
 
 // A group as one rank sees it: the same for all calls on a workspace.
@@ -62,11 +62,11 @@ struct Pace {
 enum class Pdl : uint32_t { off = 0, late = 1, early = 2 };
 
 struct Launch {
-  LaunchShape shape;   // as planned
-  uint32_t clusters;   // of the grid
-  uint32_t threads;    // of a CTA
+  LaunchShape shape;  // as planned
+  uint32_t clusters;  // of the grid
+  uint32_t threads;   // of a CTA
   Pace pace;
-  uint32_t number;     // which launch or captured call this is, to tell two at once apart (ring.h, arrival)
+  uint32_t number;  // which launch or captured call this is, to tell two at once apart (ring.h, arrival)
   uint32_t trigger_early;
 };
 

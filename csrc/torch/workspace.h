@@ -45,7 +45,8 @@ struct Workspace {
   std::atomic<bool> found = false;  // `finding` says what is wrong
   std::mutex reading;               // held by whoever reads or writes blocks outside of calls
   diagnosis::Finding finding;
-  uint32_t launches = 0;    // numbers launches, by the thread that is in a call (protocol::Launch::number). No index into the ring
+  uint32_t launches =
+      0;  // numbers launches, by the thread that is in a call (protocol::Launch::number). No index into the ring
   uint32_t host_calls = 0;  // test builds: what a host counter would say
 
   diagnosis::Blocks blocks() const { return {params, slot_vectors, settings.device}; }

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
+from mnnvl_ar._library import named
 from mnnvl_ar._library import ops as library
 from mnnvl_ar.demo import show
 from mnnvl_ar.demo.rank import Task, serve
 from mnnvl_ar.demo.traffic import CAPTURED
 
 HOST_RANKS = 4
-MOST_RANKS: int = library._block_layout(0)[-1]
+MOST_RANKS: int = named(library._block_layout, 0)["max_ranks"]
 MOST_TOKENS = {"cpu": 16, "cuda": 512}
 SILENCE = 90.0  # seconds without a word from any rank after which they are taken for hung
 

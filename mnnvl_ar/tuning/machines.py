@@ -1,5 +1,5 @@
 """What is known of each class of machine: mnnvl_ar/tuning/machines.json. The cost model (cost_model.py), the pace of
-one-shot (csrc/cuda/pace.h) and the bench's floor (bench/floor.py) take their figures from it.
+one-shot (csrc/launch/pace.h) and the bench's floor (bench/floor.py) take their figures from it.
 
     {"h200": {"hop_us": {"is": 0.61, "source": "measured on ..."}, ...},
      "b200": {"otherwise": {"is": "h200", "source": "not measured: ..."}, "egress_bytes_per_us": {...}, ...}, ...}
@@ -29,13 +29,13 @@ DEFAULT = "h200"  # counts for machines that are not in the file
 
 @dataclass(frozen=True)
 class Link:
-    """NVLink as one-shot's pace counts it (csrc/cuda/pace.h), in clocks of an SM. What it gets wrong costs time, and
+    """NVLink as one-shot's pace counts it (csrc/launch/pace.h), in clocks of an SM. What it gets wrong costs time, and
     nothing else: ranks may differ."""
 
     hop_clocks: int  # from a store to the first look that finds it, in a small call
     queued_hop_clocks: int  # the same while the link is full
-    burst_bytes: int  # a clock, in a call that waits for all of its rows at once
-    paced_bytes: int  # a clock, of stores without end
+    burst_bytes_per_clock: int  # in a call that waits for all of its rows at once
+    paced_bytes_per_clock: int  # of stores without end
     paced_from_bytes: int  # sent by a rank in a call: from here on, rows leave one after the other
 
     def columns(self) -> dict[str, Any]:
@@ -65,13 +65,7 @@ class Machine:
 
 
 FIGURES = tuple(field.name for field in fields(Machine) if field.name != "link")
-LINK_FIGURES = {  # by their names in the file
-    "link_hop_clocks": "hop_clocks",
-    "link_queued_hop_clocks": "queued_hop_clocks",
-    "link_burst_bytes_per_clock": "burst_bytes",
-    "link_paced_bytes_per_clock": "paced_bytes",
-    "link_paced_from_bytes": "paced_from_bytes",
-}
+LINK_FIGURES = tuple(f"link_{field.name}" for field in fields(Link))
 
 
 def name_of(device: torch.device) -> str:
@@ -94,12 +88,16 @@ def machine_of(machine: str) -> Machine:
     return known(machine) or shipped()[DEFAULT]
 
 
-def link_of(machine: str) -> Link:
-    return machine_of(machine).link
+def link_of(machine: str, generation: int = 0) -> Link:
+    """The link of a machine by the name of its GPU. Where the file has none of its class, its `generation`, the major
+    number of the compute capability, tells Blackwell (10 and later) from H200."""
+    found = known(machine) or shipped()["b200" if generation >= 10 else DEFAULT]
+    return found.link
 
 
 def link_for(device: torch.device) -> Link:
-    return link_of(name_of(device))
+    generation = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    return link_of(name_of(device), generation)
 
 
 @functools.cache
@@ -149,5 +147,5 @@ def _is_positive(got: Any) -> bool:
 
 
 def _machine(figures: dict[str, Any]) -> Machine:
-    link = Link(**{field: figures[name] for name, field in LINK_FIGURES.items()})
+    link = Link(**{name.removeprefix("link_"): figures[name] for name in LINK_FIGURES})
     return Machine(**{name: float(figures[name]) for name in FIGURES}, link=link)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +42,7 @@ class Table:
     bytes of one rank's [tokens, hidden], that goes by one-shot. `source` tells people where they are from.
 
     A call takes the entries of the nearest row size (of two as near, the smaller), and of these the first with tokens
-    <= max_tokens, or the last if there is none. The look-up itself is in C++ (csrc/torch/strategy.h).
+    <= max_tokens, or the last if there is none. The look-up itself is in C++ (csrc/launch/strategy.h).
     """
 
     one_shot_bytes: int = 0
@@ -64,15 +63,10 @@ class Table:
             "table_lags": [launch.lag for launch in launches],
         }
 
-    def flat(self) -> list[int]:
-        """As the ops take it until they take `columns`: one_shot_bytes, then seven numbers an entry."""
-        one_shot_bytes, *lists = self.columns().values()
-        return [one_shot_bytes, *itertools.chain.from_iterable(zip(*lists, strict=True))]
-
     def slot_bytes(self, world_size: int, tokens: int, row_bytes: int, strategy: int = Strategy.AUTO) -> int:
         """The size of a slot that all calls of up to `tokens` rows of `row_bytes` bytes fit, in a group of `world_size`
         ranks whose workspace has this table and `strategy`."""
-        return int(ops._workspace_slot_bytes(world_size, tokens, row_bytes, int(strategy), self.flat()))
+        return int(ops._workspace_slot_bytes(world_size, tokens, row_bytes, int(strategy), **self.columns()))
 
     def digest(self) -> str:
         """Of all that decides, so that ranks can be compared: alike where the columns are."""

@@ -6,7 +6,7 @@ import pytest
 
 from bench import report
 from mnnvl_ar import Strategy
-from mnnvl_ar._library import ops
+from mnnvl_ar._library import named, ops
 from mnnvl_ar.tuning import table_of
 from mnnvl_ar.workspace import Layout
 
@@ -33,7 +33,7 @@ def test_the_parts_of_a_slot_add_up(section: str):
 
 
 def test_the_parts_of_the_control_words_add_up(section: str):
-    canaries = sum(ops._block_canaries()[2::2])
+    canaries = sum(named(ops._block_canaries)["nbytes"])
     assert 28 + 3 * 72 * 16 + 2 * 72 * 16 + canaries == 16_384
     assert f"canaries in between {canaries:,} |" in section
 

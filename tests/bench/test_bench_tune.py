@@ -57,7 +57,7 @@ def test_shapes_are_few_all_different_and_fit_the_cell(tokens: int, hidden: int,
 
 
 def launched(row_bytes: int, cluster: int) -> tuple[int, int]:
-    """CTAs a row and warps with rows a CTA: `plan` of csrc/cuda/launch.cu for a cluster that was asked for."""
+    """CTAs a row and warps with rows a CTA: `plan` of csrc/launch/plan.cpp for a cluster that was asked for."""
     groups = -(-row_bytes // 512)
     narrowest = -(-groups // 14)
     warps = -(-groups // max(min(cluster, 8, groups), narrowest))
@@ -76,7 +76,7 @@ def test_each_launch_is_tried_once():
 
 
 def test_what_a_launch_can_be_is_what_the_kernels_say(root: Path):
-    source = (root / "csrc/cuda/row.cuh").read_text()
+    source = (root / "csrc/launch/limits.h").read_text()
     assert f"kMaxCluster = {MAX_CLUSTER};" in source
     assert f"kMaxThreads = {(MOST_WARPS + 2) * 32};" in source
     assert "kOtherWarps = 2;" in source

@@ -213,7 +213,7 @@ def faults(kernel: Kernel) -> list[str]:
     return wrong
 
 
-# What csrc/cuda/root.cuh adds to CUDA's own division and root, which stand behind it: 1 / H, once a kernel, in nvcc's
+# What csrc/kernels/root.cuh adds to CUDA's own division and root, which stand behind it: 1 / H, once a kernel, in nvcc's
 # sequence for a reciprocal; and for each row, with a MUFU.RSQ of its own beside that of CUDA's root, ten FFMAs, two of
 # which are counted as a root's.
 FMAS_A_RECIPROCAL, FMAS_A_QUICK_ROOT = 2, 8

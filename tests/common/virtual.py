@@ -12,7 +12,7 @@ import torch
 
 from mnnvl_ar._library import ops
 from mnnvl_ar.ops import Pdl, Strategy
-from mnnvl_ar.tuning import Table, table_for
+from mnnvl_ar.tuning import LaunchShape, Table, table_for
 from mnnvl_ar.workspace import Layout, create
 
 
@@ -29,7 +29,7 @@ class VirtualGroup:
         crossover: int | None = None,
         pdl: int = Pdl.EARLY,
         deadline: float = 20.0,
-        **tuning: int,
+        **launch: int,
     ) -> None:
         self.device = torch.device(device)
         self.ranks = ranks
@@ -46,7 +46,7 @@ class VirtualGroup:
             # All ranks' grids must be resident at once, beside those of their next calls, which PDL launches early;
             # and clusters do not fill every SM.
             processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-            tuning.setdefault("max_ctas", max(1, processors * 5 // 16 // ranks))
+            launch.setdefault("max_ctas", max(1, processors * 5 // 16 // ranks))
         self.handles = [
             create(
                 pointers,
@@ -58,7 +58,7 @@ class VirtualGroup:
                 pdl=pdl,
                 deadline=deadline,
                 concurrent=False,
-                **tuning,
+                launch=LaunchShape(**launch),
             )
             for rank in range(ranks)
         ]

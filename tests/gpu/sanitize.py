@@ -48,7 +48,7 @@ def work(ranks: int) -> int:
     from common.rows import hostile_rows, weights
     from common.virtual import VirtualGroup
     from mnnvl_ar import reference
-    from mnnvl_ar._library import ops
+    from mnnvl_ar._library import named, ops
 
     device = torch.device("cuda:0")
     wrong = 0
@@ -66,7 +66,7 @@ def work(ranks: int) -> int:
             step = functools.partial(launch, ops, group.handles, strategy, x, z, w, norm, after, total)
             group.each(step)
             torch.cuda.synchronize()
-            if any(ops._workspace_fault(handle)[0] != 0 for handle in group.handles):
+            if any(named(ops._workspace_fault, handle, False)["code"] != 0 for handle in group.handles):
                 return SERIALISED
             want = (*reference.all_reduce_rms_norm(inputs, residual, weight, 1e-6), reference.all_reduce(inputs))
             for got in zip(norm, after, total, strict=True):

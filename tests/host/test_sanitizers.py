@@ -30,7 +30,7 @@ def build(folder: Path, sanitizer: str, *includes: Path) -> Path:
     """The driver with one sanitizer in it; `includes` come before csrc."""
     program = folder / f"host_ring_{sanitizer}"
     paths = [f"-I{path}" for path in (*includes, ROOT / "csrc")]
-    sources = [str(ROOT / "tests/native/host_ring.cpp"), str(ROOT / "csrc/host/one_rank.cpp")]
+    sources = [str(ROOT / "tests/native/host_ring.cpp")]
     sanitize = f"-fsanitize={SANITIZERS[sanitizer]}"
     command = [*compiler().split(), *FLAGS.split(), sanitize, *paths, *sources, "-pthread", "-o", str(program)]
     got = subprocess.run(command, capture_output=True, text=True)

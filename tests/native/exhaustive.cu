@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "cuda/receive.cuh"
-#include "cuda/root.cuh"
+#include "kernels/receive.cuh"
+#include "kernels/root.cuh"
 
 using namespace mnnvl_ar;
 using protocol::Bfloat16;
@@ -54,7 +54,7 @@ __global__ void wire(const __grid_constant__ Params p, uint32_t position, uint8_
     for (uint32_t k = 0; k < 4; ++k) {
       if (k == position) v.word[k] = word;
     }
-    const Vector sent = cuda::for_the_wire(p, v);
+    const Vector sent = kernels::for_the_wire(p, v);
     ptx::store_relaxed_sys(place, sent);
     const Vector got = ptx::load_relaxed_sys(place);
     bool has_sentinel = false, is_changed = false;
@@ -65,7 +65,7 @@ __global__ void wire(const __grid_constant__ Params p, uint32_t position, uint8_
     }
     mine.sentinels += has_sentinel;
     mine.changed += is_changed;
-    if (!cuda::has_arrived(p, got)) {
+    if (!kernels::has_arrived(p, got)) {
       ++mine.lost;
       mine.first_lost = min(mine.first_lost, word);
       mine.last_lost = max(mine.last_lost, word);
@@ -196,7 +196,7 @@ constexpr uint32_t kHidden[] = {1,    8,    2048, 2560, 2880, 3072, 3584, 4096, 
                                 6656, 7168, 8192, 8064, 8184, 9216, 9728, 11008, 12288, 14336, 16376, 16384};
 
 __global__ void compare_roots(float hidden, float eps, unsigned long long* differing) {
-  const cuda::ReciprocalRoot quick(hidden);
+  const kernels::ReciprocalRoot quick(hidden);
   const uint64_t thread = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x, threads = uint64_t{gridDim.x} * blockDim.x;
   unsigned long long mine = 0;
   for (uint64_t word = thread; word < kWords; word += threads) {

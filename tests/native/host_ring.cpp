@@ -21,6 +21,8 @@
 #include <thread>
 #include <vector>
 
+#include "epilogues/plain.h"
+#include "epilogues/rms_norm.h"
 #include "host/one_rank.h"
 #include "protocol/numerics.h"
 
@@ -110,16 +112,22 @@ struct Rank {
     const auto residual = rows<D>(all, [](uint32_t) { return 0.0f; });  // so residual_out is the sum
     const auto weight = rows<D>(plan.vectors(n), [](uint32_t i) { return 1.0f + static_cast<float>(i % 3); });
     std::vector<Vector> out(all), residual_out(all);
-    p.x = x.data(), p.residual = residual.data(), p.weight = weight.data();
-    p.out = out.data(), p.residual_out = residual_out.data();
-    p.eps = 1e-6f;
-    p.tokens = plan.tokens(n), p.vectors = plan.vectors(n);
-    p.record = &record;
+    p.group.record = &record;
     const Op op = plan.op(n);
-    const Strategy strategy = plan.strategy(n);
-    p.description = protocol::describe(op, plan.dtype(n), strategy, p.vectors);
-    if (!host::run(p, op, plan.dtype(n), strategy)) {
-      std::fprintf(stderr, "rank %u: fault %u in call %u, peer %u\n", rank, record.code, n, record.peer);
+    p.tensors = {.x = x.data(),
+                 .tokens = plan.tokens(n),
+                 .vectors = plan.vectors(n),
+                 .first_token = 0,
+                 .call_tokens = plan.tokens(n),
+                 .description = protocol::describe(op, plan.dtype(n), plan.strategy(n), plan.vectors(n))};
+    const bool ok = op == Op::all_reduce
+                        ? host::run<epilogues::Plain>({p, {out.data()}}, plan.dtype(n))
+                        : host::run<epilogues::RmsNorm>(
+                              {p, {{residual.data(), weight.data(), residual_out.data(), 1e-6f, 0.0f, 0}, out.data()}},
+                              plan.dtype(n));
+    if (!ok) {
+      std::fprintf(stderr, "rank %u: fault %u in call %u, peer %u\n", rank, static_cast<uint32_t>(record.code), n,
+                   record.peer);
       return 3;
     }
     const auto& summed = op == Op::all_reduce ? out : residual_out;
@@ -164,10 +172,11 @@ int main(int count, char** words) {
   std::vector<std::unique_ptr<Rank>> all;
   for (uint32_t rank = 0; rank < ranks; ++rank) {
     protocol::Params p{};
-    p.rank = rank, p.ranks = ranks, p.slot_bytes = slot_bytes;
-    p.deadline_ns = 60'000'000'000u;
-    p.block = blocks[rank].get();
-    for (uint32_t i = 0; i < ranks; ++i) p.peers[i] = blocks[(rank + 1 + i) % ranks].get();
+    protocol::Group& g = p.group;
+    g.rank = rank, g.ranks = ranks, g.slot_bytes = slot_bytes;
+    g.deadline_ns = 60'000'000'000u;
+    g.block = blocks[rank].get();
+    for (uint32_t i = 0; i < ranks; ++i) g.peers[i] = blocks[(rank + 1 + i) % ranks].get();
     all.push_back(std::make_unique<Rank>(Rank{plan, rank, p}));
   }
   std::atomic<int> worst{0};

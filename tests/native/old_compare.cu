@@ -3,16 +3,16 @@
 #ifndef MNNVL_AR_TEST_BUILD
 #error "compile with -DMNNVL_AR_TEST_BUILD"
 #endif
-#include "cuda/receive.cuh"
+#include "kernels/receive.cuh"
 
-namespace mnnvl_ar::cuda {
+namespace mnnvl_ar::kernels {
 
 __global__ void wait_by_old_compare(const __grid_constant__ Params p) {
-  __shared__ Verdict verdict;
+  __shared__ CallStatus status;
   const uint64_t place = threadIdx.x * protocol::kVectorBytes;
   Vector s[1];
-  receive_sum<protocol::Float32, 2, 1>(p, verdict, p.block + place, p.slot_bytes, 1, kNone, {{}}, s);
-  ptx::store(static_cast<uint8_t*>(p.out) + place, s[0]);
+  receive_sum<protocol::Float32, 2, 1>(p, status, p.group.block + place, p.group.slot_bytes, 1, kNone, {{}}, s);
+  ptx::store(p.group.multicast + place, s[0]);
 }
 
-}  // namespace mnnvl_ar::cuda
+}  // namespace mnnvl_ar::kernels

@@ -1,4 +1,4 @@
-// csrc/protocol, and the pace of one-shot (csrc/cuda/pace.h), for the unit tests, as a Python module. Never imported by mnnvl_ar.
+// csrc/protocol, and the pace of one-shot (csrc/launch/pace.h), for the unit tests, as a Python module. Never imported by mnnvl_ar.
 //
 // Contract
 //   * Every function is a thin shell around one of csrc/protocol; nothing of the protocol is written again here, but
@@ -17,7 +17,7 @@
 #include <tuple>
 #include <utility>
 
-#include "cuda/pace.h"
+#include "launch/pace.h"
 #include "protocol/layout.h"
 #include "protocol/numerics.h"
 #include "protocol/ring.h"
@@ -359,11 +359,11 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("scatter_positions", &scatter_positions);
   m.def("gather_positions", &gather_positions);
 
-  shaped("pace", [](const Shape& shape) {
-    const auto pace = mnnvl_ar::cuda::pace_of(shape, mnnvl_ar::cuda::kHopper);
+  m.def("pace", [](uint32_t ranks, uint32_t tokens, uint32_t vectors, std::array<uint32_t, 5> link) {
+    const auto pace =
+        mnnvl_ar::launch::pace_of({ranks, tokens, vectors}, {link[0], link[1], link[2], link[3], link[4]});
     return std::pair(pace.row, pace.first_look);
   });
-  m.attr("PACED_BYTES") = mnnvl_ar::cuda::kPacedBytes;
 
   m.def("describe", [](uint32_t op, uint32_t dtype, uint32_t strategy, uint32_t vectors) {
     return describe(Op{op}, Dtype{dtype}, Strategy{strategy}, vectors);

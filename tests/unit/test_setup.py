@@ -155,3 +155,27 @@ def test_a_build_that_is_not_in_place(load: Any, tmp_path: Path, monkeypatch: py
     command.ensure_finalized()
     command.run()
     assert (tmp_path / "lib/mnnvl_ar/_C.so").read_bytes() == b"built"
+
+
+# ---- the rooms of csrc
+
+
+def test_every_source_has_a_room(load: Any) -> None:
+    found = load()["sources"](ROOT / "csrc")
+    assert {way for _, way in found} == {"cuda", "host", "torch"}
+    assert ROOT / "csrc" / "epilogues" / "rms_norm.cu" in [file for file, _ in found]
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("quant/fp8.cpp", "csrc/quant/fp8.cpp: no such room: say in ROOMS of setup.py"),
+        ("kernels/one_shot.cu", "csrc/kernels/one_shot.cu: csrc/kernels compiles nothing"),
+        ("epilogues/fp8.cpp", r"csrc/epilogues/fp8.cpp: csrc/epilogues compiles \.cu"),
+    ],
+)
+def test_a_source_that_no_room_compiles_ends_the_build(load: Any, tmp_path: Path, file: str, says: str) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text("")
+    with pytest.raises(SystemExit, match=says):
+        load()["sources"](tmp_path)

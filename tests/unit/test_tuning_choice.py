@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import pytest
@@ -65,16 +65,21 @@ class Oracle:
         return [taken, *astuple(entry.launch)]
 
 
-def workspace(table: Table, ranks: int = 4, slot_bytes: int = (1 << 32) - 16, **settings: int) -> int:
+def workspace(table: Table, ranks: int = 4, slot_bytes: int = (1 << 32) - 16, **settings: Any) -> int:
     """A handle that is only asked, never called: it has no memory."""
     return create((0,) * ranks, 0, torch.device("cpu"), slot_bytes, table, **settings)
+
+
+def choice(handle: int, *call: int) -> list[int]:
+    """Strategy, cluster, max_ctas, batch, lag."""
+    return list(ops._workspace_choice(handle, *call))
 
 
 @given(tables(), st.lists(st.tuples(tokens, row_sizes, st.sampled_from([AUTO, ONE, TWO])), min_size=1, max_size=30))
 def test_the_library_chooses_as_the_oracle(table: Table, calls: list[tuple[int, int, Strategy]]) -> None:
     handle = workspace(table)
     for call in calls:
-        assert ops._workspace_choice(handle, *call) == Oracle().choice(table, *call)
+        assert choice(handle, *call) == Oracle().choice(table, *call)
 
 
 TELLING = Table(
@@ -91,23 +96,23 @@ CALLS = [(tokens, row, s) for tokens in (0, 4, 5, 8, 9) for row in (16, 512, 752
 def test_an_oracle_with_one_rule_wrong_is_caught(rule: str) -> None:
     wrong = Oracle(**{rule: not getattr(Oracle(), rule)}) if rule else Oracle()
     handle = workspace(TELLING)
-    differ = [call for call in CALLS if ops._workspace_choice(handle, *call) != wrong.choice(TELLING, *call)]
+    differ = [call for call in CALLS if choice(handle, *call) != wrong.choice(TELLING, *call)]
     assert bool(differ) == bool(rule)
 
 
 def test_a_forced_strategy_wins_and_keeps_the_launch_shape_that_was_measured_for_it() -> None:
     for handle, forced in ((workspace(TELLING), TWO), (workspace(TELLING, strategy=TWO), AUTO)):
-        assert ops._workspace_choice(handle, 4, 512, forced) == [TWO, *NOTHING]
-        assert ops._workspace_choice(handle, 8, 512, forced) == [TWO, 4, 0, 0, 0]
-    assert ops._workspace_choice(workspace(TELLING, strategy=TWO), 4, 512, ONE) == [ONE, 2, 0, 0, 0]
-    assert ops._workspace_choice(workspace(TELLING), 4, 512) == [ONE, 2, 0, 0, 0]  # left to itself, it differs
+        assert choice(handle, 4, 512, forced) == [TWO, *NOTHING]
+        assert choice(handle, 8, 512, forced) == [TWO, 4, 0, 0, 0]
+    assert choice(workspace(TELLING, strategy=TWO), 4, 512, ONE) == [ONE, 2, 0, 0, 0]
+    assert choice(workspace(TELLING), 4, 512) == [ONE, 2, 0, 0, 0]  # left to itself, it differs
 
 
 @given(launch_shapes, launch_shapes)
 def test_what_the_workspace_was_told_wins(told: LaunchShape, measured: LaunchShape) -> None:
-    handle = workspace(Table(entries=(Entry(512, 8, TWO, measured),)), **asdict(told))
+    handle = workspace(Table(entries=(Entry(512, 8, TWO, measured),)), launch=told)
     both = zip(astuple(told), astuple(measured), strict=True)
-    assert ops._workspace_choice(handle, 8, 512) == [TWO, *(t or m for t, m in both)]
+    assert choice(handle, 8, 512) == [TWO, *(t or m for t, m in both)]
 
 
 # ---- sizes --------------------------------------------------------------------------------------------------------
@@ -128,7 +133,7 @@ def uncovered(table: Table, ranks: int, most: int, row_bytes: int, slot_bytes: i
     for t in sorted(t for t in tried if t <= most):
         if not ops._workspace_fits(handle, t, row_bytes):
             found.append(f"{t} tokens do not fit")
-        elif t <= max(known, default=most) and ops._workspace_choice(handle, t, row_bytes) != Oracle().choice(
+        elif t <= max(known, default=most) and choice(handle, t, row_bytes) != Oracle().choice(
             table, t, row_bytes
         ):
             found.append(f"{t} tokens do not go as the table has it")
@@ -155,8 +160,8 @@ def test_one_shot_that_does_not_fit_falls_to_two_shot_and_back() -> None:
     """Beyond the last entry nothing was measured, and the slot is not made larger for it."""
     small = Table(entries=(Entry(512, 4, ONE, LaunchShape(cluster=2)),))
     handle = workspace(small, 8, small.slot_bytes(8, 300, 512))
-    assert ops._workspace_choice(handle, 4, 512) == [ONE, 2, 0, 0, 0]
-    assert ops._workspace_choice(handle, 300, 512) == [TWO, *NOTHING]
+    assert choice(handle, 4, 512) == [ONE, 2, 0, 0, 0]
+    assert choice(handle, 300, 512) == [TWO, *NOTHING]
     assert not ops._workspace_fits(handle, 301, 512)
     with pytest.raises(RuntimeError, match="301 tokens of 512 bytes need a slot of"):
         ops._workspace_choice(handle, 301, 512)
@@ -166,25 +171,37 @@ def test_one_shot_that_does_not_fit_falls_to_two_shot_and_back() -> None:
         entries=(Entry(16, 4, TWO, LaunchShape(cluster=2)),)
     )  # one column, hence one owner: two-shot needs the more room
     handle = workspace(large, 8, 8 * 16)
-    assert ops._workspace_choice(handle, 1, 16) == [ONE, *NOTHING]
+    assert choice(handle, 1, 16) == [ONE, *NOTHING]
+
+
+COLUMNS = ("row_bytes", "max_tokens", "strategies", "clusters", "max_ctas", "batches", "lags")
+
+
+def columns(one_shot_bytes: int = 0, *entries: tuple[int, ...]) -> dict[str, Any]:
+    """A table as the ops take it, of entries that no `Table` would hold; each may end early."""
+    full = [(*entry, *(0,) * (len(COLUMNS) - len(entry))) for entry in entries]
+    lists = zip(*full, strict=True) if full else [()] * len(COLUMNS)
+    named = {f"table_{name}": list(values) for name, values in zip(COLUMNS, lists, strict=True)}
+    return {"table_one_shot_bytes": one_shot_bytes, **named}
 
 
 @pytest.mark.parametrize(
-    ("flat", "wanted"),
+    ("table", "wanted"),
     [
-        ([], "0 numbers, wanted 1 and 7 an entry"),
-        ([0, 512, 4, 0, 0, 0, 0], "7 numbers"),
-        ([-1], "holds -1, wanted 0 or more"),
-        ([0, 512, 1 << 31, 0, 0, 0, 0, 0], "holds 2147483648, wanted 32 bits"),
-        ([0, 512, 4, 2, 0, 0, 0, 0], "strategy 2, wanted 0"),
-        ([0, 512, 4, 0, 0, 0, 0, 0, 512, 4, 0, 0, 0, 0, 0], "rows of 512 bytes, 4 tokens: wanted entries in rising"),
-        ([0, 512, 4, 0, 0, 0, 0, 0, 496, 5, 0, 0, 0, 0, 0], "rows of 496 bytes, 5 tokens: wanted entries in rising"),
+        (columns() | {"table_lags": [0]}, "columns of 0 and of 1 entries"),
+        (columns(0, (512, 4)) | {"table_clusters": []}, "columns of 1 and of 0 entries"),
+        (columns(-1), "holds -1, wanted 0 or more"),
+        (columns(0, (512, -1)), "holds -1, wanted 0 or more"),
+        (columns(0, (512, 1 << 31)), "holds 2147483648, wanted 32 bits"),
+        (columns(0, (512, 4, 2)), "strategy 2, wanted 0"),
+        (columns(0, (512, 4), (512, 4)), "rows of 512 bytes, 4 tokens: wanted entries in rising"),
+        (columns(0, (512, 4), (496, 5)), "rows of 496 bytes, 5 tokens: wanted entries in rising"),
     ],
 )
-def test_a_table_that_makes_no_sense_is_refused(flat: list[int], wanted: str) -> None:
+def test_a_table_that_makes_no_sense_is_refused(table: dict[str, Any], wanted: str) -> None:
     with pytest.raises(RuntimeError, match=wanted):
-        ops._workspace_slot_bytes(2, 1, 512, AUTO, flat)
-    assert ops._workspace_slot_bytes(2, 1, 512, AUTO, [0, 512, 4, 0, 0, 0, 0, 0, 512, 5, 1, 0, 0, 0, 0]) > 0
+        ops._workspace_slot_bytes(2, 1, 512, AUTO, **table)
+    assert ops._workspace_slot_bytes(2, 1, 512, AUTO, **columns(0, (512, 4), (512, 5, 1))) > 0
 
 
 def test_the_choice_of_impossible_calls_is_refused() -> None:

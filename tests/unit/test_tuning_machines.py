@@ -22,13 +22,13 @@ H200 = Machine(
     write_us=0.14,
     egress_bytes_per_us=450e3,
     ingress_bytes_per_us=450e3,
-    link=Link(hop_clocks=900, queued_hop_clocks=1800, burst_bytes=195, paced_bytes=183, paced_from_bytes=200 << 10),
+    link=Link(hop_clocks=900, queued_hop_clocks=1800, burst_bytes_per_clock=195, paced_bytes_per_clock=183, paced_from_bytes=200 << 10),
 )
 BLACKWELL = replace(
     H200,
     egress_bytes_per_us=900e3,
     ingress_bytes_per_us=900e3,
-    link=replace(H200.link, burst_bytes=390, paced_bytes=366),
+    link=replace(H200.link, burst_bytes_per_clock=390, paced_bytes_per_clock=366),
 )
 
 
@@ -55,8 +55,8 @@ def test_a_links_columns_have_the_names_of_the_ops_arguments() -> None:
     assert link_of("NVIDIA B200").columns() == {
         "link_hop_clocks": 900,
         "link_queued_hop_clocks": 1800,
-        "link_burst_bytes": 390,
-        "link_paced_bytes": 366,
+        "link_burst_bytes_per_clock": 390,
+        "link_paced_bytes_per_clock": 366,
         "link_paced_from_bytes": 204800,
     }
 

@@ -23,25 +23,26 @@ int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_
                          int64_t batch, int64_t lag, bool concurrent, int64_t table_one_shot_bytes,
                          Numbers table_row_bytes, Numbers table_max_tokens, Numbers table_strategies,
                          Numbers table_clusters, Numbers table_max_ctas, Numbers table_batches, Numbers table_lags,
-                         int64_t link_hop_clocks, int64_t link_queued_hop_clocks, int64_t link_burst_bytes,
-                         int64_t link_paced_bytes, int64_t link_paced_from_bytes) {
+                         int64_t link_hop_clocks, int64_t link_queued_hop_clocks, int64_t link_burst_bytes_per_clock,
+                         int64_t link_paced_bytes_per_clock, int64_t link_paced_from_bytes) {
   const auto word = [](int64_t value, const char* name, int64_t least) {
     STD_TORCH_CHECK(value >= least && value <= INT32_MAX, name, ": is ", value, ", wanted ", least, " to ", INT32_MAX);
     return static_cast<uint32_t>(value);
   };
-  const Settings settings{.device = device,
-                          .strategy = strategy,
-                          .pdl = pdl,
-                          .shape = {.cluster = word(cluster, "cluster", 0),
-                                    .max_ctas = word(max_ctas, "max_ctas", 0),
-                                    .batch = word(batch, "batch", 0),
-                                    .lag = word(lag, "lag", 0)},
-                          .concurrent = concurrent,
-                          .link = {.hop_clocks = word(link_hop_clocks, "link_hop_clocks", 0),
-                                   .queued_hop_clocks = word(link_queued_hop_clocks, "link_queued_hop_clocks", 0),
-                                   .burst_bytes = word(link_burst_bytes, "link_burst_bytes", 1),
-                                   .paced_bytes = word(link_paced_bytes, "link_paced_bytes", 1),
-                                   .paced_from_bytes = word(link_paced_from_bytes, "link_paced_from_bytes", 0)}};
+  const Settings settings{
+      .device = device,
+      .strategy = strategy,
+      .pdl = pdl,
+      .shape = {.cluster = word(cluster, "cluster", 0),
+                .max_ctas = word(max_ctas, "max_ctas", 0),
+                .batch = word(batch, "batch", 0),
+                .lag = word(lag, "lag", 0)},
+      .concurrent = concurrent,
+      .link = {.hop_clocks = word(link_hop_clocks, "link_hop_clocks", 0),
+               .queued_hop_clocks = word(link_queued_hop_clocks, "link_queued_hop_clocks", 0),
+               .burst_bytes_per_clock = word(link_burst_bytes_per_clock, "link_burst_bytes_per_clock", 1),
+               .paced_bytes_per_clock = word(link_paced_bytes_per_clock, "link_paced_bytes_per_clock", 1),
+               .paced_from_bytes = word(link_paced_from_bytes, "link_paced_from_bytes", 0)}};
   return create(settings, word(rank, "rank", 0), blocks, multicast, static_cast<uint64_t>(slot_bytes),
                 static_cast<uint64_t>(deadline_ns),
                 table_of(table_one_shot_bytes, std::move(table_row_bytes), std::move(table_max_tokens),
@@ -151,15 +152,17 @@ void sabotage(int64_t handle, int64_t broken, int64_t frozen_dirty, int64_t dela
 }  // namespace mnnvl_ar
 
 // mnnvl_ar/tuning/table.py, Table.columns().
-#define MNNVL_AR_TABLE                                                                                                  \
-  "int table_one_shot_bytes, int[] table_row_bytes, int[] table_max_tokens, int[] table_strategies, int[] table_clusters, " \
+#define MNNVL_AR_TABLE                                                                                      \
+  "int table_one_shot_bytes, int[] table_row_bytes, int[] table_max_tokens, int[] table_strategies, int[] " \
+  "table_clusters, "                                                                                        \
   "int[] table_max_ctas, int[] table_batches, int[] table_lags"
 
 STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def(
       "_workspace_create(int rank, int[] blocks, int multicast, int slot_bytes, int device, *, int deadline_ns, "
       "int strategy, int pdl, int cluster, int max_ctas, int batch, int lag, bool concurrent, " MNNVL_AR_TABLE
-      ", int link_hop_clocks, int link_queued_hop_clocks, int link_burst_bytes, int link_paced_bytes, "
+      ", int link_hop_clocks, int link_queued_hop_clocks, int link_burst_bytes_per_clock, int "
+      "link_paced_bytes_per_clock, "
       "int link_paced_from_bytes) -> int");
   m.def("_workspace_close(int workspace, bool force=False) -> bool");
   m.def("_workspace_sleep(int workspace, bool end) -> ()");

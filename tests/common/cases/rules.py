@@ -18,6 +18,7 @@ import torch
 
 from common.cases.calls import Call, Prepared, check_calls
 from common.rows import hostile_rows
+from mnnvl_ar._library import named
 
 # csrc/protocol/sabotage.h
 RULES = (
@@ -33,7 +34,7 @@ RULES = (
     "deadline",
     "signature",
     "two_at_once",
-    "told",
+    "peer_mark",
     "canary",
     "zero_tokens",
     "one_thread",
@@ -178,7 +179,8 @@ class _Peer:
     """Rank 1 of 2, played by this process: it writes into rank 0's block word by word."""
 
     def __init__(self, block: torch.Tensor, hidden: int) -> None:
-        _, control, board, *_ = torch.ops.mnnvl_ar._block_layout(0)
+        layout = named(torch.ops.mnnvl_ar._block_layout, 0)
+        control, board = layout["control_bytes"], layout["board_offset"]
         vectors = hidden // 4
         self.block, self.board, self.data = block, (board + 16) // 4, control // 4
         self.signature = torch.tensor([0, 1, 0, 0 | 2 << 4 | 0 << 8 | vectors << 12], dtype=torch.int32)
@@ -332,7 +334,7 @@ def said(workspace: Any) -> Any:
     return None
 
 
-def check_told(rank: Any, off: str) -> None:
+def check_peer_mark(rank: Any, off: str) -> None:
     """A rank whose peer has found a fault does not wait for its own deadline: rule told."""
     import mnnvl_ar
 
@@ -440,7 +442,7 @@ HOST_CHECKS = {
 }
 ONLY_HOST_CHECKS = {
     "zero_tokens": (check_zero_tokens, 2, "fault code"),
-    "told": (check_told, 2, "rank 1 took"),
+    "peer_mark": (check_peer_mark, 2, "rank 1 took"),
     "canary": (check_canary, 2, "DID NOT RAISE"),
     "one_thread": (check_one_thread, 2, "DID NOT RAISE|fault code"),
     "still_open": (check_closed_meanwhile, 1, "exit code -11"),

@@ -1,0 +1,150 @@
+"""The contract of an epilogue (csrc/epilogues/epilogue.h), held by one that only test builds have: outputs that are not
+like x, one of them from a second reduction over the row (csrc/epilogues/row_peak.h).
+
+Every function is run by all ranks, of a test build.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from common.cases.calls import Call, Prepared, inputs, wanted
+from common.cases.rules import DEADLINES
+
+SHAPES = ((1, 64), (3, 264), (7, 2880), (40, 4096), (300, 264), (2, 8192))
+GUARD = 64  # bytes around an output that nobody may write
+UNWRITTEN = 0xA5
+
+
+class Output:
+    """A tensor between guards."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> None:
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        self.memory = torch.full((nbytes + 2 * GUARD,), UNWRITTEN, dtype=torch.uint8, device=device)
+        self.tensor = self.memory[GUARD : GUARD + nbytes].view(dtype).view(shape)
+
+    def is_overrun(self) -> bool:
+        guards = torch.cat([self.memory[:GUARD], self.memory[-GUARD:]])
+        return bool(guards.ne(UNWRITTEN).any())
+
+
+class RowPeak:
+    """A call of `_row_peak_out`, and what it should leave."""
+
+    def __init__(self, rank: Any, call: Call) -> None:
+        self.rank, self.call = rank, call
+        self.prepared = Prepared(rank, dataclasses.replace(call, out="E"))
+        self.high = Output(call.shape, torch.uint8, rank.device)
+        self.peak = Output((call.tokens,), torch.float32, rank.device)
+
+    def launch(self, handle: int) -> None:
+        p, c = self.prepared, self.call
+        torch.ops.mnnvl_ar._row_peak_out(
+            p.x, p.residual, p.weight, c.eps, self.high.tensor, self.peak.tensor, p.residual_out, handle,
+            strategy=c.strategy, pdl=c.pdl,
+        )  # fmt: skip
+
+    def wrong(self) -> list[str]:
+        from mnnvl_ar.reference import same_bits
+
+        norm, residual_out = wanted(self.call, self.rank.world_size)
+        bits = norm.float().view(torch.int32)
+        high, want_high = self.high.tensor.cpu(), ((bits >> 24) & 0xFF).to(torch.uint8)
+        peak, want_peak = self.peak.tensor.cpu(), (bits & 0x7FFFFFFF).amax(-1).view(torch.float32)
+        nan = norm.isnan()
+        right = {
+            # The sign of a NaN is not defined, so neither is the top bit of its byte.
+            "high": torch.equal(torch.where(nan, high & 0x7F, high), torch.where(nan, want_high & 0x7F, want_high)),
+            "peak": torch.equal(peak.isnan(), nan.any(-1)) and same_bits(peak, want_peak),
+            "residual_out": same_bits(self.prepared.residual_out, residual_out),
+        }
+        found = [f"{self.call}: {name} of rank {self.rank.rank} differs" for name, ok in right.items() if not ok]
+        over = {"high": self.high.is_overrun(), "peak": self.peak.is_overrun()}
+        return found + [f"{self.call}: {name} of rank {self.rank.rank} is overrun" for name, bad in over.items() if bad]
+
+    def is_poisoned(self) -> bool:
+        """Every output is NaN, and nothing else is written."""
+        high, peak = self.high.tensor, self.peak.tensor
+        nan = bool((high & 0x7F).eq(0x7F).all() and peak.isnan().all() and self.prepared.residual_out.isnan().all())
+        return nan and not self.high.is_overrun() and not self.peak.is_overrun()
+
+
+def check_outputs(rank: Any) -> None:
+    """Right bits of every output, in both strategies, for rows of every dtype and many sizes."""
+    workspace = rank.new_workspace(max_tokens=300, hidden=4096, deadline=DEADLINES[rank.device.type])
+    calls = [
+        RowPeak(rank, Call("all_reduce_rms_norm", tokens, hidden, dtype, strategy=strategy, seed=seed))
+        for seed, (tokens, hidden) in enumerate(SHAPES)
+        for dtype in ("bf16", "fp16", "fp32")
+        for strategy in (0, 1)
+        if workspace_takes(tokens, hidden, dtype)
+    ]
+    rank.barrier()
+    for call in calls:
+        call.launch(workspace.handle)
+    rank.synchronize()
+    wrong = [line for call in calls for line in call.wrong()]
+    assert not wrong, "\n".join(wrong[:8])
+    rank.barrier()
+    workspace.close()
+
+
+def workspace_takes(tokens: int, hidden: int, dtype: str) -> bool:
+    return hidden * (4 if dtype == "fp32" else 2) <= 32768 and tokens * hidden <= 300 * 4096
+
+
+def check_poison(rank: Any) -> None:
+    """A call whose peers never come leaves NaN in every output, whatever its size and type."""
+    for strategy in (0, 1):
+        workspace = rank.new_workspace(max_tokens=8, hidden=264, deadline=0.5)
+        rank.barrier()
+        if rank.rank == 0:
+            call = RowPeak(rank, Call("all_reduce_rms_norm", 5, 264, "bf16", strategy=strategy))
+            if rank.device.type == "cpu":
+                with pytest.raises(RuntimeError, match="broke in this call"):
+                    call.launch(workspace.handle)
+            else:
+                call.launch(workspace.handle)
+                rank.synchronize()
+            assert call.is_poisoned(), (strategy, call.high.tensor, call.peak.tensor, call.prepared.residual_out)
+            with pytest.raises(RuntimeError, match="in row_peak"):
+                workspace.check()
+        rank.barrier()
+        workspace.close()
+
+
+def check_other_op(rank: Any) -> None:
+    """A peer that calls an op of another epilogue is named, and by its name."""
+    workspace = rank.new_workspace(max_tokens=8, hidden=264, deadline=DEADLINES[rank.device.type])
+    call = Call("all_reduce_rms_norm", 5, 264, "bf16", strategy=0)
+    made = RowPeak(rank, call) if rank.rank == 0 else Prepared(rank, call)
+    rank.barrier()
+    try:
+        made.launch(workspace.handle)
+        rank.synchronize()
+    except RuntimeError:
+        assert rank.device.type == "cpu"
+    rank.barrier()
+    with pytest.raises(RuntimeError, match=r"rank 1 called all_reduce_rms_norm|rank 0 called row_peak"):
+        workspace.check()
+    rank.barrier()
+    workspace.close()
+
+
+CHECKS = {"outputs": check_outputs, "poison": check_poison, "other_op": check_other_op}
+# What the inputs hold decides whether the checks can fail: NaN, infinities and plain numbers are all among them.
+
+
+def check_inputs_are_hostile(world_size: int = 2) -> None:
+    rows = [
+        wanted(Call("all_reduce_rms_norm", tokens, hidden, "bf16", seed=seed), world_size)[0]
+        for seed, (tokens, hidden) in enumerate(SHAPES)
+    ]
+    assert any(row.isnan().any() for row in rows)
+    assert any(bool(line.isfinite().all()) for row in rows for line in row)
+    assert inputs(Call(), world_size)

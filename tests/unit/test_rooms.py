@@ -1,0 +1,112 @@
+"""The rooms of csrc: what each may include, and which files a new epilogue touches, as CONTRIBUTING.md says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+INCLUDE = re.compile(r'^\s*#include [<"]([^>"]+)[>"]', re.MULTILINE)
+MOST_FILES = 8  # that a new epilogue touches
+
+
+def rooms_of(text: str) -> dict[str, str]:
+    """By room of csrc, the last column of CONTRIBUTING's table: what it may include."""
+    return dict(re.findall(r"^\| `csrc/([\w/]+)` \|[^|]+\| ([^|]+) \|$", text, re.MULTILINE))
+
+
+def wrong_includes(csrc: Path, rooms: dict[str, str]) -> list[str]:
+    """Includes that the table does not allow, as "file: what"."""
+    wrong = []
+    for file in sorted(path for path in csrc.rglob("*") if path.suffix in (".h", ".cuh", ".cpp", ".cu")):
+        room = str(file.parent.relative_to(csrc))
+        may = rooms[room]
+        for name in INCLUDE.findall(file.read_text()):
+            other = str(Path(name).parent)
+            if other in rooms:
+                ok = other == room or may.startswith("all of these") or f"`{other}`" in may
+            elif name.startswith(("torch/csrc/", "torch/headeronly/")):
+                ok = "LibTorch" in may
+            elif name in ("cuda_bf16.h", "cuda_fp16.h"):
+                ok = room == "protocol"  # for the device's conversions
+            elif name.startswith("cuda"):
+                ok = "CUDA" in may or may.startswith("all of these")
+            else:
+                ok = "/" not in name or name.startswith("sys/")
+            wrong += [] if ok else [f"{room}/{file.name}: {name}"]
+    return wrong
+
+
+def files_of_an_epilogue(text: str) -> list[str]:
+    part = text.split("### A new epilogue", 1)[1].split("\n#", 1)[0]
+    return re.findall(r"^\d+\. `([^`]+)`", part, re.MULTILINE)
+
+
+def files_that_name(root: Path, words: tuple[str, ...]) -> set[str]:
+    """Sources of the library, and of the cases that all transports run, that mention an epilogue."""
+    folders = ("csrc", "mnnvl_ar", "tests/common")
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.suffix in SOURCES]
+    return {str(f.relative_to(root)) for f in files if any(word in f.read_text() for word in words)}
+
+
+SOURCES = (".h", ".cuh", ".cpp", ".cu", ".py")
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return CONTRIBUTING.read_text()
+
+
+def test_the_table_names_every_room(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    monkeypatch.chdir(ROOT)
+    assert set(rooms_of(text)) == set(runpy.run_path("setup.py")["ROOMS"])
+    assert all((ROOT / "csrc" / room).is_dir() for room in rooms_of(text))
+
+
+def test_rooms_include_what_they_may(text: str) -> None:
+    assert wrong_includes(ROOT / "csrc", rooms_of(text)) == []
+
+
+def test_a_new_epilogue_touches_few_files(text: str) -> None:
+    listed = files_of_an_epilogue(text)
+    assert 0 < len(listed) <= MOST_FILES
+    for name in ("rms_norm", "plain"):
+        missing = [path.replace("NAME", name) for path in listed]
+        missing = [path for path in missing if name != "plain" or "torch/ops" not in path]  # that op is all_reduce.cpp
+        assert [path for path in missing if not (ROOT / path).exists()] == []
+
+
+def test_an_epilogue_is_named_in_the_listed_files_alone(text: str) -> None:
+    """The one that only test builds have: nothing else in the library knows of it."""
+    named = files_that_name(ROOT, ("row_peak", "RowPeak"))
+    assert named == {path for path in (p.replace("NAME", "row_peak") for p in files_of_an_epilogue(text)) if path in named}
+    assert {"csrc/epilogues/row_peak.h", "csrc/epilogues/list.h", "csrc/torch/ops/row_peak.cpp"} <= named
+
+
+# ---- controls
+
+
+def test_a_forbidden_include_is_found(text: str, tmp_path: Path) -> None:
+    for room in rooms_of(text):
+        (tmp_path / room).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "diagnosis" / "a.h").write_text('#include <torch/csrc/stable/tensor.h>\n#include "torch/checks.h"\n')
+    (tmp_path / "protocol" / "b.h").write_text('#include "kernels/ptx.cuh"\n#include <cuda_runtime_api.h>\n')
+    (tmp_path / "torch" / "c.h").write_text('#include <torch/csrc/stable/tensor.h>\n#include "launch/plan.h"\n')
+    assert wrong_includes(tmp_path, rooms_of(text)) == [
+        "diagnosis/a.h: torch/csrc/stable/tensor.h",
+        "diagnosis/a.h: torch/checks.h",
+        "protocol/b.h: kernels/ptx.cuh",
+        "protocol/b.h: cuda_runtime_api.h",
+    ]
+
+
+def test_a_file_that_knows_an_epilogue_and_is_not_listed_is_found(tmp_path: Path) -> None:
+    (tmp_path / "csrc" / "host").mkdir(parents=True)
+    (tmp_path / "csrc" / "host" / "one_rank.h").write_text("if (op == Op::row_peak) ...")
+    assert files_that_name(tmp_path, ("row_peak",)) == {"csrc/host/one_rank.h"}

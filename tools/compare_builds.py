@@ -1,0 +1,255 @@
+"""Times two builds of the library against each other on one GPU, in one run: is a change slower, and by how much?
+
+    python tools/compare_builds.py --old FOLDER [--new FOLDER] [--pairs 24] [--cells small] [--out FILE]
+
+A build is a folder with `mnnvl_ar/` (its `_C.so` in it) and `tests/common/`: a checkout, or what
+`git archive REVISION mnnvl_ar tests/common | tar x -C FOLDER` leaves, with a library built from it. Each runs in a
+process of its own, which lives for the whole run; the two measure in turn, old and new in one pair, new and old in
+the next.
+
+Cells: a world of one rank between two GEMMs, and in a chain of its own calls; virtual ranks (several streams of one GPU)
+in a chain. Of each pair the difference new - old is taken; printed are the median of both, the mean difference and its
+95 % interval (Student's t over the pairs). A cell is slower when the whole interval is above 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+T95 = {20: 2.086, 23: 2.069, 30: 2.042, 40: 2.021}  # two-sided, by degrees of freedom; between them the next lower is safe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """context: "gemm" (world of one, between two GEMMs) or "chain"; op: "plain" or "fused"; strategy: as the op has
+    it."""
+
+    context: str
+    ranks: int
+    op: str
+    tokens: int
+    hidden: int
+    strategy: int = -1
+
+
+def cells(which: str) -> Iterator[Cell]:
+    few = which == "small"
+    for hidden, tokens, op in itertools.product((2880, 4096, 7168), (1, 8, 64), ("fused", "plain")):
+        if not few or (hidden == 4096 and tokens != 64):
+            yield Cell("gemm", 1, op, tokens, hidden)
+            yield Cell("chain", 1, op, tokens, hidden)
+    for ranks, strategy, tokens in itertools.product((2, 4, 8), (0, 1), (1, 32, 512)):
+        if not few or (ranks == 2 and tokens != 512):
+            yield Cell("chain", ranks, "fused", tokens, 4096, strategy)
+
+
+# ---- a build's process ------------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Measures each cell that comes in, in microseconds a call."""
+    import torch
+
+    torch.cuda.set_device(0)
+    measures: dict[Cell, Any] = {}
+    for line in sys.stdin:
+        cell = Cell(**json.loads(line))
+        if cell not in measures:
+            measures[cell] = gemm(cell) if cell.context == "gemm" else chain(cell)
+        print(json.dumps(measures[cell]()), flush=True)
+
+
+def calls_of(cell: Cell, handle: int) -> Any:
+    """One call on buffers of its own."""
+    import torch
+
+    import mnnvl_ar
+
+    x, residual, norm, out = (
+        torch.randn(cell.tokens, cell.hidden, device="cuda").bfloat16() for _ in range(4)
+    )
+    weight = torch.ones(cell.hidden, device="cuda", dtype=torch.bfloat16)
+
+    def call(x: Any = x) -> Any:
+        if cell.op == "fused":
+            mnnvl_ar.ops.all_reduce_rms_norm_out(
+                x, residual, weight, 1e-6, norm, out, handle, strategy=cell.strategy
+            )
+            return norm
+        mnnvl_ar.ops.all_reduce_out(x, out, handle, strategy=cell.strategy)
+        return out
+
+    return call
+
+
+def timed(replay: Any, count: int, streams: list[Any]) -> float:
+    """Of one replay on all streams, a call."""
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for stream in streams:
+        stream.wait_event(begin)
+    replay()
+    for stream in streams:
+        torch.cuda.current_stream().wait_stream(stream)
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) * 1e3 / count
+
+
+def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
+    """x -> GEMM -> call -> GEMM -> ..., weights rotated so that L2 holds none of them."""
+    import torch
+    from common.virtual import VirtualGroup
+
+    group = VirtualGroup(1, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0")
+    call = calls_of(cell, group.handles[0])
+    sets = max(2, min(count, most_bytes // (cell.hidden * cell.hidden * 2)))
+    weights = [torch.randn(cell.hidden, cell.hidden, device="cuda").bfloat16() / cell.hidden for _ in range(sets)]
+    x = torch.randn(cell.tokens, cell.hidden, device="cuda").bfloat16()
+
+    def work() -> None:
+        y = x
+        for i in range(count):
+            y = call(y @ weights[i % sets])
+
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    for _ in range(5):
+        graph.replay()
+    return lambda: (timed(graph.replay, count, []), group)[0]
+
+
+def chain(cell: Cell, count: int = 400) -> Any:
+    """A graph of `count` calls a rank, each on the stream of its rank."""
+    import torch
+    from common.virtual import VirtualGroup
+
+    count = max(20, min(count, 20_000 // cell.tokens))
+    group = VirtualGroup(cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0")
+    calls = [calls_of(cell, handle) for handle in group.handles]
+    streams = [torch.cuda.Stream() for _ in calls]
+
+    def replay_with(works: list[Any]) -> Any:
+        def replay() -> None:
+            for stream, work in zip(streams, works, strict=True):
+                with torch.cuda.stream(stream):
+                    work()
+
+        return replay
+
+    replay_with(calls)()
+    torch.cuda.synchronize()
+    graphs = []
+    for stream, call in zip(streams, calls, strict=True):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(count):
+                call()
+        graphs.append(graph)
+    replay = replay_with([graph.replay for graph in graphs])
+    for _ in range(3):
+        replay()
+        torch.cuda.synchronize()
+    return lambda: (timed(replay, count, streams), group)[0]
+
+
+# ---- the comparison ---------------------------------------------------------------------------------------------------
+
+
+class Build:
+    def __init__(self, folder: Path) -> None:
+        paths = [str(folder), str(folder / "tests")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+        code = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r})['serve']()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def measure(self, cell: Cell) -> float:
+        into, out = self.process.stdin, self.process.stdout
+        assert into is not None and out is not None
+        into.write(json.dumps(asdict(cell)) + "\n")
+        into.flush()
+        return _number(out)
+
+
+def _number(out: IO[str]) -> float:
+    line = out.readline()
+    if not line:
+        raise RuntimeError("a build's process ended; its error is above")
+    return float(line)
+
+
+def compare(old: Build, new: Build, cell: Cell, pairs: int) -> dict[str, Any]:
+    """Runs the pairs of one cell."""
+    olds, news = [], []
+    for build in (old, new):
+        build.measure(cell)  # makes it ready
+    for turn in range(pairs):
+        for build in (old, new) if turn % 2 == 0 else (new, old):
+            (olds if build is old else news).append(build.measure(cell))
+    differences = [b - a for a, b in zip(olds, news, strict=True)]
+    mean = statistics.mean(differences)
+    t = T95[max(n for n in T95 if n <= max(20, pairs - 1))]
+    half = t * statistics.stdev(differences) / math.sqrt(pairs)
+    return {
+        **asdict(cell),
+        "old_us": round(statistics.median(olds), 3),
+        "new_us": round(statistics.median(news), 3),
+        "difference_us": round(mean, 4),
+        "interval_us": [round(mean - half, 4), round(mean + half, 4)],
+        "slower": mean - half > 0,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--old", type=Path, required=True)
+    parser.add_argument("--new", type=Path, default=ROOT)
+    parser.add_argument("--pairs", type=int, default=24, help="at least 21")
+    parser.add_argument("--cells", choices=("small", "all"), default="all")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.pairs < 21:
+        parser.error(f"--pairs: is {options.pairs}, wanted 21 or more")
+    old, new = Build(options.old.resolve()), Build(options.new.resolve())
+    rows = []
+    for cell in cells(options.cells):
+        rows.append(compare(old, new, cell, options.pairs))
+        row = rows[-1]
+        low, high = row["interval_us"]
+        print(
+            f"{cell.context:5} R={cell.ranks} {cell.op:5} T={cell.tokens:<4} H={cell.hidden} strategy={cell.strategy:2}: "
+            f"old {row['old_us']:8.3f} new {row['new_us']:8.3f} us, new - old {row['difference_us']:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}]{' SLOWER' if row['slower'] else ''}",
+            flush=True,
+        )
+        if options.out:
+            options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    slower = sum(row["slower"] for row in rows)
+    print(f"{len(rows)} cells of {options.pairs} pairs: {slower} slower beyond the interval")
+    for build in (old, new):
+        build.process.kill()
+    return int(slower > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
