@@ -1,6 +1,6 @@
-"""`make gpu-test`: all that GPUs have to show, packed onto the GPUs at hand, and tests/gpu/record.json written from it.
+"""`make gpu-test`: all that GPUs have to show, packed onto the GPUs at hand, and tools/gpu_record.json written from it.
 
-    python tests/gpu/campaign.py [--seconds 1800] [--only tests,soak] [--record FILE] [--logs FOLDER]
+    python -m tools.gpu_campaign [--seconds 1800] [--only tests,soak] [--record FILE] [--logs FOLDER]
 
 A job is a process that needs so many GPUs and sees no others. They start in order, large ones first but for the fault
 runs, which can be cut short; as many run side by side as there are GPUs for. A job that outlasts its limit, or the
@@ -22,10 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "tests")]
-
-from gpu import record  # noqa: E402
+from tools import ROOT, gpu_record
 
 GRACE = 10.0  # seconds between the interrupt and the end
 FAULTS = 110  # injected, over all numbers of GPUs
@@ -33,7 +30,7 @@ FAULTS = 110  # injected, over all numbers of GPUs
 
 @dataclass(frozen=True)
 class Job:
-    """One process. `command` is given `--record`'s option last; `limit` is in seconds."""
+    """One process. The file to record into is appended to `command`; `limit` is in seconds."""
 
     name: str
     gpus: int
@@ -47,8 +44,8 @@ def _tests(gpus: int, part: str, which: str, limit: float) -> Job:
     return Job(f"tests of {gpus}{part}", gpus, limit, (sys.executable, *command))
 
 
-def _script(name: str, gpus: int, limit: float, *command: str) -> Job:
-    return Job(name, gpus, limit, (sys.executable, *command, "--record"))
+def _tool(name: str, gpus: int, limit: float, *command: str) -> Job:
+    return Job(name, gpus, limit, (sys.executable, "-m", *command, "--record"))
 
 
 def jobs(here: int) -> Iterator[Job]:
@@ -58,10 +55,10 @@ def jobs(here: int) -> Iterator[Job]:
         yield _tests(n, "", "not test_replay", 400)
         yield _tests(n, ", replays", "test_replay", 400)
         if n * 2 > here:
-            yield _script(f"soak of {n}", n, 200, "tests/replay/soak.py", "--ranks", str(n))
-            yield _script(f"cost of safety of {n}", n, 120, "bench/safety_cost.py", "--ranks", str(n))
+            yield _tool(f"soak of {n}", n, 200, "tools.replay.soak", "--ranks", str(n))
+            yield _tool(f"cost of safety of {n}", n, 120, "tools.safety_cost", "--ranks", str(n))
     if here >= 1:
-        yield _script("sanitizers", 1, 600, "tests/gpu/sanitize.py")
+        yield _tool("sanitizers", 1, 600, "tools.sanitize")
         virtual = ("virtual-2 or virtual-3", "virtual-4 or virtual-8", "virtual-9")
         for which in virtual:
             yield _tests(1, f", {which}", which, 400)
@@ -69,8 +66,8 @@ def jobs(here: int) -> Iterator[Job]:
         yield _tests(1, ", others", f"not (controls or {' or '.join(virtual)})", 300)
 
     for n in sizes:
-        which = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
-        yield _script(f"faults of {n}", n, 400, "tests/faults/run.py", *which)
+        options = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
+        yield _tool(f"faults of {n}", n, 400, "tools.faults.run", *options)
 
 
 @dataclass
@@ -169,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3600.0, help="for all of it")
     parser.add_argument("--only", default="", help="jobs whose name holds one of these words, separated by commas")
-    parser.add_argument("--record", type=Path, default=record.FILE)
+    parser.add_argument("--record", type=Path, default=gpu_record.FILE)
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu-test")
     options = parser.parse_args()
     gpus = visible_gpus()
@@ -184,7 +181,7 @@ def main() -> int:
 
         def keep(part: Path) -> None:  # at once, so that a campaign that is cut short has a record too
             written.extend([part] if part.exists() else [])
-            record.join(sorted(written), options.record, record.hardware(), len(gpus))
+            gpu_record.join(sorted(written), options.record, gpu_record.hardware(), len(gpus))
 
         bad = run(wanted, gpus, options.seconds, options.logs, Path(parts), keep)
     print(f"{len(wanted) - len(bad)} of {len(wanted)} jobs passed; {options.record} written, logs in {options.logs}")

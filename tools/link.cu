@@ -1,6 +1,6 @@
 // What a kernel gets of the link between two GPUs, and what an SM's stores to a peer hold back: two tables, seconds.
 //
-//   nvcc -std=c++20 -O3 -arch=native -Icsrc -o link bench/link.cu && ./link
+//   nvcc -std=c++20 -O3 -arch=native -Icsrc -o link tools/link.cu && ./link
 //
 // Unicast between GPU 0 and 1 by cudaMalloc and peer access; the figures of docs/performance.md, "The link, and what an SM has
 // stored", were taken so.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu import campaign
-from gpu.campaign import Job
+from tools import gpu_campaign as campaign
+from tools.gpu_campaign import Job
 
 # Writes which GPUs it saw, when it began and ended.
 WORK = """

@@ -1,8 +1,8 @@
-"""Faults of tests/faults are the ones they are meant to be."""
+"""Faults of tools/faults are the ones they are meant to be."""
 
 import pytest
 
-from faults.plan import FAULTS, WORKSPACE, Plan, draw
+from tools.faults.plan import FAULTS, WORKSPACE, Plan, draw
 
 
 def _plans(device: str, kind: str) -> list[Plan]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.cases.calls import Prepared, wanted
 from common.cases.rules import break_rule
-from faults.plan import SIZES, SUDDEN, WORKSPACE, Plan
+from tools.faults.plan import SIZES, SUDDEN, WORKSPACE, Plan
 
 
 @dataclass

@@ -21,12 +21,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-
-from common.ranks import RankPool  # noqa: E402
-from faults.plan import FAULTS, KINDS, LETHAL, Plan, draw  # noqa: E402
-from faults.rank import Outcome, round_of  # noqa: E402
+from common.ranks import RankPool
+from tools.faults.plan import FAULTS, KINDS, LETHAL, Plan, draw
+from tools.faults.rank import Outcome, round_of
 
 MARGIN = 1.0  # seconds after the deadline by which a fault must have been named
 
@@ -133,7 +130,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=30.0, help="seconds after the deadline until a rank is hung")
     parser.add_argument("--seconds", type=float, default=3600.0, help="inject no more faults after that")
-    parser.add_argument("--record", type=Path, help="add the figures to this file, as tests/gpu/record.py")
+    parser.add_argument("--record", type=Path, help="add the figures to this GPU record (tools/gpu_record.py)")
     parser.add_argument("--library", default="", help="a test build, for --off")
     parser.add_argument("--off", default="", help="a rule to switch off, as in tests/common/cases/rules.py")
     args = parser.parse_args()
@@ -174,11 +171,12 @@ def main() -> int:
     print(f"  {time.monotonic() - began:.0f} s, deadline {deadline} s, world sizes {sizes}, {args.device}")
     print(f"faults: {injected} injected, {named} named, {tally.hung} hung, {tally.wrong} wrong bits")
     if args.record:
-        from gpu import record
+        from tools import gpu_record
 
         figures = {"injected": injected, "named": named, "hung": tally.hung, "wrong_bits": tally.wrong}
         more = {"calls": tally.calls, "deadline": deadline, "seed": args.seed, "kinds": dict(tally.injected)}
-        record.merge(f"faults, {args.device}, {' and '.join(map(str, sizes))} ranks", {**figures, **more}, args.record)
+        key = f"faults, {args.device}, {' and '.join(map(str, sizes))} ranks"
+        gpu_record.merge("faults", key, {**figures, **more}, args.record)
     return int(args.end == 0.0 or named != injected or tally.hung > 0 or tally.wrong > 0 or tally.alarms > 0)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from common.ranks import TEST_LIBRARY, RankPool, RanksFailed
-from replay.gpu import serve
-from replay.host import total
-from replay.script import Profile, vllm
+from tools.replay.gpu import serve
+from tools.replay.host import total
+from tools.replay.script import Profile, vllm
 
 SIZES: dict[str, Any] = {"hidden": 2048, "layers": 2, "max_tokens": 32, "forwards": 60, "late": 0.001}
 SCRIPT = vllm(Profile(2, 5, eager=0.25, impatient=True, aside=False, **SIZES))

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from replay.kernels import ask, kernels
-from replay.script import Script
-from replay.server import Server, Work
+from tools.replay.kernels import ask, kernels
+from tools.replay.script import Script
+from tools.replay.server import Server, Work
 
 
 class CudaGraph:

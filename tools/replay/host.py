@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from replay.script import Script
-from replay.server import Server, Work
+from tools.replay.script import Script
+from tools.replay.server import Server, Work
 
 
 class Recorded:

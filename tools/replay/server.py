@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from common.rows import DTYPES
-from replay.script import (
+from tools.replay.script import (
     SETS,
     WORKSPACES,
     Body,
@@ -29,7 +29,7 @@ from replay.script import (
     Update,
     Warm,
 )
-from replay.tables import EPS, make_tables, plan
+from tools.replay.tables import EPS, make_tables, plan
 
 Take = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]  # memory for a tensor
 Work = Callable[[Take], None]
