@@ -1,11 +1,11 @@
-"""`make gpu-test`: all that GPUs have to show, packed onto the GPUs at hand, and tools/gpu_record.json written from it.
+"""`make gpu-test`: everything that needs GPUs, packed onto the GPUs at hand; its results go to tools/gpu_record.json.
 
     python -m tools.gpu_campaign [--seconds 1800] [--only tests,soak] [--record FILE] [--logs FOLDER]
 
-A job is a process that needs so many GPUs and sees no others. They start in order, large ones first but for the fault
-runs, which can be cut short; as many run side by side as there are GPUs for. A job that outlasts its limit, or the
-campaign's end, is interrupted (pytest then still records what has run) and soon killed. Exit status: 0 if every job ran
-and passed.
+A job is a process that needs a number of GPUs and sees no others. Jobs start in order, as many at a time as there are
+GPUs for: large ones first, except for the fault runs, which come last since they can be cut short. A job that exceeds
+its time limit, or the campaign's, is interrupted (pytest then still records what has run) and killed 10 s later. Exit
+status: 0 if every job ran and passed.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Job:
     command: tuple[str, ...]
 
 
-def _tests(gpus: int, part: str, which: str, limit: float) -> Job:
+def _tests(gpus: int, suffix: str, which: str, limit: float) -> Job:
     options = ["-k", which] if which else []
     command = ("-m", "pytest", "-q", "-m", "gpu", "--gpus", str(gpus), "tests/gpu", *options, "--gpu-record")
-    return Job(f"tests of {gpus}{part}", gpus, limit, (sys.executable, *command))
+    return Job(f"tests of {gpus}{suffix}", gpus, limit, (sys.executable, *command))
 
 
 def _tool(name: str, gpus: int, limit: float, *command: str) -> Job:
@@ -81,7 +81,7 @@ class Running:
     interrupted: float = 0.0
 
     def hurry(self, end: float) -> None:
-        """Interrupts, and later kills, a process that has no more time."""
+        """Interrupts, and later kills, a process whose time is over."""
         now = time.monotonic()
         if now < min(self.began + self.job.limit, end):
             return
@@ -102,17 +102,17 @@ class Running:
 
 
 def run(
-    wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, parts: Path, ended: Callable[[Path], None]
+    wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, records: Path, ended: Callable[[Path], None]
 ) -> list[Job]:
-    """Runs the jobs in order, each as soon as there are GPUs for it. Each writes a record in `parts`, if it comes to
-    that, and `ended` is told where. Returns what did not pass."""
+    """Runs the jobs in order, each as soon as there are GPUs for it. Each may write a record of its own in
+    `records`; `ended` is called with that file when the job has ended. Returns the jobs that did not pass."""
     free, waiting, running, bad = list(gpus), list(wanted), list[Running](), list[Job]()
     end = time.monotonic() + seconds
     while waiting or running:
         while waiting and waiting[0].gpus <= len(free) and time.monotonic() < end:
             job = waiting.pop(0)
             mine, free = free[: job.gpus], free[job.gpus :]
-            running.append(_start(job, mine, logs, parts))
+            running.append(_start(job, mine, logs, records))
         if time.monotonic() >= end and waiting:
             print(*(f"{job.name}: NOT RUN, no time" for job in waiting), sep="\n", flush=True)
             bad += waiting
@@ -132,26 +132,26 @@ def run(
     return bad
 
 
-def _start(job: Job, gpus: list[str], logs: Path, parts: Path) -> Running:
+def _start(job: Job, gpus: list[str], logs: Path, records: Path) -> Running:
     file = job.name.replace(" ", "-").replace(",", "")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
-    log, part = logs / f"{file}.log", parts / f"{file}.json"
+    log, record = logs / f"{file}.log", records / f"{file}.json"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*job.command, str(part)],
+            [*job.command, str(record)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_heed_interrupts,
+            preexec_fn=_accept_interrupts,
         )
-    return Running(job, gpus, process, log, part)
+    return Running(job, gpus, process, log, record)
 
 
-def _heed_interrupts() -> None:
-    """What a shell runs in the background ignores them, and so does all that is started from there."""
+def _accept_interrupts() -> None:
+    """A process that a shell starts in the background ignores SIGINT, and so do its children unless they reset it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -176,14 +176,14 @@ def main() -> int:
         print(f"nothing to run: {len(gpus)} GPUs here")
         return 1
     options.logs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as parts:
+    with tempfile.TemporaryDirectory() as records:
         written: list[Path] = []
 
-        def keep(part: Path) -> None:  # at once, so that a campaign that is cut short has a record too
-            written.extend([part] if part.exists() else [])
+        def keep(one: Path) -> None:  # at once, so that a campaign that is cut short has a record too
+            written.extend([one] if one.exists() else [])
             gpu_record.join(sorted(written), options.record, gpu_record.hardware(), len(gpus))
 
-        bad = run(wanted, gpus, options.seconds, options.logs, Path(parts), keep)
+        bad = run(wanted, gpus, options.seconds, options.logs, Path(records), keep)
     print(f"{len(wanted) - len(bad)} of {len(wanted)} jobs passed; {options.record} written, logs in {options.logs}")
     return int(bool(bad))
 

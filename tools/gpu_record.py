@@ -1,4 +1,4 @@
-"""What was run on GPUs, on which hardware, and of which sources: tools/gpu_record.json.
+"""What was run on GPUs, on which hardware and from which sources: tools/gpu_record.json.
 
     python -m tools.gpu_record --check             fresh, stale or not run, by kind of result, and what changed since;
                                                    exits 1 when something is stale, failed or was left out
@@ -7,7 +7,7 @@
 
 The file: `runs` of tests, an entry for each hardware ("8 x NVIDIA H200") and part; `figures` of other programs by key;
 and `sources`. A part is a kind of result (`sources.PARTS`): it says which files an entry rests on. `digest` of an entry
-names the snapshot in `sources` that it was made of, which has the digest of every file, so that a check can say what
+names the snapshot in `sources` of the files it was run from, with a digest of each, so that a check can say what
 changed. A run replaces the one of the same hardware and part and leaves the others alone. `make gpu-test`
 (tools/gpu_campaign.py) joins the records of all its processes.
 """
@@ -91,7 +91,7 @@ def join(others: Iterable[Path], file: Path = FILE, hardware: str | None = None,
 
 
 def _sum(one: Entry, two: Entry) -> Entry:
-    """Two parts of one run."""
+    """One run, of which two processes made some of the tests each."""
     tests = {
         gpus: {key: one["tests"].get(gpus, NO_TESTS)[key] + two["tests"].get(gpus, NO_TESTS)[key] for key in NO_TESTS}
         for gpus in sorted({*one["tests"], *two["tests"]}, key=int)
@@ -120,7 +120,7 @@ def _has_run(entry: Entry) -> bool:
 
 
 def _made(record: dict[str, Any], part: str) -> Entry:
-    """What every entry says: of which part and which sources it is, and from when."""
+    """What every entry says: its part, the sources it was run from, and the date."""
     files = snapshot()
     record["sources"][digest(files)] = files
     return {"part": part, "digest": digest(files), "date": time.strftime("%Y-%m-%d", time.gmtime())}
@@ -174,15 +174,15 @@ def changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
     """(fresh?, what to say, part by part). Fresh: there is a run, the files that each entry rests on are as they were,
-    and no test failed or was left out. Parts and world sizes that nobody ran are told as not run, and do not make it
-    stale: not everybody has eight GPUs."""
+    and no test failed or was left out. Parts and world sizes that nobody ran are listed as not run; they do not count
+    against it, since not everybody has eight GPUs."""
     record, now = load(file), snapshot(root)
     if not record["runs"]:
         return False, [f"GPU record: none in {file.name}; make it by `make gpu-test` where there are GPUs"]
     good, lines = True, list[str]()
     for part in dict.fromkeys([*PARTS, *sorted(entry["part"] for _, entry in _entries(record))]):
         entries = [(name, entry) for name, entry in _entries(record) if entry["part"] == part]
-        told: set[str] = set()  # changes since these sources have been
+        listed: set[str] = set()  # sources whose changes are in `lines` already
         lines += [] if entries else [f"GPU record: {part}: not run"]
         for name, entry in entries:
             known = record["sources"].get(entry["digest"], {})
@@ -190,9 +190,9 @@ def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
             state = "not run" if not _has_run(entry) else "STALE" if changed else "fresh"
             failed, left_out = _failed(entry), entry.get("left_out", {})
             lines.append(f"GPU record: {part}: {state}: {name} ({entry['date']}{_counts(entry)})")
-            lines += [f"  {line}" for line in changed if entry["digest"] not in told]
+            lines += [f"  {line}" for line in changed if entry["digest"] not in listed]
             lines += [f"  left out: {len(left_out)} tests, such as {min(left_out)}"] if left_out else []
-            told.add(entry["digest"])
+            listed.add(entry["digest"])
             good = good and not changed and not failed and not left_out
     sizes = {size for entry in record["runs"].values() for size in entry["world_sizes"]}
     return good, lines + [f"GPU record: not run: {size} GPUs" for size in (2, 4, 8) if size not in sizes]

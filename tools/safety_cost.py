@@ -1,9 +1,9 @@
-"""What safety costs: the library beside a build of it that has none. `python -m tools.safety_cost --ranks 4`
+"""What safety costs: the library beside a build of it without any. `python -m tools.safety_cost --ranks 4`
 
 The bare build (`MNNVL_AR_BARE=1 python setup.py build_ext --inplace` -> tests/_C_bare.so) has no deadline, signature,
-verdict, launch-shape check or watch for two calls at once. Both are timed by turns, in processes of their own: a graph
-of 2000 fused calls of one token, replayed; the median over replays, the slowest rank, and the median over turns. The
-spread over turns says how far to believe the difference.
+call status, check of the launch shape or check for two calls at once. The two builds are timed in turn, each in
+processes of its own: a graph of 2000 fused calls of one token, replayed. A time is the median over replays, of the
+slowest rank, and the median over turns; a difference smaller than the spread over turns means nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from tools import ROOT, gpu_record
 
-# Each rank times from a barrier that the ranks do not leave together: a graph is to last long beside that.
+# Ranks leave the barrier before a replay at different times; a graph has to last long compared with that.
 CALLS, REPLAYS, TURNS = 2000, 20, 5
 CALLS_ON_HOST = 200
 
 
 def microseconds_a_call(rank: Any, tokens: int, hidden: int) -> float:
-    """Runs by every rank. On the host, where there are no graphs, the calls are made one by one."""
+    """Runs on every rank. On the host, where there are no graphs, the calls are made one by one."""
     import torch
 
     from mnnvl_ar import ops

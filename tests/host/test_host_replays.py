@@ -90,7 +90,7 @@ def symptom(rule: str, seed: int) -> str:
 @pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
 @pytest.mark.parametrize("rule", list(CONTROLS))
 def test_fails_without(rule: str) -> None:
-    """Rows are wrong or ranks hang. Some rules are missed only if ranks meet just so, hence several seeds."""
+    """Rows are wrong or ranks hang. For some rules that takes unlucky timing, hence several seeds."""
     said = next(filter(None, (symptom(rule, seed) for seed in range(5, 11))), "")
     assert any(word in said for word in ("wrong rows", "fault code", "is broken")), said
 

@@ -1,9 +1,9 @@
-"""`make faults`: ranks are killed, stopped, delayed and led astray, and every other rank must say who it was.
+"""`make faults`: a rank is killed, stopped, delayed or made to call out of turn; every other rank must name it.
 
-A round makes some three dozen calls over 2 to 4 processes; at a random one of them, a random rank does something
-wrong. The fault counts as named if every other rank raises the right error with the right rank within the deadline and
-a second. Groups run side by side, since they mostly wait. Exit status: 0 if every fault was named, no rank hung, no
-rank complained of an honest delay, no bit that was returned is wrong, and nobody interrupted it.
+A round makes some three dozen calls on 2 to 4 processes; at a random one of them, a random rank does something wrong.
+The fault counts as named if every other rank raises the right error, naming the right rank, at most a second after the
+deadline. Groups run side by side, since they mostly wait. Exit status: 0 if every fault was named, no rank hung, no
+rank raised an error after a delay within the deadline, no bit that was returned is wrong, and nobody interrupted it.
 
 Negative controls: --library tests/_C_test.so --off deadline (ranks hang), --off signature (wrong bits).
 """
@@ -66,11 +66,11 @@ class Tally:
 
 
 def judge(plan: Plan, rank: int, outcome: Outcome) -> list[str]:
-    """What is wrong with the way in which a rank learned of the fault."""
+    """What is wrong with how a round ended for `rank`; empty if nothing is."""
     wanted, found = KINDS[plan.kind], []
-    if rank == plan.victim:  # it may finish what it owes, or be told; if it was told, then of itself
+    if rank == plan.victim:  # it may finish its calls, or read an error that a peer wrote; which then names it
         if plan.kind in ("slow", "stop") and outcome.error and (outcome.error, outcome.peer) != (wanted, rank):
-            found.append(f"the rank at fault was told {outcome.error} of rank {outcome.peer}: {outcome.text}")
+            found.append(f"the rank at fault got {outcome.error} of rank {outcome.peer}: {outcome.text}")
         if wanted == "CallMismatch" and outcome.error != wanted:
             found.append(f"the rank at fault got {outcome.error or 'no error'}: {outcome.text}")
         return found
@@ -107,7 +107,7 @@ def serve(world_size: int, plans: queue.Queue[Plan], args: argparse.Namespace, t
 
 
 def go_on_later(pid: int, seconds: float) -> None:
-    """Lets a process that stops itself go on after a while."""
+    """Waits until process `pid` has stopped, and `seconds` later lets it go on."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         until = time.monotonic() + 30
@@ -156,7 +156,7 @@ def main() -> int:
         threading.Thread(target=serve, args=(sizes[n % len(sizes)], queues[sizes[n % len(sizes)]], args, tally))
         for n in range(max(groups, len(sizes)) if not cuda else len(sizes))
     ]
-    signal.signal(signal.SIGINT, lambda *_: setattr(args, "end", 0.0))  # what has been injected is still told
+    signal.signal(signal.SIGINT, lambda *_: setattr(args, "end", 0.0))  # the faults so far are still reported
     for thread in threads:
         thread.start()
         if cuda:

@@ -1,4 +1,4 @@
-"""What becomes of a script on two GPUs once a rule of the protocol is switched off, in a test build."""
+"""What goes wrong with a script on two GPUs when a rule of the protocol is switched off, in a test build."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = vllm(Profile(2, 5, eager=0.25, impatient=True, aside=False, **SIZES))
 
 
 class Controls:
-    """Processes for each control, since one may leave kernels behind; they start, which takes long, side by side."""
+    """Processes for each control, since a control may leave kernels running. All start at once, as starting takes long."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.pools = {name: RankPool(2, "cuda", library=TEST_LIBRARY) for name in names}
@@ -40,5 +40,5 @@ class Controls:
 
 
 def warm(rank: Any) -> None:
-    """CUDA's start, and loading the kernels."""
+    """Initialises CUDA and loads the kernels."""
     rank.new_workspace(hidden=64).close()

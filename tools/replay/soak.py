@@ -3,7 +3,7 @@
     python -m tools.replay.soak --ranks 8                     1,000,000 calls of 1 to 8 tokens, hidden size 4096
     python -m tools.replay.soak --ranks 2 --device cpu --calls 20000 --hidden 64
 
-Prints its progress and a line of JSON; `--record` adds that to a record of the GPU tests. Exits 1 if a row was wrong.
+Prints its progress and a line of JSON; `--record` adds the figures to a GPU record. Exits 1 if a row was wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOKENS = 8  # at most
 
 
 def soak(rank: Any, calls: int, hidden: int, seed: int) -> dict[str, Any]:
-    """Runs by every rank.
+    """Runs on every rank.
 
     Each graph holds calls of 1 to 8 tokens, one-shot and two-shot, in turn on all sets of inputs. The checked call
     takes a set that differs from replay to replay, by an index on the device.

@@ -75,7 +75,7 @@ def make_tables(
 
 
 def _spread(rows: torch.Tensor) -> torch.Tensor:
-    """DISTINCT rows of fewer."""
+    """DISTINCT rows, by repeating `rows`."""
     return rows.repeat(-(-DISTINCT // len(rows)), 1)[:DISTINCT]
 
 
