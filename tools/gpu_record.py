@@ -109,7 +109,7 @@ def _put_run(record: dict[str, Any], run: Entry) -> None:
     key = f"{run['hardware']}: {run['part']}"
     if _has_run(run):
         record["runs"].pop(f"{run['hardware']}: {ALL_TESTS}", None)
-    elif key in record["runs"]:
+    elif key in record["runs"] and _has_run(record["runs"][key]):
         return
     record["runs"][key] = run
 

@@ -207,6 +207,15 @@ def test_a_run_of_one_part_leaves_the_other_parts_alone(tmp_path: Path) -> None:
     }
 
 
+def test_what_was_left_out_at_first_may_have_been_skipped_later(tmp_path: Path) -> None:
+    """A campaign joins all of its records anew whenever a job ends. No test of the part ran in either."""
+    whole = tmp_path / "record.json"
+    first, second = process(tmp_path, "a", "2 x GPU", 0, "x"), process(tmp_path, "b", "2 x GPU", 0, "")
+    gpu_record.join([first], whole, "2 x GPU", gpus=2)
+    gpu_record.join([first, second], whole, "2 x GPU", gpus=2)
+    assert runs(whole)["2 x GPU: bits"]["left_out"] == {}
+
+
 def test_a_run_from_before_there_were_parts_is_replaced(tmp_path: Path) -> None:
     whole = process(tmp_path, "record", "2 x GPU", 7, "", gpu_record.ALL_TESTS)
     assert gpu_record.check(whole)[0], "it is read as resting on everything"
