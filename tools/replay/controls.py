@@ -15,7 +15,7 @@ SCRIPT = vllm(Profile(2, 5, eager=0.25, impatient=True, aside=False, **SIZES))
 
 
 class Controls:
-    """Processes for each control, since a control may leave kernels running. They all start at once, as that is slow."""
+    """Processes for each control, since a control may leave kernels running. All start at once, as that is slow."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.pools = {name: RankPool(2, "cuda", library=TEST_LIBRARY) for name in names}
