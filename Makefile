@@ -31,16 +31,16 @@ test: build test-build
 	$(PY) -m pytest $(ARGS)
 
 gpu-test: build test-build bare-build
-	$(PY) tests/gpu/campaign.py $(ARGS)
+	$(PY) -m tools.gpu_campaign $(ARGS)
 
 record-check:
-	@$(PYTHON) tests/gpu/record.py --check
+	@$(PYTHON) -m tools.gpu_record --check
 
 model: model/check.py
 	$(PYTHON) model/check.py $(ARGS)
 
 faults: build test-build
-	$(PY) tests/faults/run.py $(ARGS)
+	$(PY) -m tools.faults.run $(ARGS)
 
 bench: build
 	$(PY) bench/run.py $(ARGS)
@@ -61,13 +61,13 @@ test-build: $(READY)
 	$(PY) setup.py --quiet build_protocol
 	MNNVL_AR_TEST_BUILD=1 MNNVL_AR_CUDA=$(if $(GPU),1,0) $(PY) setup.py --quiet build_ext --inplace
 
-# For bench/safety_cost.py.
+# For tools/safety_cost.py.
 bare-build: $(READY)
 	MNNVL_AR_BARE=1 $(PY) setup.py --quiet build_ext --inplace
 
 # ---- style
 
-CPP = $$(find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP = $$(find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 TOOLS = $(PY) -m
 CLANG_FORMAT = $(if $(READY_DEV),.venv/bin/)clang-format
 

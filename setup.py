@@ -3,7 +3,7 @@
 MNNVL_AR_ARCHS         GPU code, default "90a;100f;ptx"; never guessed from the GPU at hand
 MNNVL_AR_CUDA=0        leave the CUDA transport out even where there is an nvcc
 MNNVL_AR_TEST_BUILD=1  -> tests/_C_test.so, in which tests can switch guards off (negative controls)
-MNNVL_AR_BARE=1        -> tests/_C_bare.so, without what ends a wait or notices a mistake; bench/safety_cost.py times it
+MNNVL_AR_BARE=1        -> tests/_C_bare.so, without what ends a wait or notices a mistake; tools/safety_cost.py times it
 MNNVL_AR_SANITIZE      thread -> tests/_C_tsan.so, address -> tests/_C_asan.so; host transport only
 CXX, CUDA_HOME, MAX_JOBS as usual
 

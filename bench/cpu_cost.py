@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import launch, safety
+from bench import launch, options
 
 CALLS, REPEATS = 300, 15
 SLEEP_CYCLES = 60_000_000  # 30 ms
@@ -35,7 +35,7 @@ def main() -> int:
         parser.add_argument(ignored, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    safety.forbid_multicast()
+    options.settle_multicast(allow=False)
     if "RANK" not in os.environ:
         command = [str(Path(__file__)), *sys.argv[1:]]
         return launch.run(command, args.processes, deadline=time.monotonic() + 600)

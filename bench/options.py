@@ -65,6 +65,18 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def settle_multicast(allow: bool) -> None:
+    """Keeps NVLink multicast off for this process and all that it starts: a multicast object on an NVSwitch that others
+    use too can take their GPUs down. `allow`, from the person who owns the whole machine, leaves it to the environment,
+    and is refused where that forbids multicast already."""
+    from mnnvl_ar.memory import forbid_multicast, multicast_refusal
+
+    if not allow:
+        forbid_multicast()
+    elif switch := multicast_refusal():
+        raise SystemExit(f"bench: --multicast, but multicast is forbidden here by {switch}")
+
+
 def settle(args: argparse.Namespace, world_size: int) -> argparse.Namespace:
     """Fills in what depends on the machine."""
     if args.device == "cpu":

@@ -11,16 +11,15 @@ the time was too short for, are in a text file beside it.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from bench.cells import Cell
+from tools import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "bench" / "results"
@@ -97,18 +96,8 @@ def ours_and_best(rows: Iterable[Row]) -> tuple[Row | None, Row | None]:
 
 
 def source_digest() -> str:
-    """The digest that the GPU tests' record uses, so that a stale bench result shows as a stale record does."""
-    record = _record()
-    return str(record.digest(record.source_files()))
-
-
-def _record() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_gpu_record", ROOT / "tests" / "gpu" / "record.py")
-    if spec is None or spec.loader is None:
-        raise ImportError("tests/gpu/record.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Of the sources that a call's time rests on, as the GPU record has them: a result of other ones is stale."""
+    return sources.digest(sources.in_rooms(sources.LIBRARY, sources.snapshot()))
 
 
 def machine_slug(machine: str) -> str:

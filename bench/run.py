@@ -12,12 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import launch, options, safety
+from bench import launch, options
 
 
 def main() -> int:
     args = options.parser().parse_args()
-    safety.forbid_multicast(allow=args.multicast)
+    options.settle_multicast(allow=args.multicast)
     gpus = 0 if args.device == "cpu" else _gpus()
     args.device = args.device or ("cuda" if gpus else "cpu")
     if "RANK" not in os.environ:

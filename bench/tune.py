@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import launch, safety
+from bench import launch, options
 from bench.cells import HIDDEN, TOKENS, TPS, Cell
 
 
@@ -41,7 +41,7 @@ def main() -> int:
         parser.add_argument(ignored, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    safety.forbid_multicast()
+    options.settle_multicast(allow=False)
     if "RANK" not in os.environ:
         processes = args.processes or _gpus()
         if args.device == "cuda" and processes < 2:

@@ -226,7 +226,7 @@ def attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def machine_name(device: torch.device, world_size: int) -> str:
-    """As tests/gpu/record.json names it: "8 x NVIDIA H200". Collective over the world."""
+    """As tools/gpu_record.json names it: "8 x NVIDIA H200". Collective over the world."""
     own = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} host"
     names: list[str] = [""] * world_size
     dist.all_gather_object(names, own)

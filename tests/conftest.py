@@ -11,8 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from common.multicast import keep_multicast_off
-from gpu import record
+from tools import gpu_record
+from tools.multicast import keep_multicast_off
 
 keep_multicast_off()  # before any rank starts
 
@@ -57,8 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Recorder:
-    """Counts the GPU tests' outcomes by the number of GPUs that they need, and says which tests of tests/gpu were left
-    out, by an option or by an end before the last, and not just skipped for want of GPUs.
+    """Notes the outcome of each GPU test and the number of GPUs that it needs, and says which tests of tests/gpu were
+    left out, by an option or by an end before the last, and not just skipped for want of GPUs.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,13 +82,9 @@ class Recorder:
             self.outcomes[report.nodeid] = (gpus, report.outcome)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        counts: dict[str, dict[str, int]] = {}
-        for gpus, outcome in self.outcomes.values():
-            count = counts.setdefault(str(gpus), {"passed": 0, "failed": 0, "skipped": 0})
-            count[outcome] += 1
-        if any(count["passed"] for count in counts.values()):
+        if any(outcome == "passed" for _, outcome in self.outcomes.values()):
             left_out = {test: self.wanted[test] for test in sorted(self.wanted.keys() - self.outcomes.keys())}
-            record.write_run(self.file, counts, left_out)
+            gpu_record.write_run(self.file, self.outcomes, left_out)
             partial = f", as partial: {len(left_out)} tests were left out" if left_out else ""
             terminalreporter.write_line(f"recorded in {self.file}{partial}")
         else:

@@ -1,4 +1,4 @@
-"""FlashInfer's MNNVL all-reduce over NVLink multicast. Only on a machine of one's own: see bench/safety.py."""
+"""FlashInfer's MNNVL all-reduce over NVLink multicast. Only on a machine of one's own (bench/options.py)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import torch
 from bench.buffers import EPS, Inputs, Outputs
 from bench.cells import Cell
 from bench.peers import flashinfer_build
-from bench.safety import multicast_allowed
 from bench.team import Team
 from bench.variant import Call, Limits, Unavailable, Variant
+from mnnvl_ar.memory import multicast_refusal
 
 SIZES = (2, 4, 8, 16, 32, 64)
 
 
 class FlashInferMnnvl:
     def __init__(self, team: Team, limits: Limits) -> None:
-        if not multicast_allowed():
+        if multicast_refusal():
             raise Unavailable("it needs NVLink multicast, which is off (--multicast, on a machine of your own)")
         if team.size not in SIZES:
             raise Unavailable(f"only for world sizes {SIZES}, not {team.size}")

@@ -1,7 +1,7 @@
 """FlashInfer's trtllm_allreduce_fusion, one-shot and two-shot over unicast, with PDL.
 
 Written for flashinfer_python 0.6.13. Its workspace comes from PyTorch's symmetric memory, which makes no multicast
-object while TORCH_SYMM_MEM_DISABLE_MULTICAST is 1 (bench/safety.py); `use_symm_dev_mem`, which would, stays False.
+object while TORCH_SYMM_MEM_DISABLE_MULTICAST is 1 (bench/options.py); `use_symm_dev_mem`, which would, stays False.
 
 Its kernels load `residual_in` (of the row each thread takes first) before they wait for the kernel ahead of them
 (flashinfer-ai/flashinfer pull request 5081). Two one-shot calls in a row with early trigger therefore must not pass a
@@ -22,9 +22,9 @@ import torch
 from bench.buffers import EPS, Inputs, Outputs
 from bench.cells import Cell
 from bench.peers import flashinfer_build
-from bench.safety import multicast_allowed
 from bench.team import Team
 from bench.variant import Call, Limits, Unavailable, Variant
+from mnnvl_ar.memory import multicast_refusal
 
 SIZES = (2, 4, 8, 16)
 ONE_SHOT_WIRE_BYTES = 64 << 20  # beyond, it only costs bench time
@@ -35,7 +35,7 @@ class FlashInferTrtllm:
     def __init__(self, team: Team, limits: Limits) -> None:
         if team.size not in SIZES:
             raise Unavailable(f"only for world sizes {SIZES}, not {team.size}")
-        if os.environ.get("TORCH_SYMM_MEM_DISABLE_MULTICAST") != "1" and not multicast_allowed():
+        if os.environ.get("TORCH_SYMM_MEM_DISABLE_MULTICAST") != "1" and multicast_refusal():
             raise Unavailable("multicast is forbidden here and TORCH_SYMM_MEM_DISABLE_MULTICAST is not 1")
         flashinfer_build.build_in_turn("trtllm", team)
         import flashinfer.comm as comm

@@ -14,9 +14,9 @@ import torch
 from bench.buffers import Inputs, Outputs
 from bench.cells import Cell
 from bench.peers.add_norm import add_norm, require
-from bench.safety import multicast_allowed
 from bench.team import Team
 from bench.variant import Call, Limits, Unavailable, Variant
+from mnnvl_ar.memory import multicast_refusal
 
 ONE_SHOT_WIRE_BYTES = 64 << 20  # beyond, it only costs bench time
 
@@ -25,7 +25,7 @@ class SymmMem:
     def __init__(self, team: Team, limits: Limits) -> None:
         require()
         # Rendezvous makes a multicast object by itself unless told not to.
-        if os.environ.get("TORCH_SYMM_MEM_DISABLE_MULTICAST") != "1" and not multicast_allowed():
+        if os.environ.get("TORCH_SYMM_MEM_DISABLE_MULTICAST") != "1" and multicast_refusal():
             raise Unavailable("multicast is forbidden here and TORCH_SYMM_MEM_DISABLE_MULTICAST is not 1")
         import torch.distributed._symmetric_memory as symmetric
 

@@ -8,7 +8,7 @@
 
 namespace mnnvl_ar::protocol {
 
-// A bare build has none of what ends a wait or notices a mistake: it is timed beside the real one (bench/safety_cost.py), to show
+// A bare build has none of what ends a wait or notices a mistake: it is timed beside the real one (tools/safety_cost.py), to show
 // what that costs, and is good for nothing else.
 #ifdef MNNVL_AR_BARE
 inline constexpr bool kBare = true;

@@ -7,9 +7,10 @@ GPU or from the host is in `verbs.py`, the order of things in `bringup.py`.
 from .block import Fill
 from .request import Need
 from .symmetric import SymmetricMemory, allocate, allocate_prepared
-from .verbs import DriverError, MulticastRefused, multicast_refusal
+from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_multicast, multicast_refusal
 
 __all__ = [
+    "MULTICAST_SWITCHES",
     "DriverError",
     "Fill",
     "MulticastRefused",
@@ -17,5 +18,6 @@ __all__ = [
     "SymmetricMemory",
     "allocate",
     "allocate_prepared",
+    "forbid_multicast",
     "multicast_refusal",
 ]

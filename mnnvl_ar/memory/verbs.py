@@ -20,7 +20,8 @@ from ..errors import MnnvlArError
 # What travels to a peer so that it can import a handle: a file descriptor (inside one host) or opaque bytes (anywhere).
 Token = int | bytes
 
-_MULTICAST_SWITCHES = {
+# The environment variables that forbid multicast here, in PyTorch, in NCCL and in NVSHMEM, and the value that does.
+MULTICAST_SWITCHES = {
     "MNNVL_AR_DISABLE_MULTICAST": "1",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
     "NCCL_NVLS_ENABLE": "0",
@@ -88,10 +89,15 @@ class Verbs(Protocol):
 
 def multicast_refusal(environment: Mapping[str, str] = os.environ) -> str:
     """The switch of the environment that forbids multicast in this process, as `NAME=value`; empty if none does."""
-    for name, value in _MULTICAST_SWITCHES.items():
+    for name, value in MULTICAST_SWITCHES.items():
         if environment.get(name, "").strip() == value:
             return f"{name}={value}"
     return ""
+
+
+def forbid_multicast() -> None:
+    """Sets every switch, for this process and all that it starts from now on."""
+    os.environ.update(MULTICAST_SWITCHES)
 
 
 def require_multicast_allowed() -> None:

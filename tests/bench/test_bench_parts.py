@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import launch, progress, results, safety, table
+from bench import launch, options, progress, results, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset, sets
 from bench.cells import Cell, grid
 from bench.check import verdict
 from bench.floor import H200, floor_us, machine_of
 from bench.timing import calls_of, percentile, rounds_of
+from mnnvl_ar.memory import MULTICAST_SWITCHES, multicast_refusal
 from mnnvl_ar.tuning import machines
 
 
@@ -149,15 +150,15 @@ def test_a_line_without_a_floor_has_dashes():
 
 
 def test_multicast_stays_off(monkeypatch: pytest.MonkeyPatch):
-    for name in safety.OFF:
+    for name in MULTICAST_SWITCHES:
         monkeypatch.delenv(name, raising=False)
-    assert safety.multicast_allowed()
-    safety.forbid_multicast(allow=True)
-    assert safety.multicast_allowed()
-    safety.forbid_multicast()
-    assert all(os.environ[name] == value for name, value in safety.OFF.items())
+    assert not multicast_refusal()
+    options.settle_multicast(allow=True)
+    assert not multicast_refusal()
+    options.settle_multicast(allow=False)
+    assert all(os.environ[name] == value for name, value in MULTICAST_SWITCHES.items())
     with pytest.raises(SystemExit, match="forbidden"):
-        safety.forbid_multicast(allow=True)
+        options.settle_multicast(allow=True)
 
 
 WORKER = """

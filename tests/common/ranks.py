@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from common.multicast import keep_multicast_off
+from tools.multicast import keep_multicast_off
 
 ROOT = Path(__file__).parent.parent.parent
 TEST_LIBRARY = ROOT / "tests" / "_C_test.so"

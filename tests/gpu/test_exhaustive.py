@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from common import sass
-from gpu import record
+from tools import gpu_record
 
 pytestmark = [pytest.mark.gpu(1), pytest.mark.timeout(600)]
 
@@ -36,7 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     if file := request.config.getoption("--gpu-record"):
         figures = {"words": got["words"], "positions": POSITIONS, "lost": sum(at["lost"] for at in got["rule"])}
         figures["lost_by_the_old_compare"] = [at["lost"] for at in got["old_compare"]]
-        record.merge("exhaustive bits", figures, Path(file))
+        gpu_record.merge("numerics", "exhaustive bits", figures, Path(file))
     return got
 
 

@@ -12,9 +12,9 @@ import torch
 from common.cases.calls import Call, Prepared, check_calls
 from common.gpu_ranks import ranks_of
 from common.ranks import TEST_LIBRARY, rank_pool
-from replay.gpu import serve
-from replay.host import total
-from replay.script import Profile, vllm
+from tools.replay.gpu import serve
+from tools.replay.host import total
+from tools.replay.script import Profile, vllm
 
 SIZES: dict[str, Any] = {
     "hidden": 4096,

@@ -14,11 +14,11 @@ import torch
 
 from common.gpu_ranks import ranks_of
 from common.ranks import TEST_LIBRARY
-from gpu import record
-from replay.controls import Controls
-from replay.gpu import serve
-from replay.host import total
-from replay.script import Profile, sglang, vllm
+from tools import gpu_record
+from tools.replay.controls import Controls
+from tools.replay.gpu import serve
+from tools.replay.host import total
+from tools.replay.script import Profile, sglang, vllm
 
 FRESH = int.from_bytes(os.urandom(4), "little")
 SEEDS = pytest.mark.parametrize("seed", [20_260_101, FRESH], ids=["fixed", "fresh"])
@@ -58,7 +58,7 @@ def test_serves(world_size: int, seed: int, say: Any, request: pytest.FixtureReq
     results = served(say, ranks_of("real", world_size), seed, SERVERS, hidden=4096, layers=32, **some)
     if file := request.config.getoption("--gpu-record"):
         kind = request.node.callspec.id.rpartition("-")[2]
-        record.merge(f"replay, {world_size} ranks, {kind} seed", {"scripts": results}, Path(file))
+        gpu_record.merge("replays", f"replay, {world_size} ranks, {kind} seed", {"scripts": results}, Path(file))
     for figures in results:
         assert figures["wrong_rows"] == 0, figures
         assert figures["reopened"] > 0

@@ -36,7 +36,7 @@ def check_updates(rank: Any, strategy: int, tokens: tuple[int, int], max_ctas: i
     from cuda.bindings import runtime
 
     from mnnvl_ar import MnnvlArError, ops, reference
-    from replay.kernels import ask
+    from tools.replay.kernels import ask
 
     workspace = rank.new_workspace(max_tokens=512, hidden=HIDDEN, dtype=torch.bfloat16, max_ctas=max_ctas, deadline=5.0)
     draw = torch.Generator(device=rank.device).manual_seed(3)

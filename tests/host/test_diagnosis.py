@@ -1,4 +1,4 @@
-"""Faults are named on every rank; the matrix of all kinds is tests/faults/run.py."""
+"""Faults are named on every rank; the matrix of all kinds is tools/faults."""
 
 import re
 import subprocess

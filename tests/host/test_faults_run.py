@@ -7,18 +7,19 @@ import sys
 import time
 from pathlib import Path
 
-RUN = Path(__file__).parents[1] / "faults" / "run.py"
+ROOT = Path(__file__).parents[2]
 
 
 def test_an_interrupted_run_tells_what_it_has_injected(tmp_path: Path) -> None:
     """As a GPU campaign does that is out of time."""
     record = tmp_path / "record.json"
-    command = [sys.executable, str(RUN), "--faults", "900", "--groups", "1", "--ranks", "2", "--kinds", "exception"]
+    command = [sys.executable, "-m", "tools.faults.run", "--faults", "900", "--groups", "1", "--ranks", "2"]
     with subprocess.Popen(
-        [*command, "--deadline", "0.2", "--record", str(record)],
+        [*command, "--kinds", "exception", "--deadline", "0.2", "--record", str(record)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=ROOT,
     ) as running:
         time.sleep(12.0)
         running.send_signal(signal.SIGINT)

@@ -6,12 +6,11 @@ import os
 
 import pytest
 
-from bench.safety import OFF
 from common.ranks import Rank, rank_pool
-from gpu import sanitize
-from mnnvl_ar.memory import multicast_refusal
+from mnnvl_ar.memory import MULTICAST_SWITCHES, multicast_refusal
+from tools import sanitize
 
-NOTHING_SET = dict.fromkeys(OFF, "")
+NOTHING_SET = dict.fromkeys(MULTICAST_SWITCHES, "")
 
 forbidden = pytest.mark.skipif(
     os.environ.get("MNNVL_AR_TEST_MULTICAST") == "1", reason="MNNVL_AR_TEST_MULTICAST=1: multicast is allowed"
@@ -25,7 +24,7 @@ def told(context: Rank) -> str:
 @forbidden
 def test_this_process_refuses() -> None:
     assert multicast_refusal()
-    assert {name: os.environ.get(name) for name in OFF} == OFF
+    assert {name: os.environ.get(name) for name in MULTICAST_SWITCHES} == MULTICAST_SWITCHES
 
 
 @forbidden
@@ -40,7 +39,7 @@ def test_a_person_may_allow_it() -> None:
 
 
 def test_the_sanitizers_processes_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in OFF:
+    for name in MULTICAST_SWITCHES:
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("MNNVL_AR_TEST_MULTICAST", raising=False)
     monkeypatch.setattr(sanitize, "find_sanitizer", lambda: None)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu import campaign
-from gpu.campaign import Job
+from tools import gpu_campaign as campaign
+from tools.gpu_campaign import Job
 
 # Writes which GPUs it saw, when it began and ended.
 WORK = """
@@ -27,7 +27,7 @@ def job(name: str, gpus: int, seconds: float = 0.2, status: int = 0, limit: floa
     return Job(name, gpus, limit, (sys.executable, "-c", WORK.format(seconds=seconds, status=status)))
 
 
-def unheard(_: Path) -> None: ...
+def ignore(_: Path) -> None: ...
 
 
 def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
 def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     bad = campaign.run(
-        [job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path, unheard
+        [job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path, ignore
     )
     assert [each.name for each in bad] == ["bad", "slow"]
     said = capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_what_there_is_no_time_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = campaign.run([job("first", 1, 5), job("second", 1)], ["0"], 1.0, tmp_path, tmp_path, unheard)
+    bad = campaign.run([job("first", 1, 5), job("second", 1)], ["0"], 1.0, tmp_path, tmp_path, ignore)
     assert [each.name for each in bad] == ["second", "first"]
     assert "second: NOT RUN, no time" in capsys.readouterr().out
 

@@ -1,8 +1,8 @@
-"""Faults of tests/faults are the ones they are meant to be."""
+"""Faults of tools/faults are the ones they are meant to be."""
 
 import pytest
 
-from faults.plan import FAULTS, WORKSPACE, Plan, draw
+from tools.faults.plan import FAULTS, WORKSPACE, Plan, draw
 
 
 def _plans(device: str, kind: str) -> list[Plan]:
@@ -19,8 +19,8 @@ def test_calls_fit_the_workspace(kind: str, device: str) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", ["skipped call", "extra call", "wrong shape", "wrong op", "wrong order"])
-def test_led_astray_from_its_call_on(kind: str, device: str) -> None:
+def test_differs_from_its_call_on(kind: str, device: str) -> None:
     for plan in _plans(device, kind):
-        honest, astray = plan.calls((plan.victim + 1) % 4), plan.calls(plan.victim)
-        assert honest[: plan.at] == astray[: plan.at]
-        assert honest[plan.at] != astray[plan.at]
+        right, wrong = plan.calls((plan.victim + 1) % 4), plan.calls(plan.victim)
+        assert right[: plan.at] == wrong[: plan.at]
+        assert right[plan.at] != wrong[plan.at]

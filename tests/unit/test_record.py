@@ -1,97 +1,225 @@
-"""The GPU record says fresh when nothing changed, and stale, with the file's name, when something did."""
+"""The GPU record says fresh when nothing changed, and stale, with the file's name, when something did that counts."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gpu import record
+from tools import ROOT, gpu_record, sources
+
+FILES = ("csrc/protocol/ring.h", "csrc/torch/ops.cpp", "mnnvl_ar/ops.py", "mnnvl_ar/memory/vote.py")
+FILES += ("mnnvl_ar/dsl/a.py", "tests/gpu/test_gpu_bits.py", "tests/gpu/test_lifecycle.py", "docs/protocol.md")
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for path in ("csrc/protocol/ring.h", "mnnvl_ar/ops.py", "tests/gpu/test_a.py"):
+    """A record of two parts, and the sources that it is of."""
+    for path in FILES:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(path)
-    files = record.source_files(tmp_path)
-    tests = {"2": {"passed": 3, "failed": 0, "skipped": 1}}
-    entry = {"digest": record.digest(files), "date": "2026-01-01", "world_sizes": [2], "tests": tests}
-    content = {"runs": {"2 x GPU": entry}, "figures": {}, "sources": {record.digest(files): files}}
-    (tmp_path / "tests/gpu/record.json").write_text(json.dumps(content))
+    files = sources.snapshot(tmp_path)
+    runs = {}
+    for part in ("bits", "workspaces"):
+        tests = {"2": {"passed": 3, "failed": 0, "skipped": 1}}
+        about = {"hardware": "2 x GPU", "part": part, "digest": sources.digest(files), "date": "2026-01-01"}
+        runs[f"2 x GPU: {part}"] = {**about, "world_sizes": [2], "tests": tests}
+    content = {"runs": runs, "figures": {}, "sources": {sources.digest(files): files}}
+    (tmp_path / "record.json").write_text(json.dumps(content))
     return tmp_path
 
 
+def checked(tree: Path) -> tuple[bool, dict[str, str]]:
+    """(fresh?, what is said of each part)."""
+    good, lines = gpu_record.check(tree / "record.json", tree)
+    parts, part = dict.fromkeys(sources.PARTS, ""), ""
+    for line in lines:
+        if line.startswith("  "):
+            parts[part] += f"\n{line}"
+        else:
+            part, said = line.removeprefix("GPU record: ").split(": ", 1)
+            parts[part] = said
+    return good, parts
+
+
 def test_fresh(tree: Path) -> None:
-    good, lines = record.check(tree / "tests/gpu/record.json", tree)
-    assert good, lines
-    assert "fresh: 2 x GPU" in lines[0]
+    good, parts = checked(tree)
+    assert good, parts
+    assert parts["bits"].startswith("fresh: 2 x GPU")
+    assert parts["workspaces"].startswith("fresh: 2 x GPU")
 
 
 def test_a_change_makes_it_stale_and_is_named(tree: Path) -> None:
     (tree / "csrc/protocol/ring.h").write_text("changed")
     (tree / "mnnvl_ar/ops.py").unlink()
-    (tree / "csrc/new.h").write_text("")
-    good, lines = record.check(tree / "tests/gpu/record.json", tree)
+    (tree / "csrc/kernels").mkdir()
+    (tree / "csrc/kernels/a.cuh").write_text("")
+    good, parts = checked(tree)
     assert not good
-    assert lines[1:4] == ["  added csrc/new.h", "  changed csrc/protocol/ring.h", "  removed mnnvl_ar/ops.py"]
+    for part in ("bits", "workspaces"):
+        state, *changes = parts[part].split("\n")
+        assert state.startswith("STALE: 2 x GPU")
+        assert changes == ["  added csrc/kernels/a.cuh", "  changed csrc/protocol/ring.h", "  removed mnnvl_ar/ops.py"]
+
+
+def test_a_change_makes_stale_what_rests_on_it_alone(tree: Path) -> None:
+    (tree / "mnnvl_ar/memory/vote.py").write_text("changed")
+    good, parts = checked(tree)
+    assert not good
+    assert parts["bits"].startswith("fresh")
+    assert parts["workspaces"].split("\n")[1:] == ["  changed mnnvl_ar/memory/vote.py"]
+
+
+def test_documents_and_other_front_ends_change_nothing(tree: Path) -> None:
+    for path in ("mnnvl_ar/dsl/a.py", "docs/protocol.md", "mnnvl_ar/compat/vllm.py", "bench/run.py"):
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text("changed")
+    assert checked(tree)[0]
+
+
+def test_sources_that_are_not_known_are_stale(tree: Path) -> None:
+    content = json.loads((tree / "record.json").read_text())
+    (tree / "record.json").write_text(json.dumps({**content, "sources": {}}))
+    good, parts = checked(tree)
+    assert not good
+    assert parts["bits"].startswith("STALE")
+
+
+def test_what_nobody_ran_is_not_run_and_no_reason(tree: Path) -> None:
+    good, lines = gpu_record.check(tree / "record.json", tree)
+    assert good
+    assert {"GPU record: replays: not run", "GPU record: faults: not run", "GPU record: not run: 8 GPUs"} <= {*lines}
+    assert "GPU record: not run: 2 GPUs" not in lines
 
 
 def test_a_failed_test_is_no_good_record(tree: Path) -> None:
-    file = tree / "tests/gpu/record.json"
-    file.write_text(file.read_text().replace('"failed": 0', '"failed": 1'))
-    assert not record.check(file, tree)[0]
+    file = tree / "record.json"
+    file.write_text(file.read_text().replace('"failed": 0', '"failed": 1', 1))
+    assert not gpu_record.check(file, tree)[0]
 
 
 def test_no_record(tmp_path: Path) -> None:
-    assert not record.check(tmp_path / "record.json", tmp_path)[0]
+    assert not gpu_record.check(tmp_path / "record.json", tmp_path)[0]
+
+
+def test_any_python_can_check_the_record_that_is_there() -> None:
+    """-S: without any package that is installed."""
+    command = [sys.executable, "-S", "-m", "tools.gpu_record", "--check"]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert got.returncode in (0, 1)
+    assert "GPU record: bits: " in got.stdout, got.stderr
 
 
 def test_figures_keep_runs_and_sources(tree: Path) -> None:
-    file = tree / "tests/gpu/record.json"
-    record.merge("soak", {"calls": 5}, file)
+    file = tree / "record.json"
+    gpu_record.merge("replays", "soak", {"calls": 5}, file)
     content = json.loads(file.read_text())
-    assert content["figures"]["soak"]["calls"] == 5
-    assert content["runs"].keys() == {"2 x GPU"}
-    assert content["sources"].keys() == {content["figures"]["soak"]["digest"], content["runs"]["2 x GPU"]["digest"]}
+    soak = content["figures"]["soak"]
+    assert (soak["calls"], soak["part"]) == (5, "replays")
+    assert content["runs"].keys() == {"2 x GPU: bits", "2 x GPU: workspaces"}
+    assert content["sources"].keys() == {soak["digest"], content["runs"]["2 x GPU: bits"]["digest"]}
 
 
-def part(folder: Path, name: str, hardware: str, passed: int, left_out: str) -> Path:
+def test_a_run_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_record, "_about", lambda: {"hardware": "2 x GPU"})
+    bits, life, odd = "tests/gpu/test_gpu_bits.py::test_a", "tests/gpu/test_lifecycle.py::test_b", "tests/x.py::test_c"
+    outcomes = {bits: (2, "passed"), bits + "d": (1, "skipped"), life: (2, "failed"), odd: (1, "passed")}
+    gpu_record.write_run(tmp_path / "record.json", outcomes, {life + "e": 2, "tests/gpu/test_replay.py": 0})
+    runs = json.loads((tmp_path / "record.json").read_text())["runs"]
+    assert runs.keys() == {f"2 x GPU: {part}" for part in ("bits", "workspaces", "other tests", "replays")}
+    one, two = {"passed": 0, "failed": 0, "skipped": 1}, {"passed": 1, "failed": 0, "skipped": 0}
+    assert runs["2 x GPU: bits"]["tests"] == {"1": one, "2": two}
+    assert runs["2 x GPU: bits"]["world_sizes"] == [2]
+    assert runs["2 x GPU: workspaces"]["tests"] == {"2": {"passed": 0, "failed": 1, "skipped": 0}}
+    left_out = {run["part"]: run["left_out"] for run in runs.values()}
+    assert left_out == {
+        "bits": {},
+        "workspaces": {life + "e": 2},
+        "other tests": {},
+        "replays": {"tests/gpu/test_replay.py": 0},
+    }
+
+
+def process(folder: Path, name: str, hardware: str, passed: int, left_out: str, part: str = "bits") -> Path:
     """The record of one process, of today's sources."""
     file = folder / f"{name}.json"
-    files = record.source_files()
-    entry = {"world_sizes": [passed], "tests": {"2": {"passed": passed, "failed": 0, "skipped": 1}}}
-    entry |= {"digest": record.digest(files), "date": "2026-01-01", "left_out": dict.fromkeys(left_out, 2)}
-    file.write_text(
-        json.dumps(
-            {
-                "runs": {hardware: entry},
-                "figures": {name: {"digest": entry["digest"], "date": "2026-01-01"}},
-                "sources": {},
-            }
-        )
-    )
+    about = {"part": part, "digest": sources.digest(sources.snapshot()), "date": "2026-01-01"}
+    tests = {"2": {"passed": passed, "failed": 0, "skipped": 1}}
+    run = {**about, "hardware": hardware, "world_sizes": [passed] if passed else [], "tests": tests}
+    run["left_out"] = dict.fromkeys(left_out, 2)
+    content = {"runs": {f"{hardware}: {part}": run}, "figures": {name: about}, "sources": {}}
+    file.write_text(json.dumps(content | {"sources": {about["digest"]: sources.snapshot()}}))
     return file
 
 
-def test_parts_of_one_run_are_put_together(tmp_path: Path) -> None:
+def runs(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())["runs"]
+    return found
+
+
+def test_processes_of_one_run_are_put_together(tmp_path: Path) -> None:
     whole = tmp_path / "record.json"
-    part(tmp_path, "record", "4 x GPU", 100, "")  # an older run of the same machine is replaced, not added to
-    parts = [part(tmp_path, "a", "2 x GPU", 2, "yz"), part(tmp_path, "b", "4 x GPU", 4, "xz")]
-    record.join(parts, whole, hardware="4 x GPU")
+    process(tmp_path, "record", "4 x GPU", 100, "")  # an older run of the same machine is replaced, not added to
+    parts = [process(tmp_path, "a", "2 x GPU", 2, "yz"), process(tmp_path, "b", "4 x GPU", 4, "xz")]
+    gpu_record.join(parts, whole, hardware="4 x GPU")
     content = json.loads(whole.read_text())
-    assert content["runs"].keys() == {"4 x GPU"}
-    run = content["runs"]["4 x GPU"]
+    assert content["runs"].keys() == {"4 x GPU: bits"}
+    run = content["runs"]["4 x GPU: bits"]
     assert run["tests"] == {"2": {"passed": 6, "failed": 0, "skipped": 2}}
     assert (run["world_sizes"], run["left_out"]) == ([2, 4], {"z": 2})
     assert content["figures"].keys() == {"a", "b", "record"}
-    assert not record.check(whole)[0], "z was left out by both"
-    record.join([*parts, part(tmp_path, "c", "1 x GPU", 1, "")], whole, hardware="4 x GPU")
-    good, lines = record.check(whole)
+    assert not gpu_record.check(whole)[0], "z was left out by both"
+    gpu_record.join([*parts, process(tmp_path, "c", "1 x GPU", 1, "")], whole, hardware="4 x GPU")
+    good, lines = gpu_record.check(whole)
     assert good, lines
-    assert "GPU record: no run of 8 GPUs" in lines
+    assert "GPU record: not run: 8 GPUs" in lines
 
 
 def test_tests_that_need_more_gpus_than_there_are_were_not_left_out(tmp_path: Path) -> None:
     whole = tmp_path / "record.json"
-    record.join([part(tmp_path, "a", "1 x GPU", 1, "x")], whole, "1 x GPU", gpus=1)
-    assert json.loads(whole.read_text())["runs"]["1 x GPU"]["left_out"] == {}
+    gpu_record.join([process(tmp_path, "a", "1 x GPU", 1, "x")], whole, "1 x GPU", gpus=1)
+    assert runs(whole)["1 x GPU: bits"]["left_out"] == {}
+
+
+def test_a_part_that_the_hardware_cannot_run_is_not_run(tmp_path: Path) -> None:
+    whole = tmp_path / "record.json"
+    gpu_record.join([process(tmp_path, "a", "1 x GPU", 0, "x")], whole, "1 x GPU", gpus=1)
+    good, lines = gpu_record.check(whole)
+    assert good
+    assert any(line.startswith("GPU record: bits: not run: 1 x GPU") for line in lines)
+
+
+def test_what_was_left_out_altogether_is_told(tmp_path: Path) -> None:
+    whole = tmp_path / "record.json"
+    gpu_record.join([process(tmp_path, "a", "2 x GPU", 0, "x")], whole, "2 x GPU", gpus=2)
+    assert not gpu_record.check(whole)[0]
+
+
+def test_a_run_of_one_part_leaves_the_other_parts_alone(tmp_path: Path) -> None:
+    whole = process(tmp_path, "record", "2 x GPU", 7, "")
+    only = [process(tmp_path, "a", "2 x GPU", 0, "x"), process(tmp_path, "b", "2 x GPU", 5, "", "replays")]
+    gpu_record.join(only, whole, "2 x GPU", gpus=2)
+    assert {key: run["world_sizes"] for key, run in runs(whole).items()} == {
+        "2 x GPU: bits": [7],
+        "2 x GPU: replays": [5],
+    }
+
+
+def test_what_was_left_out_at_first_may_have_been_skipped_later(tmp_path: Path) -> None:
+    """A campaign joins all of its records anew whenever a job ends. No test of the part ran in either."""
+    whole = tmp_path / "record.json"
+    first, second = process(tmp_path, "a", "2 x GPU", 0, "x"), process(tmp_path, "b", "2 x GPU", 0, "")
+    gpu_record.join([first], whole, "2 x GPU", gpus=2)
+    gpu_record.join([first, second], whole, "2 x GPU", gpus=2)
+    assert runs(whole)["2 x GPU: bits"]["left_out"] == {}
+
+
+def test_a_run_from_before_there_were_parts_is_replaced(tmp_path: Path) -> None:
+    whole = process(tmp_path, "record", "2 x GPU", 7, "", gpu_record.ALL_TESTS)
+    assert gpu_record.check(whole)[0], "it is read as resting on everything"
+    gpu_record.join([process(tmp_path, "a", "4 x GPU", 5, "")], whole)
+    assert runs(whole).keys() == {"2 x GPU: all tests", "4 x GPU: bits"}
+    gpu_record.join([process(tmp_path, "b", "2 x GPU", 5, "")], whole)
+    assert runs(whole).keys() == {"2 x GPU: bits", "4 x GPU: bits"}

@@ -11,15 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TREE = {
-    "hypothesis.py": "class settings:\n    register_profile = load_profile = staticmethod(lambda *_, **__: None)\n",
-    "torch.py": "class cuda:\n    device_count = staticmethod(lambda: 2)\n",
-    "common/multicast.py": "def keep_multicast_off(): pass\n",
-    "gpu/record.py": "import json\n\n\n"
-    "def write_run(file, counts, left_out):\n    file.write_text(json.dumps([counts, left_out]))\n",
-    "gpu/test_one.py": "import pytest\n\n\ndef test_a(): pass\n\n\n@pytest.mark.slow\ndef test_b(): pass\n",
-    "gpu/test_two.py": "import pytest\n\n\n@pytest.mark.gpu(2)\ndef test_c(): pass\n\n\n"
+    "tests/hypothesis.py": "class settings:\n"
+    "    register_profile = load_profile = staticmethod(lambda *_, **__: None)\n",
+    "tests/torch.py": "class cuda:\n    device_count = staticmethod(lambda: 2)\n",
+    "tools/__init__.py": "",
+    "tools/multicast.py": "def keep_multicast_off(): pass\n",
+    "tools/gpu_record.py": "import json\n\n\n"
+    "def write_run(file, outcomes, left_out):\n    file.write_text(json.dumps([outcomes, left_out]))\n",
+    "tests/gpu/test_one.py": "import pytest\n\n\ndef test_a(): pass\n\n\n@pytest.mark.slow\ndef test_b(): pass\n",
+    "tests/gpu/test_two.py": "import pytest\n\n\n@pytest.mark.gpu(2)\ndef test_c(): pass\n\n\n"
     "@pytest.mark.gpu(4)\ndef test_d(): pass\n",
-    "unit/test_other.py": "def test_e(): pass\n",
+    "tests/unit/test_other.py": "def test_e(): pass\n",
 }
 ONE, TWO, FOUR = (
     {"passed": 2, "failed": 0, "skipped": 0},
@@ -32,7 +34,7 @@ ONE, TWO, FOUR = (
 def tree(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name, text in TREE.items():
-        file = tmp_path / "tests" / name
+        file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     shutil.copy(ROOT / "tests/conftest.py", tmp_path / "tests")
@@ -48,7 +50,10 @@ def recorded(tree: Path, *arguments: str) -> tuple[dict[str, dict[str, int]], di
     command = [sys.executable, "-m", "pytest", "-q", "--gpu-record", "record.json", *arguments]
     env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     got = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=env)
-    counts, left_out = json.loads((tree / "record.json").read_text())
+    outcomes, left_out = json.loads((tree / "record.json").read_text())
+    counts: dict[str, dict[str, int]] = {}
+    for gpus, outcome in outcomes.values():
+        counts.setdefault(str(gpus), {"passed": 0, "failed": 0, "skipped": 0})[outcome] += 1
     assert ("as partial" in got.stdout) == bool(left_out), got.stdout
     return counts, left_out
 

@@ -1,9 +1,9 @@
-// What a kernel gets of the link between two GPUs, and what an SM's stores to a peer hold back: two tables, seconds.
+// Which bandwidth a kernel reaches between two GPUs, and how long an SM's stores to a peer delay its next load: two tables.
 //
-//   nvcc -std=c++20 -O3 -arch=native -Icsrc -o link bench/link.cu && ./link
+//   nvcc -std=c++20 -O3 -arch=native -Icsrc -o link tools/link.cu && ./link
 //
-// Unicast between GPU 0 and 1 by cudaMalloc and peer access; the figures of docs/performance.md, "The link, and what an SM has
-// stored", were taken so.
+// Takes seconds. Unicast between GPU 0 and 1, by cudaMalloc and peer access; docs/performance.md has the figures under "The
+// link, and what an SM has stored".
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -15,7 +15,7 @@
 
 namespace {
 
-namespace ptx = mnnvl_ar::ptx;  // what is measured is what the library sends and looks with
+namespace ptx = mnnvl_ar::ptx;  // the loads and stores of the library itself
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -27,7 +27,7 @@ void check(cudaError_t error, const char* what) {
 constexpr int kThreads = 448;
 constexpr uint32_t kChunk = 512;  // bytes of a bulk copy: what a warp stores at once
 
-// Or else the compiler loads the words that are used, and no others.
+// Uses all four words: the compiler would not load those that are not used.
 __device__ uint32_t every_word(const ptx::Vector& v) { return v.word[0] ^ v.word[1] ^ v.word[2] ^ v.word[3]; }
 __device__ void bulk_store(void* to, const void* shared) {
   const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) transfer(How how, uint8_t* there, ui
     if (how == How::pull) kept ^= every_word(ptx::load_relaxed_sys(far));
   }
   if (how == How::bulk) await_bulk();
-  if (kept == 0x12345) ptx::store_relaxed_sys(here, {});  // or else the loads would be dropped
+  if (kept == 0x12345) ptx::store_relaxed_sys(here, {});  // keeps the compiler from dropping the loads
 }
 
 // Each thread sends one vector, then loads one of its own GPU's. spent: clocks of that load, by warp.

@@ -1,4 +1,4 @@
-"""What becomes of a script on two GPUs once a rule of the protocol is switched off, in a test build."""
+"""What goes wrong with a script on two GPUs when a rule of the protocol is switched off, in a test build."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from common.ranks import TEST_LIBRARY, RankPool, RanksFailed
-from replay.gpu import serve
-from replay.host import total
-from replay.script import Profile, vllm
+from tools.replay.gpu import serve
+from tools.replay.host import total
+from tools.replay.script import Profile, vllm
 
 SIZES: dict[str, Any] = {"hidden": 2048, "layers": 2, "max_tokens": 32, "forwards": 60, "late": 0.001}
 SCRIPT = vllm(Profile(2, 5, eager=0.25, impatient=True, aside=False, **SIZES))
 
 
 class Controls:
-    """Processes for each control, since one may leave kernels behind; they start, which takes long, side by side."""
+    """Processes for each control, since a control may leave kernels running. All start at once, as that is slow."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.pools = {name: RankPool(2, "cuda", library=TEST_LIBRARY) for name in names}
@@ -40,5 +40,5 @@ class Controls:
 
 
 def warm(rank: Any) -> None:
-    """CUDA's start, and loading the kernels."""
+    """Initialises CUDA and loads the kernels."""
     rank.new_workspace(hidden=64).close()

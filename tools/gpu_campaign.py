@@ -1,11 +1,11 @@
-"""`make gpu-test`: all that GPUs have to show, packed onto the GPUs at hand, and tests/gpu/record.json written from it.
+"""`make gpu-test`: everything that needs GPUs, packed onto the GPUs at hand; its results go to tools/gpu_record.json.
 
-    python tests/gpu/campaign.py [--seconds 1800] [--only tests,soak] [--record FILE] [--logs FOLDER]
+    python -m tools.gpu_campaign [--seconds 1800] [--only tests,soak] [--record FILE] [--logs FOLDER]
 
-A job is a process that needs so many GPUs and sees no others. They start in order, large ones first but for the fault
-runs, which can be cut short; as many run side by side as there are GPUs for. A job that outlasts its limit, or the
-campaign's end, is interrupted (pytest then still records what has run) and soon killed. Exit status: 0 if every job ran
-and passed.
+A job is a process that needs a number of GPUs and sees no others. Jobs start in order, as many at a time as there are
+GPUs for: large ones first, except for the fault runs, which come last since they can be cut short. A job that exceeds
+its time limit, or the campaign's, is interrupted (pytest then still records what has run) and killed 10 s later. Exit
+status: 0 if every job ran and passed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "tests")]
-
-from gpu import record  # noqa: E402
+from tools import ROOT, gpu_record
 
 GRACE = 10.0  # seconds between the interrupt and the end
 FAULTS = 110  # injected, over all numbers of GPUs
@@ -33,7 +30,7 @@ FAULTS = 110  # injected, over all numbers of GPUs
 
 @dataclass(frozen=True)
 class Job:
-    """One process. `command` is given `--record`'s option last; `limit` is in seconds."""
+    """One process. The file to record into is appended to `command`; `limit` is in seconds."""
 
     name: str
     gpus: int
@@ -41,14 +38,14 @@ class Job:
     command: tuple[str, ...]
 
 
-def _tests(gpus: int, part: str, which: str, limit: float) -> Job:
+def _tests(gpus: int, suffix: str, which: str, limit: float) -> Job:
     options = ["-k", which] if which else []
     command = ("-m", "pytest", "-q", "-m", "gpu", "--gpus", str(gpus), "tests/gpu", *options, "--gpu-record")
-    return Job(f"tests of {gpus}{part}", gpus, limit, (sys.executable, *command))
+    return Job(f"tests of {gpus}{suffix}", gpus, limit, (sys.executable, *command))
 
 
-def _script(name: str, gpus: int, limit: float, *command: str) -> Job:
-    return Job(name, gpus, limit, (sys.executable, *command, "--record"))
+def _tool(name: str, gpus: int, limit: float, *command: str) -> Job:
+    return Job(name, gpus, limit, (sys.executable, "-m", *command, "--record"))
 
 
 def jobs(here: int) -> Iterator[Job]:
@@ -58,10 +55,10 @@ def jobs(here: int) -> Iterator[Job]:
         yield _tests(n, "", "not test_replay", 400)
         yield _tests(n, ", replays", "test_replay", 400)
         if n * 2 > here:
-            yield _script(f"soak of {n}", n, 200, "tests/replay/soak.py", "--ranks", str(n))
-            yield _script(f"cost of safety of {n}", n, 120, "bench/safety_cost.py", "--ranks", str(n))
+            yield _tool(f"soak of {n}", n, 200, "tools.replay.soak", "--ranks", str(n))
+            yield _tool(f"cost of safety of {n}", n, 120, "tools.safety_cost", "--ranks", str(n))
     if here >= 1:
-        yield _script("sanitizers", 1, 600, "tests/gpu/sanitize.py")
+        yield _tool("sanitizers", 1, 600, "tools.sanitize")
         virtual = ("virtual-2 or virtual-3", "virtual-4 or virtual-8", "virtual-9")
         for which in virtual:
             yield _tests(1, f", {which}", which, 400)
@@ -69,8 +66,8 @@ def jobs(here: int) -> Iterator[Job]:
         yield _tests(1, ", others", f"not (controls or {' or '.join(virtual)})", 300)
 
     for n in sizes:
-        which = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
-        yield _script(f"faults of {n}", n, 400, "tests/faults/run.py", *which)
+        options = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
+        yield _tool(f"faults of {n}", n, 400, "tools.faults.run", *options)
 
 
 @dataclass
@@ -84,7 +81,7 @@ class Running:
     interrupted: float = 0.0
 
     def hurry(self, end: float) -> None:
-        """Interrupts, and later kills, a process that has no more time."""
+        """Interrupts, and later kills, a process whose time is over."""
         now = time.monotonic()
         if now < min(self.began + self.job.limit, end):
             return
@@ -105,17 +102,17 @@ class Running:
 
 
 def run(
-    wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, parts: Path, ended: Callable[[Path], None]
+    wanted: Sequence[Job], gpus: Sequence[str], seconds: float, logs: Path, records: Path, ended: Callable[[Path], None]
 ) -> list[Job]:
-    """Runs the jobs in order, each as soon as there are GPUs for it. Each writes a record in `parts`, if it comes to
-    that, and `ended` is told where. Returns what did not pass."""
+    """Runs the jobs in order, each as soon as there are GPUs for it. Each may write a record of its own in
+    `records`; `ended` is called with that file when the job has ended. Returns the jobs that did not pass."""
     free, waiting, running, bad = list(gpus), list(wanted), list[Running](), list[Job]()
     end = time.monotonic() + seconds
     while waiting or running:
         while waiting and waiting[0].gpus <= len(free) and time.monotonic() < end:
             job = waiting.pop(0)
             mine, free = free[: job.gpus], free[job.gpus :]
-            running.append(_start(job, mine, logs, parts))
+            running.append(_start(job, mine, logs, records))
         if time.monotonic() >= end and waiting:
             print(*(f"{job.name}: NOT RUN, no time" for job in waiting), sep="\n", flush=True)
             bad += waiting
@@ -135,26 +132,26 @@ def run(
     return bad
 
 
-def _start(job: Job, gpus: list[str], logs: Path, parts: Path) -> Running:
+def _start(job: Job, gpus: list[str], logs: Path, records: Path) -> Running:
     file = job.name.replace(" ", "-").replace(",", "")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
-    log, part = logs / f"{file}.log", parts / f"{file}.json"
+    log, record = logs / f"{file}.log", records / f"{file}.json"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*job.command, str(part)],
+            [*job.command, str(record)],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_heed_interrupts,
+            preexec_fn=_accept_interrupts,
         )
-    return Running(job, gpus, process, log, part)
+    return Running(job, gpus, process, log, record)
 
 
-def _heed_interrupts() -> None:
-    """What a shell runs in the background ignores them, and so does all that is started from there."""
+def _accept_interrupts() -> None:
+    """A process that a shell starts in the background ignores SIGINT, and so do its children unless they reset it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -169,7 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3600.0, help="for all of it")
     parser.add_argument("--only", default="", help="jobs whose name holds one of these words, separated by commas")
-    parser.add_argument("--record", type=Path, default=record.FILE)
+    parser.add_argument("--record", type=Path, default=gpu_record.FILE)
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu-test")
     options = parser.parse_args()
     gpus = visible_gpus()
@@ -179,14 +176,14 @@ def main() -> int:
         print(f"nothing to run: {len(gpus)} GPUs here")
         return 1
     options.logs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as parts:
+    with tempfile.TemporaryDirectory() as records:
         written: list[Path] = []
 
-        def keep(part: Path) -> None:  # at once, so that a campaign that is cut short has a record too
-            written.extend([part] if part.exists() else [])
-            record.join(sorted(written), options.record, record.hardware(), len(gpus))
+        def keep(one: Path) -> None:  # at once, so that a campaign that is cut short has a record too
+            written.extend([one] if one.exists() else [])
+            gpu_record.join(sorted(written), options.record, gpu_record.hardware(), len(gpus))
 
-        bad = run(wanted, gpus, options.seconds, options.logs, Path(parts), keep)
+        bad = run(wanted, gpus, options.seconds, options.logs, Path(records), keep)
     print(f"{len(wanted) - len(bad)} of {len(wanted)} jobs passed; {options.record} written, logs in {options.logs}")
     return int(bool(bad))
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench import safety_cost
 from common.ranks import rank_pool
+from tools import safety_cost
 
 
 def test_a_call_takes_time() -> None:

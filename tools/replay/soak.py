@@ -1,9 +1,9 @@
 """A soak: fused calls in replayed graphs of 1,000, back to back, the last of each graph checked bit for bit.
 
-    python tests/replay/soak.py --ranks 8                     1,000,000 calls of 1 to 8 tokens, hidden size 4096
-    python tests/replay/soak.py --ranks 2 --device cpu --calls 20000 --hidden 64
+    python -m tools.replay.soak --ranks 8                     1,000,000 calls of 1 to 8 tokens, hidden size 4096
+    python -m tools.replay.soak --ranks 2 --device cpu --calls 20000 --hidden 64
 
-Prints its progress and a line of JSON; `--record` adds that to a record of the GPU tests. Exits 1 if a row was wrong.
+Prints its progress and a line of JSON; `--record` adds the figures to a GPU record. Exits 1 if a row was wrong.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:1] = [str(ROOT / "tests"), str(ROOT)]  # not this folder, whose gpu.py is not the package
-
 A_GRAPH = 1000  # calls
 TOKENS = 8  # at most
 
 
 def soak(rank: Any, calls: int, hidden: int, seed: int) -> dict[str, Any]:
-    """Runs by every rank.
+    """Runs on every rank.
 
     Each graph holds calls of 1 to 8 tokens, one-shot and two-shot, in turn on all sets of inputs. The checked call
     takes a set that differs from replay to replay, by an index on the device.
@@ -33,8 +30,8 @@ def soak(rank: Any, calls: int, hidden: int, seed: int) -> dict[str, Any]:
 
     from common.rows import DTYPES
     from mnnvl_ar import ops
-    from replay.script import SETS
-    from replay.tables import DISTINCT, EPS, make_tables
+    from tools.replay.script import SETS
+    from tools.replay.tables import DISTINCT, EPS, make_tables
 
     device, dtype = rank.device, DTYPES["bf16"]
     tables = make_tables(rank.rank, rank.world_size, hidden, "bf16", seed, device, TOKENS)
@@ -101,11 +98,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--record", type=Path, help="add the figures to this file, as tests/gpu/record.py")
+    parser.add_argument("--record", type=Path, help="add the figures to this GPU record (tools/gpu_record.py)")
     options = parser.parse_args()
 
     from common.ranks import RankPool
-    from replay import soak as module  # by its name, so that ranks can import it
+    from tools.replay import soak as module  # by its name, so that ranks can import it
 
     pool = RankPool(options.ranks, options.device)
     figures = pool.run(module.soak, options.calls, options.hidden, options.seed, timeout=600)
@@ -122,9 +119,9 @@ def main() -> None:
     }
     print(json.dumps(result))
     if options.record:
-        from gpu import record
+        from tools import gpu_record
 
-        record.merge(f"soak, {options.ranks} ranks", result, options.record)
+        gpu_record.merge("replays", f"soak, {options.ranks} ranks", result, options.record)
     sys.exit(result["wrong_rows"] > 0)
 
 

@@ -1,9 +1,9 @@
-"""`make faults`: ranks are killed, stopped, delayed and led astray, and every other rank must say who it was.
+"""`make faults`: a rank is killed, stopped, delayed or made to call out of turn; every other rank must name it.
 
-A round makes some three dozen calls over 2 to 4 processes; at a random one of them, a random rank does something
-wrong. The fault counts as named if every other rank raises the right error with the right rank within the deadline and
-a second. Groups run side by side, since they mostly wait. Exit status: 0 if every fault was named, no rank hung, no
-rank complained of an honest delay, no bit that was returned is wrong, and nobody interrupted it.
+A round makes some three dozen calls on 2 to 4 processes; at a random one of them, a random rank does something wrong.
+The fault counts as named if every other rank raises the right error, naming the right rank, at most a second after the
+deadline. Groups run side by side, since they mostly wait. Exit status: 0 if every fault was named, no rank hung, no
+rank raised an error after a delay within the deadline, no bit that was returned is wrong, and nobody interrupted it.
 
 Negative controls: --library tests/_C_test.so --off deadline (ranks hang), --off signature (wrong bits).
 """
@@ -21,12 +21,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-
-from common.ranks import RankPool  # noqa: E402
-from faults.plan import FAULTS, KINDS, LETHAL, Plan, draw  # noqa: E402
-from faults.rank import Outcome, round_of  # noqa: E402
+from common.ranks import RankPool
+from tools.faults.plan import FAULTS, KINDS, LETHAL, Plan, draw
+from tools.faults.rank import Outcome, round_of
 
 MARGIN = 1.0  # seconds after the deadline by which a fault must have been named
 
@@ -69,11 +66,11 @@ class Tally:
 
 
 def judge(plan: Plan, rank: int, outcome: Outcome) -> list[str]:
-    """What is wrong with the way in which a rank learned of the fault."""
+    """What is wrong with how a round ended for `rank`; empty if nothing is."""
     wanted, found = KINDS[plan.kind], []
-    if rank == plan.victim:  # it may finish what it owes, or be told; if it was told, then of itself
+    if rank == plan.victim:  # it may finish its calls, or read an error that a peer wrote; which then names it
         if plan.kind in ("slow", "stop") and outcome.error and (outcome.error, outcome.peer) != (wanted, rank):
-            found.append(f"the rank at fault was told {outcome.error} of rank {outcome.peer}: {outcome.text}")
+            found.append(f"the rank at fault got {outcome.error} of rank {outcome.peer}: {outcome.text}")
         if wanted == "CallMismatch" and outcome.error != wanted:
             found.append(f"the rank at fault got {outcome.error or 'no error'}: {outcome.text}")
         return found
@@ -110,7 +107,7 @@ def serve(world_size: int, plans: queue.Queue[Plan], args: argparse.Namespace, t
 
 
 def go_on_later(pid: int, seconds: float) -> None:
-    """Lets a process that stops itself go on after a while."""
+    """Waits until process `pid` has stopped, and `seconds` later lets it go on."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         until = time.monotonic() + 30
@@ -133,7 +130,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=30.0, help="seconds after the deadline until a rank is hung")
     parser.add_argument("--seconds", type=float, default=3600.0, help="inject no more faults after that")
-    parser.add_argument("--record", type=Path, help="add the figures to this file, as tests/gpu/record.py")
+    parser.add_argument("--record", type=Path, help="add the figures to this GPU record (tools/gpu_record.py)")
     parser.add_argument("--library", default="", help="a test build, for --off")
     parser.add_argument("--off", default="", help="a rule to switch off, as in tests/common/cases/rules.py")
     args = parser.parse_args()
@@ -159,7 +156,7 @@ def main() -> int:
         threading.Thread(target=serve, args=(sizes[n % len(sizes)], queues[sizes[n % len(sizes)]], args, tally))
         for n in range(max(groups, len(sizes)) if not cuda else len(sizes))
     ]
-    signal.signal(signal.SIGINT, lambda *_: setattr(args, "end", 0.0))  # what has been injected is still told
+    signal.signal(signal.SIGINT, lambda *_: setattr(args, "end", 0.0))  # the faults so far are still reported
     for thread in threads:
         thread.start()
         if cuda:
@@ -174,11 +171,12 @@ def main() -> int:
     print(f"  {time.monotonic() - began:.0f} s, deadline {deadline} s, world sizes {sizes}, {args.device}")
     print(f"faults: {injected} injected, {named} named, {tally.hung} hung, {tally.wrong} wrong bits")
     if args.record:
-        from gpu import record
+        from tools import gpu_record
 
         figures = {"injected": injected, "named": named, "hung": tally.hung, "wrong_bits": tally.wrong}
         more = {"calls": tally.calls, "deadline": deadline, "seed": args.seed, "kinds": dict(tally.injected)}
-        record.merge(f"faults, {args.device}, {' and '.join(map(str, sizes))} ranks", {**figures, **more}, args.record)
+        key = f"faults, {args.device}, {' and '.join(map(str, sizes))} ranks"
+        gpu_record.merge("faults", key, {**figures, **more}, args.record)
     return int(args.end == 0.0 or named != injected or tally.hung > 0 or tally.wrong > 0 or tally.alarms > 0)
 
 

@@ -35,7 +35,7 @@ class Call:
     form: "sum", a plain all-reduce; else the fused op: "" functional, "A" to "E" as in `common.cases.calls`.
     after: what runs before it on its stream. "kernel": an ordinary one, which writes its inputs. "attention": an eager
     one, outside the graph, which writes real rows only. "call": the call before, whose outputs are its inputs.
-    "nothing": the call before, of which it does not depend. "impatient": as "nothing", with a kernel in between that
+    "nothing": the call before, on which it does not depend. "impatient": as "nothing", with a kernel in between that
     lets its successor start at once and never waits for its predecessor.
     """
 
@@ -92,7 +92,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Update:
-    """The executable graph `into` takes the parameters of `source`, as by cudaGraphExecUpdate; or its own again."""
+    """The executable graph `into` takes the parameters of `source`, as by cudaGraphExecUpdate, or gets its own back."""
 
     into: tuple[str, int]
     source: tuple[str, int]

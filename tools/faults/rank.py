@@ -11,7 +11,7 @@ from typing import Any
 
 from common.cases.calls import Prepared, wanted
 from common.cases.rules import break_rule
-from faults.plan import SIZES, SUDDEN, WORKSPACE, Plan
+from tools.faults.plan import SIZES, SUDDEN, WORKSPACE, Plan
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Outcome:
 
 
 class Sudden:
-    """Does `deed` to this process a little later, from a thread, whatever the process is at."""
+    """Does `deed` to this process after `delay` seconds, from a thread, whatever the process is doing then."""
 
     def __init__(self, deed: str, delay: float) -> None:
         self._deed, self._delay = deed, delay
@@ -49,7 +49,7 @@ class Sudden:
 def round_of(rank: Any, plan: Plan) -> Outcome:
     """Collective."""
     workspace = _workspace(rank, plan)
-    for call in SIZES[plan.device]:  # the answers, so that ranks do not wait for the reference
+    for call in SIZES[plan.device]:  # kept, so that no rank waits while another computes its reference
         wanted(call, rank.world_size)
     outcome, sudden = Outcome(), None
     is_victim = rank.rank == plan.victim
@@ -99,7 +99,7 @@ def _explain(workspace: Any, error: RuntimeError, outcome: Outcome, took: float)
 
 
 def _workspace(rank: Any, plan: Plan) -> Any:
-    """The last round's, recovered, or a new one. All ranks decide alike, as the plan and their processes are alike."""
+    """The last round's, recovered, or a new one. All ranks choose alike: their plans and pasts are alike."""
     kept = rank._workspaces.get("faults")
     if kept is not None and plan.recover:
         kept.recover(rank.group, timeout=30.0)

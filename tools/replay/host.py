@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from replay.script import Script
-from replay.server import Server, Work
+from tools.replay.script import Script
+from tools.replay.server import Server, Work
 
 
 class Recorded:
-    """`work` on tensors that stay where they are. A first run, at capture time, would be a call: so none is made."""
+    """`work` on tensors that stay where they are. Nothing runs at capture time: that would already make the calls."""
 
     def __init__(self, work: Work, before: Callable[[], None]) -> None:
         self.work, self.before = work, before
@@ -36,8 +36,8 @@ class Recorded:
 
 
 class HostMachine:
-    """frozen: a control. Where a test build asks the host for the number of a call, a replay repeats the numbers of its
-    capture: which is what a device sees of a counter in the kernel's parameters."""
+    """frozen: for the controls. In a test build that counts calls on the host, each replay counts from the same number,
+    as a kernel does that gets the count as a parameter."""
 
     def __init__(self, rank: Any, deadline: float = 20.0, frozen: bool = False) -> None:
         self.rank, self.deadline, self.frozen = rank, deadline, frozen
@@ -50,7 +50,7 @@ class HostMachine:
 
     def before_replay(self) -> None:
         for handle in self.handles if self.frozen else ():
-            torch.ops.mnnvl_ar._workspace_reset(handle)  # the count of calls, of which only a test build knows
+            torch.ops.mnnvl_ar._workspace_reset(handle)  # the count of calls that a test build keeps on the host
 
     def eager(self, work: Work) -> None:
         work(lambda shape, dtype: torch.empty(shape, dtype=dtype))
@@ -75,7 +75,7 @@ class HostMachine:
 
 
 def serve(rank: Any, script: Script, off: str = "") -> dict[str, Any]:
-    """Runs by every rank; the figures. off: rules to switch off, in a test build; a call that then fails raises."""
+    """Runs on every rank; returns the figures. off: rules to switch off, in a test build."""
     from common.cases.rules import break_rule
 
     def sabotage(handle: int) -> None:
@@ -90,7 +90,7 @@ def serve(rank: Any, script: Script, off: str = "") -> dict[str, Any]:
 
 
 def total(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of all ranks: what each of them counted, which must be the same on all, and all that was wrong."""
+    """The figures of all ranks as one: the counts, which must be the same on every rank, and the sum of wrong rows."""
     apart = ("wrong_rows", "wrong_by_form", "seconds")
     first = {name: value for name, value in figures[0].items() if name not in apart}
     by_form: dict[str, int] = {}

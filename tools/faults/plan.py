@@ -1,4 +1,4 @@
-"""What goes wrong, where and when: faults drawn from a seed, and the traffic that they happen to."""
+"""What goes wrong, where and when: faults drawn from a seed, and the calls during which they happen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = {
     "wrong shape": "CallMismatch",
     "wrong op": "CallMismatch",
     "wrong order": "CallMismatch",
-    "honest": "",  # late, but within the deadline: nobody may complain
+    "honest": "",  # late, but within the deadline: no rank may raise an error
 }
 LETHAL = ("kill", "exit before first call", "exit in a call")
 SUDDEN = ("kill", "stop", "exit in a call")  # by a thread beside the calls
@@ -62,7 +62,7 @@ class Plan:
     more: dict[str, float] = field(default_factory=dict)
 
     def calls(self, rank: int) -> list[Call]:
-        """The calls that `rank` makes. Neighbours differ, since only what differs can be seen to be missing."""
+        """The calls that `rank` makes. No two in a row are alike, or one of them could be skipped unnoticed."""
         random_ = random.Random(self.seed)
         sizes = SIZES[self.device]
         calls = [random_.choice(sizes)]

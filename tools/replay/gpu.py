@@ -1,7 +1,7 @@
 """Replays on CUDA: real graphs, captured on a side stream into one pool of memory, replayed on the current stream.
 
-A process and a GPU for each rank. Ranks that share a GPU will not do: which branch of a graph waits behind which is
-CUDA's affair there, and a call that waits behind its peer's waits for ever.
+Each rank needs a process and a GPU of its own. If two shared a GPU, CUDA could run a branch of one rank's graph behind
+a call of the other that waits for it, and neither would ever end.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from replay.kernels import ask, kernels
-from replay.script import Script
-from replay.server import Server, Work
+from tools.replay.kernels import ask, kernels
+from tools.replay.script import Script
+from tools.replay.server import Server, Work
 
 
 class CudaGraph:
-    """A captured graph. Those of kind "update" are launched through an executable of ours, whose parameters can be
-    replaced; PyTorch keeps its own to itself."""
+    """A captured graph. One of kind "update" is launched through an executable graph of ours, whose parameters can be
+    replaced: PyTorch gives no access to its own."""
 
     def __init__(self, updatable: bool) -> None:
         self.graph = torch.cuda.CUDAGraph(keep_graph=True) if updatable else torch.cuda.CUDAGraph()
@@ -71,7 +71,7 @@ class CudaMachine:
         self.stream, self.side = torch.cuda.Stream(rank.device), torch.cuda.Stream(rank.device)
         self.pool = torch.cuda.graph_pool_handle()
         self.forked = False
-        self.refused = 0  # updates that CUDA did not take, or takes wrongly, so that the graph was instantiated anew
+        self.refused = 0  # updates that CUDA refuses or gets wrong; the graph was instantiated anew instead
         self.kernels = kernels(rank.device) if impatient else None
 
     def workspace(self, **options: Any) -> Any:
@@ -85,7 +85,7 @@ class CudaMachine:
 
     def capture(self, work: Work, kind: str, keep: bool) -> CudaGraph:
         """ "full" and "piecewise" as vLLM does it, by `torch.cuda.graph`; the others by capture_begin and capture_end.
-        What is thrown away has had a pool of its own."""
+        A graph that is not kept has a pool of its own."""
         made = CudaGraph(kind == "update")
         pool = self.pool if keep else torch.cuda.graph_pool_handle()
         if kind in ("full", "piecewise"):
@@ -108,8 +108,8 @@ class CudaMachine:
     def update(self, into: CudaGraph, source: CudaGraph) -> None:
         from cuda.bindings import runtime
 
-        # CUDA takes a kernel with another cluster and leaves the cluster as it was; the library then refuses the call
-        # (tests/gpu/test_updates.py).
+        # Where the cluster sizes differ, CUDA accepts the update but keeps the old cluster size, and the library then
+        # refuses the call (tests/gpu/test_updates.py).
         if clusters_of(source.raw) == into.clusters:
             code, _ = runtime.cudaGraphExecUpdate(into.executable, source.raw)
             if int(code) == 0:
@@ -120,7 +120,7 @@ class CudaMachine:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """On the stream aside, behind what has been launched so far. Tensors made in here stay on that stream."""
+        """On the side stream, ordered behind all launches so far. Tensors made in here stay on that stream."""
         self.side.wait_stream(torch.cuda.current_stream(self.rank.device))
         self.forked = True
         with torch.cuda.stream(self.side):
@@ -139,8 +139,8 @@ class CudaMachine:
 def serve(
     rank: Any, script: Script, off: str = "", *, delay_ns: int = 0, hog: bool = False, deadline: float = 30.0
 ) -> dict[str, Any]:
-    """Runs by every rank; the figures. off, delay_ns: in a test build, rules to switch off, and the longest random
-    delay inside kernels. hog: another stream keeps taking SMs away.
+    """Runs on every rank; returns the figures. off, delay_ns: in a test build, rules to switch off, and the longest
+    random delay inside kernels. hog: kernels on another stream keep occupying SMs.
     """
     from common.cases.rules import break_rule
 
@@ -164,8 +164,8 @@ def serve(
 
 @contextlib.contextmanager
 def hogging(device: torch.device) -> Iterator[None]:
-    """Up to all SMs of the device are taken away for up to a millisecond, again and again. Not while graphs are
-    captured: other threads may then do little.
+    """Kernels occupy up to all SMs of the device for up to a millisecond, again and again. Not for use while graphs are
+    captured: CUDA then forbids other threads most calls.
     """
     import random
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from common.rows import DTYPES, hostile_rows, weights
-from replay.script import SETS
+from tools.replay.script import SETS
 
 DISTINCT = 67  # rows of a set; prime, so that no two sizes have the same rows in the same places of a slot
 EPS = 1e-6
@@ -75,7 +75,7 @@ def make_tables(
 
 
 def _spread(rows: torch.Tensor) -> torch.Tensor:
-    """DISTINCT rows of fewer."""
+    """DISTINCT rows, by repeating `rows`."""
     return rows.repeat(-(-DISTINCT // len(rows)), 1)[:DISTINCT]
 
 

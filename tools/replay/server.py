@@ -1,4 +1,4 @@
-"""Carries out a script on one rank. Which transport, and what a graph is, is the machine's: `host.HostMachine` or
+"""Carries out a script on one rank. The transport, and what a graph is, come from the machine: `host.HostMachine` or
 `gpu.CudaMachine`.
 
 Inputs are made and outputs compared by ordinary kernels on the device, inside the graphs too: what a call reads depends
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from common.rows import DTYPES
-from replay.script import (
+from tools.replay.script import (
     SETS,
     WORKSPACES,
     Body,
@@ -29,7 +29,7 @@ from replay.script import (
     Update,
     Warm,
 )
-from replay.tables import EPS, make_tables, plan
+from tools.replay.tables import EPS, make_tables, plan
 
 Take = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]  # memory for a tensor
 Work = Callable[[Take], None]
@@ -175,7 +175,7 @@ class Server:
         self.live.copy_(self.lives[real])
 
     def attend(self, body: Body, real: int, turn: int, padding: str) -> None:
-        """Attention, eager: writes the real rows of its output. The others stay as they are, unless told otherwise."""
+        """Attention, eager: writes the real rows of its output. `padding` says what becomes of the others."""
         self.point_at(real, turn)
         torch.index_select(self.tables.x, 0, self.cursor[0, :real], out=self.attention[:real])
         rest = self.attention[real : body.tokens]

@@ -1,7 +1,7 @@
-"""Small kernels of the tests' own: one that lets its successor start at once and never waits, and one that holds SMs.
+"""Two small kernels: one that lets its successor start at once and never waits, and one that occupies SMs.
 
-Compiled on the spot by NVRTC and launched through the driver, since programmatic launches are not to be had from
-PyTorch. Make a `Kernels` before anything is captured.
+Compiled by NVRTC at run time and launched through the driver, since PyTorch offers no programmatic launches. Make a
+`Kernels` before anything is captured.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Kernels:
             }
 
     def impatient(self) -> None:
-        """On the current stream. It starts when its predecessor lets it, and lets its successor start, which then runs
-        while its predecessor's predecessor may still run."""
+        """On the current stream. It starts as soon as its predecessor allows, and allows its own successor to start at
+        once, which may then run while the kernel two before it still runs."""
         self._launch("impatient", blocks=4, threads=32, programmatic=True, arguments=0)
 
     def hog(self, blocks: int, ns: int) -> None:
-        """On the current stream: CTAs that stay for `ns`; two for each SM fill the device."""
+        """On the current stream: `blocks` CTAs that run for `ns` nanoseconds; two for each SM fill the device."""
         import ctypes
 
         self._launch("hog", blocks, HOG_THREADS, programmatic=False, arguments=((ns,), (ctypes.c_ulonglong,)))
@@ -76,7 +76,7 @@ def kernels(device: torch.device) -> Kernels:
 
 
 def ask(answer: Any) -> Any:
-    """What a call of cuda.bindings returned, or an error."""
+    """The values that a call of cuda.bindings returned. Raises RuntimeError if its status is an error."""
     code, *values = answer
     if int(code) != 0:
         raise RuntimeError(f"CUDA: {code!r}")

@@ -1,14 +1,15 @@
-"""compute-sanitizer over the kernels: memcheck, racecheck, initcheck, synccheck on one GPU with virtual ranks.
+"""compute-sanitizer on the kernels: memcheck, racecheck, initcheck, synccheck on one GPU with virtual ranks.
 
-    python tests/gpu/sanitize.py [--ranks 2 4] [--tools memcheck ...] [--timeout 240]
+    python -m tools.sanitize [--ranks 2 4] [--tools memcheck ...] [--timeout 240]
 
-prints one line a tool and world size and exits non-zero on any finding. Each is the same short script in a process of
-its own: both ops, both strategies, three dtypes, sizes that grow and shrink, every output compared with the reference.
+prints one line for each tool and world size, and exits non-zero on any finding. All run the same short script, each in
+a process of its own: both ops, both strategies, three dtypes, sizes that grow and shrink, every output compared with
+the reference.
 
-Under a sanitizer kernels run 10 to 100 times slower. Kernels of different ranks wait for each other, so they have to
-run side by side; should the tool not let them, no data comes, the deadline ends the wait, and the line says
-"serialised" and not "clean". Racecheck sees shared memory only, which a rank has for itself: --ranks 1 still says
-something then.
+Under a sanitizer, kernels run 10 to 100 times slower. Kernels of different ranks wait for each other, so they must run
+at the same time; if the tool does not let them, no data arrives, the deadline ends the wait, and the line says
+"serialised" instead of "clean". Racecheck looks at shared memory only, which ranks do not share: with it, --ranks 1
+shows something too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+from tools import ROOT, gpu_record
+from tools.multicast import keep_multicast_off
+
 TOOLS = {
     "memcheck": ["--leak-check", "no"],
     "racecheck": ["--racecheck-report", "all"],
@@ -34,15 +37,14 @@ WRONG, SERIALISED = 3, 4
 
 
 def launch(ops: Any, handles: list[int], strategy: int, *tensors: Any) -> None:
-    """Both ops on one rank, the last argument, into memory that is there: a fused call, then a plain one."""
+    """A fused call, then a plain one, on one rank (the last of `tensors`), into outputs that are allocated already."""
     x, z, w, norm, after, total, rank = tensors
     ops.all_reduce_rms_norm_out(x[rank], z, w, 1e-6, norm[rank], after[rank], handles[rank], strategy=strategy)
     ops.all_reduce_out(x[rank], total[rank], handles[rank], strategy=strategy)
 
 
 def work(ranks: int) -> int:
-    """What runs under the tool. 0: all bits right; WRONG; SERIALISED: a rank's deadline passed."""
-    sys.path[:0] = [str(ROOT)]
+    """What runs under the tool. Returns 0 if all bits are right, WRONG, or SERIALISED if a rank's deadline passed."""
     import torch
 
     from common.rows import hostile_rows, weights
@@ -87,12 +89,12 @@ def find_sanitizer() -> str | None:
 def check(sanitizer: str, tool: str, ranks: int, timeout: float) -> tuple[bool, str]:
     """(clean, one line)."""
     command = [sanitizer, "--tool", tool, *TOOLS[tool], "--error-exitcode", "99", "--print-limit", "20"]
-    command += [sys.executable, __file__, "--work", str(ranks)]
+    command += [sys.executable, "-m", "tools.sanitize", "--work", str(ranks)]
     # A hardware queue for each stream, or ranks could wait behind one another; no caching, so that bounds are real.
     env = {**os.environ, "CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     head = f"{tool:10} {ranks} ranks: "
     try:
-        got = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+        got = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
     except subprocess.TimeoutExpired as late:
         output = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
         return False, f"{head}no end in {timeout:.0f} s; {output[-300:].strip()}"
@@ -110,12 +112,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS))
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds a tool and world size")
-    parser.add_argument("--record", type=Path, help="add what was found to this file, as tests/gpu/record.py")
-    parser.add_argument("--work", type=int, metavar="RANKS", help="what runs under the tool, by itself")
+    parser.add_argument("--record", type=Path, help="add what was found to this GPU record (tools/gpu_record.py)")
+    parser.add_argument("--work", type=int, metavar="RANKS", help="run the script itself, as under a tool")
     options = parser.parse_args()
-    sys.path[:0] = [str(ROOT / "tests")]
-    from common.multicast import keep_multicast_off
-
     keep_multicast_off()
     if options.work is not None:
         return work(options.work)
@@ -130,9 +129,7 @@ def main() -> int:
             print(line, flush=True)
             results[f"{tool}, {ranks} virtual ranks"] = clean
     if options.record:
-        from gpu import record
-
-        record.merge("compute-sanitizer clean", results, options.record)
+        gpu_record.merge("sanitizers", "compute-sanitizer clean", results, options.record)
     return 0 if all(results.values()) else 1
 
 

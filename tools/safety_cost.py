@@ -1,9 +1,9 @@
-"""What safety costs: the library beside a build of it that has none. `python bench/safety_cost.py --ranks 4`
+"""What safety costs: the library beside a build of it without any. `python -m tools.safety_cost --ranks 4`
 
 The bare build (`MNNVL_AR_BARE=1 python setup.py build_ext --inplace` -> tests/_C_bare.so) has no deadline, signature,
-verdict, launch-shape check or watch for two calls at once. Both are timed by turns, in processes of their own: a graph
-of 2000 fused calls of one token, replayed; the median over replays, the slowest rank, and the median over turns. The
-spread over turns says how far to believe the difference.
+call status, check of the launch shape or check for two calls at once. The two builds are timed in turn, each in
+processes of its own: a graph of 2000 fused calls of one token, replayed. A time is the median over replays, of the
+slowest rank, and the median over turns; a difference smaller than the spread over turns means nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT / "tests"), str(ROOT)]
+from tools import ROOT, gpu_record
 
-# Each rank times from a barrier that the ranks do not leave together: a graph is to last long beside that.
+# Ranks leave the barrier before a replay at different times; a graph has to last long compared with that.
 CALLS, REPLAYS, TURNS = 2000, 20, 5
 CALLS_ON_HOST = 200
 
 
 def microseconds_a_call(rank: Any, tokens: int, hidden: int) -> float:
-    """Runs by every rank. On the host, where there are no graphs, the calls are made one by one."""
+    """Runs on every rank. On the host, where there are no graphs, the calls are made one by one."""
     import torch
 
     from mnnvl_ar import ops
@@ -62,11 +61,11 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=7168)
-    parser.add_argument("--record", type=Path, help="add the figures to this file, as tests/gpu/record.py")
+    parser.add_argument("--record", type=Path, help="add the figures to this GPU record (tools/gpu_record.py)")
     options = parser.parse_args()
 
-    from bench import safety_cost as module  # by its name, so that ranks can import it
     from common.ranks import RankPool
+    from tools import safety_cost as module  # by its name, so that ranks can import it
 
     builds = {"safe": ROOT / "mnnvl_ar/_C.so", "bare": ROOT / "tests/_C_bare.so"}
     if missing := [str(file.relative_to(ROOT)) for file in builds.values() if not file.exists()]:
@@ -86,9 +85,7 @@ def main() -> int:
     figures["cost_us"] = round(figures["safe_us"] - figures["bare_us"], 3)
     print(json.dumps(figures))
     if options.record:
-        from gpu import record
-
-        record.merge(f"cost of safety, {options.ranks} ranks", figures, options.record)
+        gpu_record.merge("cost of safety", f"cost of safety, {options.ranks} ranks", figures, options.record)
     return 0
 
 

@@ -1,0 +1,177 @@
+"""What a recorded result rests on: the rooms of the repository, and for each kind of result the rooms it rests on.
+
+    files = snapshot()             digest of every file that some result rests on, by path
+    rests_on("bits", files)        those of them that a result of this kind rests on
+    digest(...)                    one word for all of these
+
+A result is fresh as long as the files that it rests on are as they were when it was made. Only the standard library is
+imported, so that any Python can say what is stale.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTHING = "nothing"
+
+# Room -> the patterns of its files. A file is in the first room with a pattern that matches. A pattern that ends in "/"
+# takes all that lies beneath; in the others * stands for any characters, "/" too.
+ROOMS = {
+    # No result on GPUs rests on these.
+    NOTHING: (
+        "csrc/host/",
+        "mnnvl_ar/__*__.py",
+        "mnnvl_ar/py.typed",
+        "mnnvl_ar/compat/",
+        "mnnvl_ar/demo/",
+        "mnnvl_ar/doctor/",
+        "mnnvl_ar/dsl/",
+        "tests/common/cases/demo.py",
+        "tools/*.md",
+        "tools/__init__.py",
+        "tools/gpu_*",
+        "tools/link.cu",
+        "tools/sources.py",
+    ),
+    # Words: converted, added, sent and seen to have arrived.
+    "arithmetic": (
+        "csrc/protocol/numerics*",
+        "csrc/protocol/portable.h",
+        "csrc/protocol/sabotage.h",
+        "csrc/protocol/sentinel.h",
+        "csrc/*/ptx.cuh",
+        "csrc/*/receive.cuh",
+        "csrc/*/root.cuh",
+    ),
+    "diagnosis": (
+        "csrc/diagnosis/",
+        "csrc/torch/block_reader.h",
+        "csrc/torch/diagnosis*",
+        "csrc/torch/evidence*",
+        "csrc/torch/notes.h",
+        "mnnvl_ar/diagnosis.py",
+        "mnnvl_ar/errors.py",
+        "mnnvl_ar/monitor.py",
+    ),
+    "memory": ("mnnvl_ar/arguments.py", "mnnvl_ar/memory/", "mnnvl_ar/workspace.py"),
+    # From an op's arguments to its outputs, how that is compiled, and what its bits are compared with.
+    "kernels": (
+        "csrc/cuda/",
+        "csrc/epilogues/",
+        "csrc/kernels/",
+        "csrc/launch/",
+        "csrc/protocol/",
+        "csrc/torch/",
+        "mnnvl_ar/_library.py",
+        "mnnvl_ar/handle.py",
+        "mnnvl_ar/ops.py",
+        "mnnvl_ar/ranks.py",
+        "mnnvl_ar/reference.py",
+        "mnnvl_ar/strategy/",
+        "mnnvl_ar/tuning/",
+        "setup.py",
+    ),
+    # Each kind of result has a room of its own: the programs and the tests that make it.
+    "numerics": ("tests/gpu/test_exhaustive.py", "tests/native/exhaustive.cu"),
+    "replays": (
+        "tests/gpu/test_hostile.py",
+        "tests/gpu/test_replay.py",
+        "tests/gpu/test_updates.py",
+        "tools/replay/",
+    ),
+    "sanitizers": ("tools/sanitize.py",),
+    "cost of safety": ("tools/safety_cost.py",),
+    "workspaces": (
+        "tests/common/cases/diagnosis.py",
+        "tests/common/cases/lifecycle.py",
+        "tests/gpu/test_gpu_input.py",
+        "tests/gpu/test_lifecycle.py",
+    ),
+    "faults": ("tools/faults/",),
+    "bits": ("tests/gpu/test_gpu_bits.py", "tests/gpu/test_gpu_controls.py", "tests/gpu/test_gpu_graphs.py"),
+    # What the tests share: rows, calls, which ranks there are, which tests are skipped.
+    "cases": ("tests/common/", "tests/conftest.py", "tests/gpu/conftest.py", "tools/multicast.py"),
+}
+# Patterns of rooms that are still to be made. Once there is such a file, a test wants its pattern deleted from here.
+COMING = (
+    "csrc/diagnosis/",
+    "csrc/epilogues/",
+    "csrc/kernels/",
+    "csrc/launch/",
+    "mnnvl_ar/compat/",
+    "mnnvl_ar/dsl/",
+    "mnnvl_ar/ranks.py",
+    "mnnvl_ar/tuning/",
+)
+
+# What bits and times of a call rest on.
+LIBRARY = ("arithmetic", "kernels")
+# Kind of result -> the rooms that it rests on, beside the one of its own name.
+PARTS = {
+    "numerics": ("arithmetic",),
+    "bits": (*LIBRARY, "cases"),
+    "replays": (*LIBRARY, "cases"),
+    "sanitizers": (*LIBRARY, "cases"),
+    "cost of safety": LIBRARY,
+    "workspaces": (*LIBRARY, "cases", "memory", "diagnosis"),
+    "faults": (*LIBRARY, "cases", "memory", "diagnosis"),
+}
+
+
+def matches(path: str, pattern: str) -> bool:
+    return path.startswith(pattern) if pattern.endswith("/") else fnmatch.fnmatchcase(path, pattern)
+
+
+def room_of(path: str) -> str | None:
+    """The room of a file, by its path from the root; None for one that has none."""
+    return next((room for room, patterns in ROOMS.items() if any(matches(path, each) for each in patterns)), None)
+
+
+def snapshot(root: Path = ROOT) -> dict[str, str]:
+    """Digest of each file in a room that something rests on, by path, sorted."""
+    paths = [path for path in _paths(root) if room_of(path) not in (None, NOTHING)]
+    return {path: hashlib.sha256((root / path).read_bytes()).hexdigest()[:16] for path in paths}
+
+
+def in_rooms(rooms: tuple[str, ...], files: dict[str, str]) -> dict[str, str]:
+    return {path: value for path, value in files.items() if room_of(path) in rooms}
+
+
+def rests_on(part: str, files: dict[str, str]) -> dict[str, str]:
+    """What a result of this kind rests on. Of a kind that is not known, or no longer, all that any result rests on."""
+    if part in PARTS:
+        return in_rooms((part, *PARTS[part]), files)
+    return {path: value for path, value in files.items() if room_of(path) != NOTHING}
+
+
+def digest(files: dict[str, str]) -> str:
+    return hashlib.sha256("".join(f"{path} {value}\n" for path, value in files.items()).encode()).hexdigest()[:16]
+
+
+def without_room(root: Path = ROOT) -> list[str]:
+    """Files of the library, the tools and the GPU tests that are in no room: nobody has said what rests on them."""
+    folders = ("csrc/", "mnnvl_ar/", "tools/", "tests/common/", "tests/gpu/")
+    return [path for path in _paths(root) if path.startswith(folders) and room_of(path) is None]
+
+
+def without_files(root: Path = ROOT) -> list[str]:
+    """Patterns that no file matches."""
+    paths = _paths(root)
+    patterns = sorted(pattern for patterns in ROOMS.values() for pattern in patterns)
+    return [pattern for pattern in patterns if not any(matches(path, pattern) for path in paths)]
+
+
+def _paths(root: Path) -> list[str]:
+    """Of all sources, sorted; not what is built from them."""
+    return sorted(str(path.relative_to(root)) for path in _sources(root))
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for name in ("csrc", "mnnvl_ar", "setup.py", "tests", "tools"):
+        for path in (root / name, *(root / name).rglob("*")):
+            if path.is_file() and path.suffix not in (".new", ".so") and "__pycache__" not in path.parts:
+                yield path
