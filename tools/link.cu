@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/ptx.cuh"
+#include "kernels/ptx.cuh"
 
 namespace {
 

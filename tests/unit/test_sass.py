@@ -28,8 +28,50 @@ def kinds(kernel: sass.Kernel) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def built() -> list[sass.Kernel]:
+def everything() -> list[sass.Kernel]:
     return disassembled(ROOT / "mnnvl_ar" / "_C.so")
+
+
+@pytest.fixture(scope="module")
+def built(everything: list[sass.Kernel]) -> list[sass.Kernel]:
+    """But for the stubs of forms that an architecture does not have."""
+    return [kernel for kernel in everything if not is_stub(kernel)]
+
+
+def is_stub(kernel: sass.Kernel) -> bool:
+    """It traps, and nothing else."""
+    does = {kernel.code[i].opcode.split(".")[0] for i in sass.body(kernel)}
+    return "BPT" in does and not does & {"LD", "LDG", "ST", "STG", "ATOMG", "RED", "BAR"}
+
+
+def is_absent_form(kernel: sass.Kernel) -> bool:
+    """Two-shot by four rows at a time, on Blackwell: csrc/launch/form.h, is_built."""
+    return kernel.arch == "sm_100" and "two_shot" in kernel.name and "TileILi4E" in kernel.name
+
+
+def twins(kernels: list[sass.Kernel]) -> list[tuple[str, str]]:
+    """Kernels of one architecture with the same machine code: one of the two is built for nothing."""
+    seen: dict[tuple[str, str], str] = {}
+    found = []
+    for kernel in kernels:
+        code = "\n".join(map(str, kernel.code))
+        first = seen.setdefault((kernel.arch, code), kernel.name)
+        found += [(first, kernel.name)] if first != kernel.name else []
+    return found
+
+
+def test_each_kernel_is_built_once(built: list[sass.Kernel]) -> None:
+    assert twins(built) == []
+
+
+def test_a_kernel_that_is_built_twice_is_found(built: list[sass.Kernel]) -> None:
+    one = built[0]
+    assert twins([one, dataclasses.replace(one, name="other")]) == [(one.name, "other")]
+    assert twins([one, dataclasses.replace(one, name="other", arch="sm_0")]) == []
+
+
+def test_stubs_are_the_forms_that_are_not_planned(everything: list[sass.Kernel]) -> None:
+    assert [k.name for k in everything if is_stub(k) != is_absent_form(k)] == []
 
 
 def test_no_floating_point_near_a_poll(built: list[sass.Kernel]) -> None:

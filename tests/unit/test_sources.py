@@ -61,13 +61,11 @@ RESTING = {
     "csrc/protocol/numerics.h": {*sources.PARTS},
     "csrc/kernels/ptx.cuh": {*sources.PARTS},
     "csrc/protocol/ring.h": {*sources.PARTS} - {"numerics"},
-    "csrc/cuda/one_shot.cuh": {*sources.PARTS} - {"numerics"},  # goes with csrc/cuda
     "csrc/kernels/one_shot.cuh": {*sources.PARTS} - {"numerics"},
     "csrc/epilogues/rms_norm.cu": {*sources.PARTS} - {"numerics"},
     "csrc/launch/launch.cu": {*sources.PARTS} - {"numerics"},
     "csrc/torch/run.cpp": {*sources.PARTS} - {"numerics"},
     "mnnvl_ar/tuning/h200.json": {*sources.PARTS} - {"numerics"},
-    "csrc/torch/evidence.cpp": {"workspaces", "faults"},  # goes when csrc/diagnosis comes
     "csrc/diagnosis/evidence.cpp": {"workspaces", "faults"},
     "mnnvl_ar/memory/vote.py": {"workspaces", "faults"},
     "tests/common/cases/calls.py": {*sources.PARTS} - {"numerics", "cost of safety"},
@@ -76,7 +74,7 @@ RESTING = {
     "tools/replay/script.py": {"replays"},
     "tools/faults/plan.py": {"faults"},
     "tools/replay/README.md": set(),
-    "csrc/host/one_rank.cpp": set(),
+    "csrc/host/one_rank.h": set(),
     "mnnvl_ar/compat/vllm.py": set(),
     "mnnvl_ar/dsl/one_shot.py": set(),
     "mnnvl_ar/doctor/machine.py": set(),
@@ -93,5 +91,5 @@ def test_what_rests_on_a_file(tmp_path: Path, path: str) -> None:
 
 def test_a_part_that_is_not_known_rests_on_everything(tmp_path: Path) -> None:
     paths = ["csrc/protocol/ring.h", "mnnvl_ar/memory/vote.py", "tools/faults/plan.py"]
-    files = sources.snapshot(tree(tmp_path, *paths, "csrc/host/one_rank.cpp"))
+    files = sources.snapshot(tree(tmp_path, *paths, "csrc/host/one_rank.h"))
     assert [*sources.rests_on("all tests", files)] == paths

@@ -46,9 +46,11 @@ def test_an_unknown_machine_counts_as_h200(name: str) -> None:
 
 def test_a_device_has_the_link_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert link_for(torch.device("cpu")) == H200.link
-    names = ["NVIDIA H200", "NVIDIA GB200"]
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: names[device.index])
-    assert [link_for(torch.device("cuda", index)) for index in (0, 1)] == [H200.link, BLACKWELL.link]
+    devices = [("NVIDIA H200", 9), ("NVIDIA GB200", 10), ("NVIDIA H20", 9), ("NVIDIA B300 SXM6 AC", 10)]
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: devices[device.index][0])
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (devices[device.index][1], 0))
+    links = [link_for(torch.device("cuda", index)) for index in range(4)]
+    assert links == [H200.link, BLACKWELL.link, H200.link, BLACKWELL.link], "a name that is not known: by generation"
 
 
 def test_a_links_columns_have_the_names_of_the_ops_arguments() -> None:
