@@ -1,9 +1,9 @@
 """One rank's block of a symmetric memory, its views of the peers' blocks, and the proof that they show one memory.
 
 Address space (`reserve`, lives until `close`) and physical memory (`create`, lives until `drop`) are kept apart, so
-that memory can go and come back under addresses that captured CUDA graphs hold. What is taken goes onto a stack of calls
-that give it back (`Undo`), so a bring-up may end after any step. Nothing here is collective: the order of things, and
-the votes between them, are in `bringup.py`.
+that memory can go and come back under addresses that captured CUDA graphs hold. Whatever is taken is noted at once, to
+be given back in reverse order (`Undo`), so a bring-up may end after any step. Nothing here is collective: the order of
+things, and the votes between them, are in `bringup.py`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Connection:
         self._sock.close()
 
     def send(self, message: Message, deadline: float, fds: list[int] | None = None) -> None:
-        """Sends all of it. `ConnectionClosed` if nobody listens any more, `TimeoutError` past the deadline (monotonic)."""
+        """Sends all of it. `ConnectionClosed` if nobody reads any more, `TimeoutError` past `deadline` (monotonic)."""
         body = json.dumps(message).encode()
         data = memoryview(_HEAD.pack(len(body)) + body)
         ancillary = []
