@@ -1,6 +1,6 @@
 """Symmetric memory: one block on every rank of a group, each mapped into all ranks, made by a voted bring-up.
 
-`allocate(group, Request(...))` is the way in. Each room knows those below it:
+`allocate(group, Request(...))` is the way in. Each room uses only rooms below it:
 
     symmetric                          the way in, and what comes of it
     bringup, multicast                 the order of steps, the ways tried, and how all ranks fall back together
