@@ -17,7 +17,7 @@ from bench.team import Team
 from bench.timing import Clock, Replay, calls_of
 from mnnvl_ar import Strategy
 from mnnvl_ar._library import ops
-from mnnvl_ar.memory import allocate
+from mnnvl_ar.memory import Request, allocate
 from mnnvl_ar.tuning import Table
 from mnnvl_ar.workspace import Layout, create
 
@@ -32,7 +32,7 @@ def tune_group(
     (time.monotonic). Collective, to the last item."""
     slot_bytes = max(_slot_bytes(team.size, cell) for cells in rows for cell in cells)
     layout = Layout(slot_bytes)
-    memory = allocate(team.control, layout.nbytes, layout.fills, probe_offset=layout.probe_offset, device=team.device)
+    memory = allocate(team.control, Request(layout.nbytes, layout.fills, layout.probe_offset, team.device))
     handles: dict[Shape, int] = {}
     clock, oracle = Clock(team), Oracle(team.device)
     processors = torch.cuda.get_device_properties(team.device).multi_processor_count if clock.on_gpu else 0

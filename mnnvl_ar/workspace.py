@@ -17,7 +17,7 @@ from mnnvl_ar.arguments import count, deadline_of, device_of, group_of, seconds,
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
-from mnnvl_ar.memory import Need, SymmetricMemory, allocate_prepared
+from mnnvl_ar.memory import Request, SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
 
@@ -89,14 +89,14 @@ class Workspace:
         # Refuses a bad `hidden` while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
         slot_bytes = table.slot_bytes(self.world_size, max_tokens, row_bytes, chosen)
 
-        def prepare() -> Need:
+        def prepare() -> Request:
             nonlocal table, slot_bytes
             self.device = with_index(self.device)
             table = table_for(self.device, self.world_size)
             slot_bytes = table.slot_bytes(self.world_size, max_tokens, row_bytes, chosen)
             layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
             alike = {"strategy": strategy, "strategy table": goes_by}
-            return Need(layout.nbytes, layout.fills, layout.probe_offset, alike)
+            return Request(layout.nbytes, layout.fills, layout.probe_offset, self.device, transport, alike, retry)
 
         def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
             self.handle = create(
@@ -115,9 +115,7 @@ class Workspace:
             return lambda: ops._workspace_close(self.handle, True)
 
         _give_back_kept()
-        self._memory = allocate_prepared(
-            group, prepare, device=self.device, transport=transport, timeout=timeout, use=use, retry=retry
-        )
+        self._memory = allocate(group, prepare, timeout=timeout, use=use)
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
         self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)

@@ -1,12 +1,18 @@
 """Symmetric memory: one block on every rank of a group, each mapped into all ranks, made by a voted bring-up.
 
-`allocate` is the way in, `allocate_prepared` where a rank has yet to find out what it needs. What they need from a
-GPU or from the host is in `verbs.py`, the order of things in `bringup.py`.
+`allocate(group, Request(...))` is the way in. Each room uses only rooms below it:
+
+    symmetric                          the way in, and what comes of it
+    bringup, multicast                 the order of steps, the ways tried, and how all ranks fall back together
+    block                              a block, its views, and the proof that all see one memory
+    rendezvous, group, hosts           how ranks find each other and connect
+    vote, failures, connection         a step is done here and voted on everywhere; what a failure says
+    request                            what a rank asks for, and what must be alike
+    verbs, cuda_driver, host_driver    the few verbs that bring-up needs from a GPU or the host
 """
 
-from .block import Fill
-from .request import Need
-from .symmetric import SymmetricMemory, allocate, allocate_prepared
+from .request import Fill, Request
+from .symmetric import SymmetricMemory, allocate
 from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_multicast, multicast_refusal
 
 __all__ = [
@@ -14,10 +20,9 @@ __all__ = [
     "DriverError",
     "Fill",
     "MulticastRefused",
-    "Need",
+    "Request",
     "SymmetricMemory",
     "allocate",
-    "allocate_prepared",
     "forbid_multicast",
     "multicast_refusal",
 ]

@@ -1,32 +1,59 @@
-"""One rank's share of a symmetric memory, and its views of the peers' shares. Nothing here is collective.
+"""One rank's block of a symmetric memory, its views of the peers' blocks, and the proof that they show one memory.
 
 Address space (`reserve`, lives until `close`) and physical memory (`create`, lives until `drop`) are kept apart, so
-that memory can go and come back under addresses that captured CUDA graphs have baked in.
+that memory can go and come back under addresses that captured CUDA graphs hold. Whatever is taken is noted at once, to
+be given back in reverse order (`Undo`), so a bring-up may end after any step. Nothing here is collective: the order of
+things, and the votes between them, are in `bringup.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from .undo import Undo
+from .request import PROBE_BYTES, Fill, Request
 from .verbs import Token, Verbs
 
+_log = logging.getLogger("mnnvl_ar")
+_ALL = -1  # as the reader of what is written through the multicast address
 
-@dataclass(frozen=True)
-class Fill:
-    """Initial content: the 32-bit `word`, repeated over `nbytes` bytes from `offset`. Both are multiples of 4."""
 
-    offset: int
-    nbytes: int
-    word: int
+class Undo:
+    """A stack of calls that give something back. `run` never raises: one that fails is logged and the rest still run.
+
+    A failure is not swallowed: an unbind that fails silently is found only later, as a poisoned context (nccl#2115).
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+
+    def push(self, call: Callable[..., object], *arguments: Any) -> None:
+        self._calls.append((call, arguments))
+
+    def run(self) -> None:
+        while self._calls:
+            call, arguments = self._calls.pop()
+            try:
+                call(*arguments)
+            except Exception as error:
+                # While the process ends, the driver is often gone before us, and with it all that it held.
+                if not sys.is_finalizing() and getattr(error, "code", "") != "CUDA_ERROR_DEINITIALIZED":
+                    _log.warning("giving memory back failed, it may leak until the process ends: %s", error)
 
 
 class Block:
-    """`stride` bytes of our own memory and one view of `stride` bytes for every rank, side by side."""
+    """`stride` bytes of our own memory and one view of `stride` bytes for every rank, side by side.
 
-    def __init__(self, driver: Verbs, rank: int, world_size: int) -> None:
-        self.driver, self.rank, self.world_size = driver, rank, world_size
+    `driver` is set once it is known what is asked for, and before anything else is called.
+    """
+
+    driver: Verbs
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
         self.stride = self.alignment = 0
         self.kind = ""
         self.pointers: tuple[int, ...] = ()
@@ -75,7 +102,7 @@ class Block:
         self.handle = 0
 
     def drop_multicast(self) -> None:
-        """Multicast is given up for good; its address space is kept until `close`, but nobody is told of it."""
+        """Gives multicast up for good. Its address space is kept until `close`, but its address is not handed out."""
         self.multicast.run()
         self.multicast_pointer = 0
 
@@ -88,3 +115,69 @@ class Block:
         handle = self._peers.pop(rank, None)
         if handle is not None:
             self.driver.release(handle)
+
+
+class ProbeFailed(OSError):
+    """What was written is not what is there."""
+
+
+class Handshake:
+    """The proof that memory is shared: each rank writes to each peer, and each finds in its own block what all wrote.
+
+    A nonce depends on writer, reader and bring-up (`salt`), so that neither a block mapped at the wrong place nor one
+    left from an earlier bring-up passes. All writes are over, by vote, before anyone reads, and all of that before the
+    content of the probe area is restored.
+    """
+
+    def __init__(self, block: Block, request: Request, salt: str) -> None:
+        self._block, self._request, self._salt = block, request, salt
+
+    def write(self) -> None:
+        """To every rank's block, through our own mapping of it; and read back through the same."""
+        block = self._block
+        place = self._request.probe_offset + PROBE_BYTES * block.rank
+        for reader, pointer in enumerate(block.pointers):
+            word = self._nonce(block.rank, reader)
+            block.driver.fill(pointer + place, PROBE_BYTES, word)
+            found = block.driver.read(pointer + place, PROBE_BYTES)
+            _compare(found, word, f"what rank {block.rank} wrote to rank {reader} reads back otherwise")
+
+    def write_multicast(self) -> None:
+        block = self._block
+        place = self._request.probe_offset + PROBE_BYTES * block.rank
+        block.driver.fill(block.multicast_pointer + place, PROBE_BYTES, self._nonce(block.rank, _ALL))
+
+    def verify(self, through_multicast: bool = False) -> None:
+        """Our own block holds every rank's nonce; then its content is as the fills say again."""
+        block = self._block
+        area = PROBE_BYTES * block.world_size
+        found = block.driver.read(block.pointers[block.rank] + self._request.probe_offset, area)
+        for writer in range(block.world_size):
+            word = self._nonce(writer, _ALL if through_multicast else block.rank)
+            mine = found[PROBE_BYTES * writer : PROBE_BYTES * (writer + 1)]
+            _compare(mine, word, f"what rank {writer} wrote did not arrive at rank {block.rank}")
+        self.restore()
+
+    def restore(self) -> None:
+        """Our own block is as the fills say; 0 in the probe area where they say nothing."""
+        start, area = self._request.probe_offset, PROBE_BYTES * self._block.world_size
+        self._block.fill([Fill(start, area, 0), *_within(self._request.fills, start, area)])
+
+    def _nonce(self, writer: int, reader: int) -> int:
+        return zlib.crc32(f"{self._salt}:{writer}:{reader}".encode())
+
+
+def _compare(found: bytes, word: int, what: str) -> None:
+    wanted = word.to_bytes(4, "little") * (PROBE_BYTES // 4)
+    if found != wanted:
+        raise ProbeFailed(f"{what} (wanted {wanted.hex()}, found {found.hex()})")
+
+
+def _within(fills: Iterable[Fill], offset: int, nbytes: int) -> list[Fill]:
+    """The parts of the fills that lie inside an area."""
+    parts = []
+    for fill in fills:
+        start, end = max(fill.offset, offset), min(fill.offset + fill.nbytes, offset + nbytes)
+        if start < end:
+            parts.append(Fill(start, end - start, fill.word))
+    return parts

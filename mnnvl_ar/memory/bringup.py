@@ -9,7 +9,7 @@
 
 From `allocate` to `verify` is one attempt with one kind of handle. If it fails for a reason that another kind may not
 have, all ranks give back what they took and try the next kind together. Multicast comes last, see `multicast.py`. What
-the driver refuses is not tried again over the same group, see `refusals.py`.
+the driver refuses is not tried again over the same group, see `failures.py`.
 Content is in place before any peer can see the block (tvm#16797), and nothing uses a block before all are `ready`.
 """
 
@@ -22,15 +22,12 @@ from typing import Any
 
 import torch
 
-from . import hosts, multicast, refusals
-from .block import Block
-from .handshake import Handshake
-from .refusals import Refusals
+from . import hosts, multicast
+from .block import Block, Handshake, Undo
+from .failures import MULTICAST, Failure, Refusals
 from .request import Request
-from .steps import StepFailed, Steps
-from .undo import Undo
 from .verbs import multicast_refusal
-from .vote import Ballot, Failure, Outcome
+from .vote import Outcome, StepFailed, Steps, Voter
 
 # Of each rank's block, the address here; the multicast address, or 0. Returns how to undo it.
 Use = Callable[[tuple[int, ...], int], Callable[[], object]]
@@ -41,24 +38,23 @@ _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 class BringUp:
     """One bring-up (or restoration) of one `Block`. `prepare` says what this rank asks for; that it depends on the
     machine and may fail on one rank alone is why it is a step. `refused` is what this group was refused before, and is
-    added to. After `run`, `request` is its answer, and `transport`
-    and `reason` say what was chosen."""
+    added to. After `run`, `request` is its answer, and `transport` and `reason` say what was chosen."""
 
     request: Request
 
     def __init__(
         self,
         block: Block,
-        ballot: Ballot,
+        voter: Voter,
         prepare: Callable[[], Request],
         refused: Refusals,
         use: Use | None = None,
     ) -> None:
         self._block, self._prepare, self._refused, self._use = block, prepare, refused, use
         self._made = Undo()
-        self._steps = Steps(ballot)
+        self._steps = Steps(voter)
         self._notes: list[str] = []
-        self._members: list[dict[str, Any]] = []  # what each rank told of itself
+        self._members: list[dict[str, Any]] = []  # what each rank said of itself
         self.transport = self.reason = ""
 
     def run(self) -> None:
@@ -80,28 +76,30 @@ class BringUp:
             if not isinstance(error, StepFailed):
                 raise
             before = f" (before that: {'; '.join(self._notes)})" if self._notes else ""
-            raise error.error(before) from error.__cause__
+            raise error.failure.error(before) from error.__cause__
         names = list(dict.fromkeys(hosts.name_of(member["host"]) for member in self._members))
         where = f"{len(self._members)} ranks on {len(names)} host{'s' if len(names) > 1 else ''}"
         self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *self._notes])
 
     def _ask(self) -> None:
         self.request = self._prepare()
-        self.transport = "host" if self.request.device == "cpu" else "unicast"
+        self.transport = "host" if self.request.device.type == "cpu" else "unicast"
 
     def _ready(self) -> None:
         if self._use is not None:
             self._made.push(self._use(self._block.pointers, self._block.multicast_pointer))
 
     def _rendezvous(self) -> None:
+        """Every rank says who it is and what it asks for; then all that must be equal is."""
         request = self.request
 
         def body() -> Outcome:
             request.check(self._block.world_size)
-            if request.device == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            on_gpu = request.device.type == "cuda" and torch.cuda.is_available()
+            if on_gpu and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("the current CUDA stream is capturing; make workspaces before a capture begins")
-            about = {"alike": request.alike(), "host": hosts.identity(), "refusal": multicast_refusal()}
-            about |= {"refused": {way: asdict(failure) for way, failure in self._refused.items()}}
+            about = {"alike": request.compared(), "host": hosts.identity(), "refusal": multicast_refusal()}
+            about |= {"refused": self._refused.plain()}
             return Outcome(data=about | {"retry": request.retry, "salt": secrets.token_hex(8)})
 
         self._members = self._steps.run("rendezvous", body, needs_peers=True).data
@@ -114,20 +112,20 @@ class BringUp:
                     advice = "All ranks of a group must make the same workspaces in the same order."
                     raise _agreed(rank, "rendezvous", cause, advice)
         retry = any(member["retry"] for member in self._members)
-        refusals.agree(self._refused, [] if retry else [member["refused"] for member in self._members])
+        self._refused.agree([] if retry else [member["refused"] for member in self._members])
 
     def _probe(self) -> tuple[list[str], int]:
         """The handle kinds worth an attempt, and the alignment that suits all ranks and all kinds."""
         driver = self._block.driver
 
         def body() -> Outcome:
-            traits = driver.open(self.request.index)
+            traits = driver.open(self.request.device.index or 0)
             if self.request.purpose == "allocate":
                 self._block.space.push(driver.close)
             return Outcome(data={"grain": max(map(driver.granularity, driver.kinds)), **asdict(traits)})
 
-        for member, told in zip(self._members, self._steps.run("probe", body, needs_peers=True).data, strict=True):
-            member.update(told)
+        for member, traits in zip(self._members, self._steps.run("probe", body, needs_peers=True).data, strict=True):
+            member.update(traits)
         kinds = list(driver.kinds)
         away = [r for r, m in enumerate(self._members) if m["host"] != self._members[0]["host"]]
         if away:
@@ -140,7 +138,7 @@ class BringUp:
 
     def _consider_multicast(self, kinds: Sequence[str], alignment: int) -> tuple[bool, int]:
         """Whether to try multicast, and the alignment with what it needs added."""
-        if self.request.transport not in ("auto", "multicast") or self.request.device == "cpu":
+        if self.request.transport not in ("auto", "multicast") or self.request.device.type == "cpu":
             return False, alignment
         rank, why = multicast.obstacle(self._members)
         if why and self.request.transport == "multicast":
@@ -149,7 +147,7 @@ class BringUp:
             self._notes.append(why)
             return False, alignment
         try:
-            self._check_not_refused(refusals.MULTICAST)
+            self._check_not_refused(MULTICAST)
             grain = multicast.granularity(self._steps, self._block, self.request.nbytes, kinds[-1])
         except StepFailed as failed:
             self._without_multicast(failed)
@@ -162,25 +160,16 @@ class BringUp:
                 self._check_not_refused(kind)
                 return self._attempt(kind)
             except StepFailed as failed:
-                found = failed.failure
-                self._remember(kind, found)
-                if found.fatal or kind == kinds[-1]:
+                self._refused.note(kind, failed.failure)
+                if failed.failure.fatal or kind == kinds[-1]:
                     raise
                 self._block.drop()
-                self._notes.append(f"not {kind}, since rank {found.rank} failed at {found.step} ({found.cause})")
-
-    def _check_not_refused(self, way: str) -> None:
-        if way in self._refused:
-            raise StepFailed(refusals.again(self._refused[way]))
-
-    def _remember(self, way: str, found: Failure) -> None:
-        if found.lasting:
-            self._refused.setdefault(way, found)
+                self._note_without(kind, failed.failure)
 
     def _attempt(self, kind: str) -> None:
         block, steps = self._block, self._steps
         steps.kind = kind
-        handshake = Handshake(block, self.request, self._members[0]["salt"] + kind)
+        handshake = self._handshake(kind)
         steps.run("allocate", lambda: block.create(kind))
         steps.run("fill", lambda: block.fill(self.request.fills))
         with steps.exchange("exchange", lambda: block.driver.export(block.handle, kind)) as tokens:
@@ -190,7 +179,7 @@ class BringUp:
         steps.run("verify", handshake.verify)
 
     def _multicast(self) -> None:
-        handshake = Handshake(self._block, self.request, self._members[0]["salt"] + "multicast")
+        handshake = self._handshake(MULTICAST)
         try:
             multicast.bring_up(self._steps, self._block, handshake)
             self.transport = "multicast"
@@ -200,12 +189,22 @@ class BringUp:
 
     def _without_multicast(self, failed: StepFailed) -> None:
         """All ranks go on without it, or none does."""
-        found = failed.failure
-        self._remember(refusals.MULTICAST, found)
-        if found.fatal or self.request.transport == "multicast":
+        self._refused.note(MULTICAST, failed.failure)
+        if failed.failure.fatal or self.request.transport == "multicast":
             raise failed
         self._block.drop_multicast()
-        self._notes.append(f"not multicast, since rank {found.rank} failed at {found.step} ({found.cause})")
+        self._note_without(MULTICAST, failed.failure)
+
+    def _check_not_refused(self, way: str) -> None:
+        failure = self._refused.recall(way)
+        if failure is not None:
+            raise StepFailed(failure)
+
+    def _note_without(self, way: str, found: Failure) -> None:
+        self._notes.append(f"not {way}, since rank {found.rank} failed at {found.step} ({found.cause})")
+
+    def _handshake(self, way: str) -> Handshake:
+        return Handshake(self._block, self.request, self._members[0]["salt"] + way)
 
 
 def _agreed(rank: int, step: str, cause: str, advice: str) -> StepFailed:

@@ -1,7 +1,7 @@
 """NVLink multicast: one address at which a store reaches every rank's block.
 
-A multicast object lives in the NVSwitches, which all users of a machine share; they are few, and a leaked one outlives
-its process's good will (nccl#2077). So this module refuses, before any driver call, when the environment forbids it,
+A multicast object lives in the NVSwitches, which all users of a machine share; they are few, and a leaked one is
+missing for all of them (nccl#2077). So this module refuses, before any driver call, when the environment forbids it,
 and refusal on one rank is refusal on all. Order matters: every device is added before any memory is bound (a bind may
 wait for that for ever), and a vote lies between the two; memory is unbound before either handle is released.
 """
@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .block import Block
-from .handshake import Handshake
-from .steps import Steps
+from .block import Block, Handshake
 from .verbs import Token, require_multicast_allowed
-from .vote import Outcome
+from .vote import Outcome, Steps
 
 
 def obstacle(members: Sequence[dict[str, Any]]) -> tuple[int, str]:
@@ -44,8 +42,7 @@ def granularity(steps: Steps, block: Block, nbytes: int, kind: str) -> int:
 
 def bring_up(steps: Steps, block: Block, handshake: Handshake) -> None:
     """Sets `block.multicast_pointer`. Collective; on `StepFailed`, alike on all ranks, `block.multicast.run()` cleans
-    up.
-    """
+    up."""
     driver, stack, kind = block.driver, block.multicast, block.kind
     objects: list[int] = []
 

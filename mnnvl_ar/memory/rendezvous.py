@@ -1,104 +1,197 @@
-"""How the ranks of a group meet: once, through the store that the group was made with, then over sockets of their own.
+"""How the ranks of a group connect: rank 0 listens and makes its address known, the others connect to it.
 
-No collective runs on the group, so it may be gloo, NCCL or anything else, a subgroup of whatever, with a communicator
-not even initialised; and nothing of what other users of the group do can be put out of step (pytorch#196082).
+A rank of rank 0's host connects over an abstract unix socket (file descriptors can be passed there), a rank of another
+host over TCP, which is opened only when such a rank asks for it. An address that an earlier bring-up left leads to a
+closed listener, so a rank simply looks again; no counter needs to agree. A random token keeps strangers out.
 
-Rank 0 opens a listener and writes its address under one key of the group's store, over whatever an earlier bring-up
-left there. The others connect: over an abstract unix socket on rank 0's host, over TCP from another host. A stale
-address leads to a closed listener, so a rank simply reads the key again; no counter needs to agree. A random token
-keeps strangers out.
+    rank r  ->  rank 0    {token, rank, seconds_left}     introduces itself
+    rank 0  ->  rank r    {heard}                         this listener is the right one
+    rank 0  ->  rank r    {welcome}, or {rank, cause, advice}     all ranks are connected, or why not
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import secrets
+import selectors
 import socket
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 
-from ..errors import BringUpError
 from . import hosts
-from .line import Line
-from .mailbox import STEP, Mailbox
-from .reception import KEY, Reception
-from .vote import Ballot, Failure, Hub, Spoke, lost, silent
+from .connection import Connection, ConnectionClosed
+from .failures import Failure, lost, silent
+from .group import STEP, Address, GroupStore
+from .vote import Coordinator, Participant, Voter
 
-_TICK = 0.02
-
-
-def meet(group: dist.ProcessGroup, timeout: float) -> Ballot:
-    """Connects all ranks of `group`. Collective. `BringUpError` names who did not come."""
-    deadline = time.monotonic() + timeout
-    rank, size = group.rank(), group.size()
-    if size == 1:
-        return Hub({}, size, timeout, deadline)
-    store = Mailbox(group, deadline)
-    if rank == 0:
-        return Reception(store, size, timeout, deadline).gather()
-    return _join(store, rank, size, timeout, deadline)
+_LISTEN_SECONDS, _LOOK_SECONDS = 0.04, 0.02  # between two looks at the store, on rank 0 and on the others
 
 
-def _join(store: Mailbox, rank: int, size: int, timeout: float, deadline: float) -> Spoke:
-    """A rank other than 0: finds the hub, introduces itself, waits until all are there."""
+def meet(group: dist.ProcessGroup, timeout: float) -> Voter:
+    """Connects all ranks of `group` within `timeout` seconds. Collective. `BringUpError` names who did not come."""
+    store = GroupStore(group, time.monotonic() + timeout)
+    if store.size == 1:
+        return Coordinator({}, 1, timeout, store.deadline)
+    return Listener(store, timeout).gather() if store.rank == 0 else _join(store, timeout)
+
+
+class Listener:
+    """Rank 0 until every rank has introduced itself."""
+
+    def __init__(self, store: GroupStore, timeout: float) -> None:
+        self._store, self._size, self._timeout = store, store.size, timeout
+        self._margin = min(2.0, 0.1 * timeout)  # decide before the others stop waiting
+        self._deadline = store.deadline - self._margin
+        self._address = Address(secrets.token_hex(8), secrets.token_hex(16), hosts.identity(), [])
+        self._listeners = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)]
+        self._strangers: set[Connection] = set()  # connected, not yet introduced
+        self._peers: dict[int, Connection] = {}
+        self._selector = selectors.PollSelector()
+
+    def gather(self) -> Coordinator:
+        done = False
+        try:
+            self._listen(self._listeners[0], self._address.unix)
+            self._store.publish(self._address)
+            while len(self._peers) < self._size - 1:
+                if time.monotonic() > self._deadline:
+                    missing = [rank for rank in range(1, self._size) if rank not in self._peers]
+                    self._fail(silent(missing, STEP, self._timeout))
+                self._serve()
+            for rank, connection in self._peers.items():
+                try:
+                    connection.send({"welcome": True}, time.monotonic() + 1.0)
+                except OSError:
+                    self._fail(lost(rank, STEP))
+            done = True
+            return Coordinator(self._peers, self._size, self._timeout, self._deadline, self._margin)
+        finally:
+            self._selector.close()
+            for closing in (*self._listeners, *self._strangers, *(() if done else self._peers.values())):
+                closing.close()
+
+    def _listen(self, sock: socket.socket, address: Any) -> None:
+        sock.bind(address)
+        sock.listen(self._size)
+        sock.setblocking(False)
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _serve(self) -> None:
+        ready = self._selector.select(_LISTEN_SECONDS)
+        if not ready and len(self._listeners) == 1 and self._store.asked_for_tcp(self._address):
+            self._open_tcp()
+        for key, _ in ready:
+            if isinstance(key.fileobj, socket.socket):
+                self._accept(key.fileobj)
+            elif isinstance(key.fileobj, Connection):
+                self._receive(key.fileobj)
+
+    def _open_tcp(self) -> None:
+        """A rank of another host asked for it. Ranks of one host never make us open a port."""
+        both = socket.has_dualstack_ipv6()
+        sock = socket.socket(socket.AF_INET6 if both else socket.AF_INET, socket.SOCK_STREAM)
+        self._listeners.append(sock)
+        if both:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self._listen(sock, ("::" if both else "0.0.0.0", 0))
+        port = sock.getsockname()[1]
+        self._store.publish(replace(self._address, tcp=[(address, port) for address in hosts.addresses()]))
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock = listener.accept()[0]
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(sock)
+        except OSError:
+            return
+        self._strangers.add(connection)
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _receive(self, connection: Connection) -> None:
+        rank = next((r for r, known in self._peers.items() if known is connection), None)
+        try:
+            got = connection.poll()
+            if got is None:
+                return
+            hello, token = got[0], self._address.token
+            if rank is not None or hello.get("token") != token or hello.get("rank") not in range(1, self._size):
+                raise ConnectionClosed("a stranger")
+            connection.send({"heard": True}, time.monotonic() + 1.0)
+        except OSError:
+            self._selector.unregister(connection)
+            self._strangers.discard(connection)
+            connection.close()
+            if rank is not None:
+                del self._peers[rank]
+                self._fail(lost(rank, STEP))
+            return
+        self._strangers.discard(connection)
+        self._peers[hello["rank"]] = connection
+        self._deadline = min(self._deadline, time.monotonic() + hello["seconds_left"] - self._margin)
+
+    def _fail(self, failure: Failure) -> None:
+        about = {"rank": failure.rank, "cause": failure.cause, "advice": failure.advice}
+        for connection in self._peers.values():
+            with contextlib.suppress(OSError):
+                connection.send(about, time.monotonic() + 1.0)
+        raise failure.error()
+
+
+def _join(store: GroupStore, timeout: float) -> Participant:
+    """A rank other than 0: finds rank 0, introduces itself, waits until all are there."""
     me, asked, pause = hosts.identity(), "", 0.001
-    while time.monotonic() < deadline:
-        text = store.get(KEY)
-        about = json.loads(text) if text else None
-        if about is not None:
-            line = None
-            if about["host"] == me:
-                line = _introduce(socket.AF_UNIX, f"\0mnnvl_ar-{about['name']}", about, rank, deadline)
-            elif not about["tcp"] and asked != about["name"]:
-                store.put(f"{KEY}/tcp", about["name"])
-                asked = about["name"]
-            for address, port in about["tcp"] if line is None and about["host"] != me else ():
-                family = socket.AF_INET6 if ":" in address else socket.AF_INET
-                line = _introduce(family, (address, port), about, rank, deadline)
-                if line is not None:
-                    break
-            if line is not None:
-                return _welcomed(line, rank, size, timeout, deadline)
+    while time.monotonic() < store.deadline:
+        address = store.find()
+        if address is not None:
+            places = address.from_host(me)
+            if not places and asked != address.name:
+                store.ask_for_tcp(address)
+                asked = address.name
+            for family, place in places:
+                connection = _introduce(family, place, address.token, store)
+                if connection is not None:
+                    return _welcomed(connection, store, timeout)
         time.sleep(pause)
-        pause = min(pause * 1.5, _TICK)
-    failure = silent([0], STEP, timeout)
-    raise BringUpError(failure.rank, STEP, failure.cause, failure.advice)
+        pause = min(pause * 1.5, _LOOK_SECONDS)
+    raise silent([0], STEP, timeout).error()
 
 
-def _introduce(family: int, address: Any, about: dict[str, Any], rank: int, deadline: float) -> Line | None:
-    """A line to the hub, or None if nobody of ours listens there (any more)."""
+def _introduce(family: int, place: Any, token: str, store: GroupStore) -> Connection | None:
+    """A connection to rank 0, or None if no rank 0 of ours listens there (any more)."""
     sock = socket.socket(family, socket.SOCK_STREAM)
-    left = max(deadline - time.monotonic(), 0.001)
+    left = max(store.deadline - time.monotonic(), 0.001)
     sock.settimeout(min(left, 2.0))
     try:
-        sock.connect(address)
+        sock.connect(place)
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
         sock.close()
         return None
-    line = Line(sock)
+    connection = Connection(sock)
     try:
-        line.send({"token": about["token"], "rank": rank, "seconds_left": left}, deadline)
-        line.receive(min(deadline, time.monotonic() + 10.0))
+        connection.send({"token": token, "rank": store.rank, "seconds_left": left}, store.deadline)
+        connection.receive(min(store.deadline, time.monotonic() + 10.0))
     except OSError:
-        line.close()
+        connection.close()
         return None
-    return line
+    return connection
 
 
-def _welcomed(line: Line, rank: int, size: int, timeout: float, deadline: float) -> Spoke:
-    spoke = Spoke(line, rank, size, timeout, deadline)
+def _welcomed(connection: Connection, store: GroupStore, timeout: float) -> Participant:
     failure: Failure | None
     try:
-        message, _ = line.receive(deadline)
+        message, _ = connection.receive(store.deadline)
         failure = None if "welcome" in message else Failure(message["rank"], STEP, message["cause"], message["advice"])
     except TimeoutError:
         failure = silent([0], STEP, timeout)
     except OSError:
         failure = lost(0, STEP)
     if failure is None:
-        return spoke
-    line.close()
-    raise BringUpError(failure.rank, STEP, failure.cause, failure.advice)
+        return Participant(connection, store.rank, store.size, timeout, store.deadline)
+    connection.close()
+    raise failure.error()

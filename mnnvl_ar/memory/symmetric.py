@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
 from ..errors import MnnvlArError
-from . import refusals
-from .block import Block, Fill
+from .block import Block
 from .bringup import BringUp, Use
-from .host import HostDriver
-from .refusals import Refusals
+from .cuda_driver import CudaDriver
+from .failures import Refusals
+from .host_driver import HostDriver
 from .rendezvous import meet
-from .request import Need, Request
+from .request import Request
 from .verbs import Verbs
 
 _log = logging.getLogger("mnnvl_ar")
@@ -38,12 +38,12 @@ class SymmetricMemory:
     a block's memory lives until the last rank that maps it lets it go. A forked child has no part in any of it.
     """
 
-    def __init__(self, block: Block, request: Request, transport: str, reason: str) -> None:
-        self._block, self._request, self._pid = block, request, os.getpid()
+    def __init__(self, block: Block, made: BringUp) -> None:
+        self._block, self._request, self._pid = block, made.request, os.getpid()
         self._closed = False
         self.rank, self.world_size, self.nbytes = block.rank, block.world_size, block.stride
         self.pointers, self.multicast_pointer = block.pointers, block.multicast_pointer
-        self.transport, self.reason, self.handle_kind = transport, reason, block.kind
+        self.transport, self.reason, self.handle_kind = made.transport, made.reason, block.kind
 
     def close(self) -> None:
         """Gives everything back. Idempotent, not collective, never raises; fine after the group is gone and at exit."""
@@ -54,8 +54,7 @@ class SymmetricMemory:
 
     def drop(self) -> None:
         """Gives the physical memory back and keeps the addresses. Idempotent, not collective. Touching them then
-        faults.
-        """
+        faults."""
         self._check_usable("drop")
         self._block.drop()
 
@@ -83,20 +82,17 @@ class SymmetricMemory:
         def prepare() -> Request:
             if trouble is not None:
                 raise trouble
-            return self._request_again()
+            # Graphs hold the multicast address or they do not, so what was chosen then is what is wanted now.
+            return replace(self._request, purpose="restore", nbytes=self.nbytes, transport=self.transport)
 
         # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
         try:
-            done = _bring_up(self._block, group, timeout, prepare, {})
+            made = _bring_up(self._block, group, timeout, prepare, Refusals())
         except BaseException:
             if trouble is None:
                 self._block.drop()
             raise
-        self.transport, self.reason, self.handle_kind = done.transport, done.reason, self._block.kind
-
-    def _request_again(self) -> Request:
-        # Graphs hold the multicast address or they do not, so what was chosen then is what is wanted now.
-        return replace(self._request, purpose="restore", nbytes=self.nbytes, transport=self.transport)
+        self.transport, self.reason, self.handle_kind = made.transport, made.reason, self._block.kind
 
     def _check_usable(self, verb: str) -> None:
         if os.getpid() != self._pid:
@@ -107,72 +103,37 @@ class SymmetricMemory:
 
 def allocate(
     group: dist.ProcessGroup,
-    nbytes: int,
-    fills: Sequence[Fill],
+    request: Request | Callable[[], Request],
     *,
-    probe_offset: int,
-    device: torch.device,
-    transport: str = "auto",
     timeout: float = 60.0,
-    alike: Mapping[str, str] | None = None,
     use: Use | None = None,
-    retry: bool = False,
     driver: Verbs | None = None,
 ) -> SymmetricMemory:
-    """Makes `nbytes` of memory on every rank of `group`, each block mapped into all ranks. Collective.
+    """Makes what `request` says on every rank of `group`. Collective.
 
-    fills:        initial content, in place before any other rank can see the block. What they leave out is unspecified.
-    probe_offset: start (a multiple of 16) of world_size * 16 bytes that the proof of sharing may use; they end up as
-    the
-                  fills say, or 0.
-    device:       "cpu" for the host transport, else this rank's CUDA device, whatever its index.
-    transport:    "auto", "host" (cpu), "unicast" or "multicast" (CUDA). Only "auto" falls back; see `reason`.
-    timeout:      seconds for all of it, waiting for late ranks included.
-    alike:        what else must be equal on all ranks, by name: what the memory is to be used for.
-    use:          called last, with the pointers and the multicast pointer, to make what the memory is for; a failure in
-                  it is voted on like any other, so it fails on all ranks or on none. Returns what undoes it.
-    retry:        try again what the driver refused this group before (a handle kind, multicast), which is remembered
-                  otherwise. On one rank it is for all.
-    driver:       for tests; the one that fits the device if None.
+    request: a `Request`, or what makes it, for a rank whose need depends on its machine (files, the device), so that
+             finding it out may fail here alone. That is run in the first voted step: whatever it raises is every rank's
+             `BringUpError` at once.
+    timeout: seconds for all of it, waiting for late ranks included.
+    use:     called last, with the pointers and the multicast pointer, to make what the memory is for; a failure in it
+             is voted on like any other, so it fails on all ranks or on none. Returns what undoes it.
+    driver:  for tests; the one that fits the device if None.
 
     Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
     a process that is not in the group.
     """
-
-    def prepare() -> Need:
-        return Need(nbytes, tuple(fills), probe_offset, dict(alike or {}))
-
-    return allocate_prepared(
-        group, prepare, device=device, transport=transport, timeout=timeout, use=use, retry=retry, driver=driver
-    )
-
-
-def allocate_prepared(
-    group: dist.ProcessGroup,
-    prepare: Callable[[], Need],
-    *,
-    device: torch.device,
-    transport: str = "auto",
-    timeout: float = 60.0,
-    use: Use | None = None,
-    retry: bool = False,
-    driver: Verbs | None = None,
-) -> SymmetricMemory:
-    """`allocate` for a rank whose need depends on its machine (files, the device), so that finding it out may fail here
-    alone. `prepare` is run in the first voted step: whatever it raises is every rank's `BringUpError` at once."""
     if not isinstance(group, dist.ProcessGroup):
         raise ValueError(f"group: got {group!r}, wanted a process group that this process is a member of")
-    device = torch.device(device)
+    block = Block(group.rank(), group.size())
 
-    def request() -> Request:
-        need = prepare()
-        place = (device.type, _index(device), transport)
-        return Request("allocate", need.nbytes, need.fills, need.probe_offset, *place, need.alike, retry)
+    def prepare() -> Request:
+        asked = request() if callable(request) else request
+        asked = replace(asked, device=_with_index(asked.device))
+        block.driver = driver or (HostDriver() if asked.device.type == "cpu" else CudaDriver())
+        return asked
 
-    block = Block(driver if driver is not None else _driver_for(device), group.rank(), group.size())
     try:
-        done = _bring_up(block, group, timeout, request, refusals.of(group), use)
-        memory = SymmetricMemory(block, done.request, done.transport, done.reason)
+        memory = SymmetricMemory(block, _bring_up(block, group, timeout, prepare, Refusals.of(group), use))
     except BaseException:
         block.close()
         raise
@@ -189,24 +150,16 @@ def _bring_up(
     refused: Refusals,
     use: Use | None = None,
 ) -> BringUp:
-    ballot = meet(group, timeout)
+    voter = meet(group, timeout)
     try:
-        bring_up = BringUp(block, ballot, prepare, refused, use)
+        bring_up = BringUp(block, voter, prepare, refused, use)
         bring_up.run()
         return bring_up
     finally:
-        ballot.close()
+        voter.close()
 
 
-def _index(device: torch.device) -> int:
-    if device.type != "cuda" or device.index is not None:
-        return device.index or 0
-    return torch.cuda.current_device() if torch.cuda.is_available() else 0
-
-
-def _driver_for(device: torch.device) -> Verbs:
-    if device.type == "cpu":
-        return HostDriver()
-    from .driver import Driver
-
-    return Driver()
+def _with_index(device: torch.device) -> torch.device:
+    if device.type != "cuda" or device.index is not None or not torch.cuda.is_available():
+        return device
+    return torch.device("cuda", torch.cuda.current_device())

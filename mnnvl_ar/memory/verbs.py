@@ -1,7 +1,7 @@
 """The few verbs that bring-up needs from a memory driver, and the error they raise.
 
-Three drivers speak them: `driver.Driver` (CUDA), `host.HostDriver` (CPU) and the tests' simulated one. Bring-up never
-asks which one it has; that is why it can be tested without a GPU.
+Three drivers have them: `CudaDriver`, `HostDriver` and the tests' simulated one. Bring-up never asks which one it has;
+that is why it can be tested without a GPU.
 
 Contract: a verb does one thing or raises `DriverError` and has then done nothing. Addresses, sizes and offsets are in
 bytes. No verb is collective. `reserve` takes address space only; `create` takes physical memory only; `map` joins the
@@ -20,7 +20,7 @@ from ..errors import MnnvlArError
 # What travels to a peer so that it can import a handle: a file descriptor (inside one host) or opaque bytes (anywhere).
 Token = int | bytes
 
-# The environment variables that forbid multicast here, in PyTorch, in NCCL and in NVSHMEM, and the value that does.
+# Any of these in the environment of any rank forbids multicast to all. Tests and bench set them from here.
 MULTICAST_SWITCHES = {
     "MNNVL_AR_DISABLE_MULTICAST": "1",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
@@ -41,7 +41,7 @@ class DriverError(MnnvlArError):
 
 
 class MulticastRefused(MnnvlArError):
-    """This process is told by its environment never to create NVLink multicast objects."""
+    """The environment forbids this process to create NVLink multicast objects."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def forbid_multicast() -> None:
 
 
 def require_multicast_allowed() -> None:
-    """Raises `MulticastRefused` under any switch. Every multicast verb and `multicast.py` call this before anything
-    else.
-    """
+    """Raises `MulticastRefused` under any switch. Whatever makes or joins a multicast object calls this first."""
     switch = multicast_refusal()
     if switch:
         raise MulticastRefused(f"multicast is switched off by {switch} in the environment")

@@ -1,42 +1,32 @@
-"""The vote after every step: each rank says how it went, one rank (group rank 0, the hub) decides, all hear the same.
+"""The vote after every step: each rank says how it went there, one rank decides, and all ranks get the same verdict.
 
-One place decides, so ranks cannot come to different conclusions from messages that raced a deadline. The hub names a
-rank that died (its connection ends, seen at once), that is silent (the deadline), or that failed (it said so). If the
-hub itself dies or is silent, all others name rank 0. The hub decides a little before the others stop listening.
+One place decides (the coordinator, group rank 0; the others are participants), so ranks cannot come to different
+conclusions from messages that raced a deadline. The coordinator names a rank that died (its connection ends, seen at
+once), that is silent (the deadline), or that failed (its message says so). If the coordinator itself dies or is silent,
+all others name rank 0. It decides a little before the others stop waiting.
 
-Only this is beyond reach: if rank 0 dies while it tells a verdict, some ranks have heard it and fail one step later.
+Only this is beyond reach: if rank 0 dies while it sends a verdict, some ranks have it and fail one step later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .line import Line, LineClosed, Message, close_all
+from .connection import Connection, ConnectionClosed, Message, close_all
+from .failures import Failure, failure_of, lost, silent
+from .verbs import Token
 
-_DIED = "its process died or gave up: its connection closed"
 _SEND_SECONDS = 2.0  # longer than any live peer needs to take one small message
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What a vote agrees on when it fails. `fatal`: there is no use in trying another way. `lasting`: nor in trying
-    this one again, see `refusals.py`."""
-
-    rank: int
-    step: str
-    cause: str
-    advice: str = ""
-    fatal: bool = True
-    lasting: bool = False
 
 
 @dataclass
 class Outcome:
-    """How a step went here: a failure, or what this rank tells all others about it (JSON-able data, descriptors)."""
+    """How a step went here: a failure, or what this rank sends to all others (JSON-able data, descriptors)."""
 
     failure: Failure | None = None
     data: Any = None
@@ -52,7 +42,7 @@ class Verdict:
     fds: list[list[int]] = field(default_factory=list)
 
 
-class Ballot:
+class Voter:
     """One rank's end of the votes of one bring-up. `deadline` (time.monotonic) bounds all of them together."""
 
     def __init__(self, rank: int, world_size: int, timeout: float, deadline: float) -> None:
@@ -66,96 +56,101 @@ class Ballot:
         raise NotImplementedError
 
 
-class Spoke(Ballot):
+class Participant(Voter):
     """Every rank but 0."""
 
-    def __init__(self, line: Line, rank: int, world_size: int, timeout: float, deadline: float) -> None:
+    def __init__(self, connection: Connection, rank: int, world_size: int, timeout: float, deadline: float) -> None:
         super().__init__(rank, world_size, timeout, deadline)
-        self._line = line
+        self._connection = connection
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
         late = time.monotonic() > self.deadline  # then the others stopped waiting for us, whatever we find now
         try:
-            self._line.send(_pack(step, outcome), time.monotonic() + _SEND_SECONDS, outcome.fds)
-        except (LineClosed, TimeoutError):
+            message = {"step": step, "failure": _plain(outcome.failure), "data": outcome.data}
+            self._connection.send(message, time.monotonic() + _SEND_SECONDS, outcome.fds)
+        except (ConnectionClosed, TimeoutError):
             pass  # the verdict that ended it may lie in our buffer
         except OSError as error:
             return Verdict(Failure(self.rank, step, f"cannot send to rank 0: {error}"))
         finally:
             close_all(outcome.fds)
         try:
-            message, fds = self._line.receive(self.deadline)
+            message, fds = self._connection.receive(self.deadline)
         except TimeoutError:
             return Verdict(silent([self.rank if late else 0], step, self.timeout))
-        except LineClosed:
+        except ConnectionClosed:
             return Verdict(silent([self.rank], step, self.timeout) if late else lost(0, step))
         except OSError as error:
             return Verdict(Failure(self.rank, step, f"cannot receive from rank 0: {error}"))
-        return _unpack_verdict(message, fds)
+        if message["failure"]:
+            return Verdict(Failure(**message["failure"]))
+        left = iter(fds)
+        return Verdict(None, message["data"], [[next(left) for _ in range(count)] for count in message["fds"]])
 
     def close(self) -> None:
-        self._line.close()
+        self._connection.close()
 
 
-class Hub(Ballot):
-    """Rank 0: gathers, decides, tells. `lines[r]` leads to rank r. The others listen for `margin` seconds longer."""
+class Coordinator(Voter):
+    """Rank 0: gathers all outcomes, decides, sends the verdict. The others wait for `margin` seconds longer."""
 
     def __init__(
-        self, lines: Mapping[int, Line], world_size: int, timeout: float, deadline: float, margin: float = 0.0
+        self, peers: Mapping[int, Connection], world_size: int, timeout: float, deadline: float, margin: float = 0.0
     ) -> None:
+        """`peers[r]` is connected to rank r."""
         super().__init__(0, world_size, timeout, deadline)
         self._margin = margin
-        self._lines = dict(lines)
-        self._cut: dict[int, str] = {}  # ranks that could not be told the last verdict, and why
+        self._peers = dict(peers)
+        self._cut: dict[int, str] = {}  # ranks that the last verdict could not be sent to, and why
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
-        votes: dict[int, Outcome] = {0: outcome}
-        failure = self._gather(step, votes)
+        outcomes: dict[int, Outcome] = {0: outcome}
+        failure = self._gather(step, outcomes)
         ranks = range(self.world_size)
         if failure is None:
-            failures = [f for r in ranks if (f := votes[r].failure) is not None]
+            failures = [f for r in ranks if (f := outcomes[r].failure) is not None]
             failure = min(failures, key=lambda f: (not f.fatal, f.rank)) if failures else None
         if failure is not None:
             verdict = Verdict(failure)
         else:
-            verdict = Verdict(None, [votes[r].data for r in ranks], [votes[r].fds for r in ranks])
-        self._tell(verdict)
+            verdict = Verdict(None, [outcomes[r].data for r in ranks], [outcomes[r].fds for r in ranks])
+        self._announce(verdict)
         if failure is not None:
-            for cast in votes.values():
-                close_all(cast.fds)
+            for received in outcomes.values():
+                close_all(received.fds)
         return verdict
 
     def close(self) -> None:
-        for line in self._lines.values():
-            line.close()
+        for connection in self._peers.values():
+            connection.close()
 
-    def _gather(self, step: str, votes: dict[int, Outcome]) -> Failure | None:
-        """Fills `votes`; ends early, with a fatal failure, when there is nothing more to wait for."""
-        own = votes[0].failure
+    def _gather(self, step: str, outcomes: dict[int, Outcome]) -> Failure | None:
+        """Fills `outcomes`; ends early, with a fatal failure, when there is nothing more to wait for."""
+        own = outcomes[0].failure
         if own is not None and own.fatal:
             return own
-        if self._lines and time.monotonic() > self.deadline + self._margin:
+        if self._peers and time.monotonic() > self.deadline + self._margin:
             return silent([0], step, self.timeout)  # we were too late; so the others say, who have left
         for rank, why in self._cut.items():
-            return Failure(rank, step, f"{_DIED} ({why})")
+            return lost(rank, step, why)
         with selectors.PollSelector() as selector:
-            for rank, line in self._lines.items():
-                selector.register(line, selectors.EVENT_READ, rank)
-            while len(votes) < self.world_size:
+            for rank, connection in self._peers.items():
+                selector.register(connection, selectors.EVENT_READ, rank)
+            while len(outcomes) < self.world_size:
                 left = self.deadline - time.monotonic()
                 ready = selector.select(max(left, 0))
                 if not ready and left <= 0:
-                    return silent([r for r in range(self.world_size) if r not in votes], step, self.timeout)
+                    return silent([r for r in range(self.world_size) if r not in outcomes], step, self.timeout)
                 for key, _ in ready:
-                    failure = self._hear(step, key.data, votes)
+                    failure = self._receive(step, key.data, outcomes)
                     if failure is not None and failure.fatal:
                         return failure
         return None
 
-    def _hear(self, step: str, rank: int, votes: dict[int, Outcome]) -> Failure | None:
+    def _receive(self, step: str, rank: int, outcomes: dict[int, Outcome]) -> Failure | None:
         try:
-            got = self._lines[rank].poll()
-        except LineClosed:
+            got = self._peers[rank].poll()
+        except ConnectionClosed:
             return lost(rank, step)
         except OSError as error:
             return Failure(0, step, f"cannot receive from rank {rank}: {error}")
@@ -163,44 +158,86 @@ class Hub(Ballot):
             return None
         message, fds = got
         failure = Failure(**message["failure"]) if message["failure"] else None
-        votes[rank] = Outcome(failure, message["data"], fds)
+        outcomes[rank] = Outcome(failure, message["data"], fds)
         if message["step"] != step:  # cannot happen unless the ranks run different versions
             return Failure(rank, step, f"rank {rank} is at step '{message['step']}' while rank 0 is at '{step}'")
         return failure
 
-    def _tell(self, verdict: Verdict) -> None:
-        message: Message = {"failure": asdict(verdict.failure) if verdict.failure else None, "data": verdict.data}
+    def _announce(self, verdict: Verdict) -> None:
+        message: Message = {"failure": _plain(verdict.failure), "data": verdict.data}
         message["fds"] = [len(fds) for fds in verdict.fds]
         everything = [fd for fds in verdict.fds for fd in fds]
-        for rank, line in self._lines.items():
+        for rank, connection in self._peers.items():
             try:
-                line.send(message, time.monotonic() + _SEND_SECONDS, everything)
+                connection.send(message, time.monotonic() + _SEND_SECONDS, everything)
             except OSError as error:
-                line.close()  # so that it finds out at once, too
+                connection.close()  # so that it finds out at once, too
                 self._cut[rank] = str(error)
 
 
-def silent(ranks: list[int], step: str, timeout: float) -> Failure:
-    """The failure that names ranks which did not answer in time."""
-    names = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-    return Failure(
-        min(ranks),
-        step,
-        f"no answer from {names} within the timeout of {timeout:g} s",
-        "Look at what that process is doing (py-spy dump); if it is merely slow to start, give a longer timeout.",
-    )
+@dataclass
+class Hooks:
+    """For tests only. `enter` is called before each step; without `voting` a step that only votes does not vote."""
+
+    enter: Callable[[str], None] | None = None
+    voting: bool = True
 
 
-def lost(rank: int, step: str) -> Failure:
-    return Failure(rank, step, _DIED, f"Look at the log of rank {rank}, and for an out-of-memory kill on its host.")
+hooks = Hooks()
 
 
-def _pack(step: str, outcome: Outcome) -> Message:
-    return {"step": step, "failure": asdict(outcome.failure) if outcome.failure else None, "data": outcome.data}
+class StepFailed(Exception):
+    """A vote failed: on every rank, with an equal `failure`. Its __cause__ is set on the rank that it happened on."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.cause)
+        self.failure = failure
 
 
-def _unpack_verdict(message: Message, fds: list[int]) -> Verdict:
-    if message["failure"]:
-        return Verdict(Failure(**message["failure"]))
-    left = iter(fds)
-    return Verdict(None, message["data"], [[next(left) for _ in range(count)] for count in message["fds"]])
+class Steps:
+    """Runs steps: each is done here, then voted on everywhere."""
+
+    def __init__(self, voter: Voter) -> None:
+        self.voter = voter
+        self.kind = ""  # the handle kind in use, for the advice
+
+    def run(self, step: str, body: Callable[[], Outcome | None], needs_peers: bool = False) -> Verdict:
+        """`needs_peers`: the caller uses what the peers sent. Raises `StepFailed` alike on all ranks."""
+        rank = self.voter.rank
+        trouble: Exception | None = None
+        outcome = Outcome()
+        try:
+            if hooks.enter is not None:
+                hooks.enter(step)
+            outcome = body() or outcome
+        except Exception as error:
+            trouble = error
+            outcome = Outcome(failure_of(error, rank, step, self.kind))
+        voting = hooks.voting or needs_peers
+        verdict = self.voter.vote(step, outcome) if voting else Verdict(outcome.failure)
+        if verdict.failure is not None:
+            raise StepFailed(verdict.failure) from (trouble if verdict.failure.rank == rank else None)
+        return verdict
+
+    @contextlib.contextmanager
+    def exchange(self, step: str, export: Callable[[], Token | None]) -> Iterator[list[Token | None]]:
+        """Every rank's token (None where a rank has none to give), at every rank. Descriptors live until the end of
+        `with`."""
+
+        def body() -> Outcome:
+            token = export()
+            if isinstance(token, int):
+                return Outcome(fds=[token])
+            return Outcome(data=None if token is None else token.hex())
+
+        verdict = self.run(step, body, needs_peers=True)
+        try:
+            pairs = zip(verdict.data, verdict.fds, strict=True)
+            yield [fds[0] if fds else None if data is None else bytes.fromhex(data) for data, fds in pairs]
+        finally:
+            for fds in verdict.fds:
+                close_all(fds)
+
+
+def _plain(failure: Failure | None) -> dict[str, Any] | None:
+    return asdict(failure) if failure else None

@@ -72,12 +72,12 @@ def test_equal_tables_come_up_and_calls_go_by_them(folder: Path, name: str, take
 def unvoted(rank: Rank, folder: Path, names: list[str]) -> str:
     """`tries` as if bring-up did not compare what the caller wants compared."""
     from mnnvl_ar import workspace
-    from mnnvl_ar.memory import Need, SymmetricMemory, allocate_prepared
+    from mnnvl_ar.memory import Request, SymmetricMemory, allocate
 
-    def blind(group: Any, prepare: Callable[[], Need], **options: Any) -> SymmetricMemory:
-        return allocate_prepared(group, lambda: replace(prepare(), alike={}), **options)
+    def blind(group: Any, prepare: Callable[[], Request], **options: Any) -> SymmetricMemory:
+        return allocate(group, lambda: replace(prepare(), alike={}), **options)
 
-    with mock.patch.object(workspace, "allocate_prepared", blind):
+    with mock.patch.object(workspace, "allocate", blind):
         return tries(rank, folder, names)
 
 

@@ -52,11 +52,11 @@ def test_retry_is_asked_for(retry: bool) -> None:
 
 def told_of_refusals(rank: Any, retry: bool) -> int:
     """From how many ranks a bring-up takes what was refused before."""
-    from mnnvl_ar.memory import refusals
+    from mnnvl_ar.memory.failures import Refusals
 
-    with mock.patch.object(refusals, "agree") as agree:
+    with mock.patch.object(Refusals, "agree") as agree:
         rank.new_workspace(hidden=64, retry=retry and rank.rank == 1).close()
-    return len(agree.call_args.args[1])
+    return len(agree.call_args.args[0])
 
 
 def test_a_rank_that_cannot_sleep_is_everybodys() -> None:

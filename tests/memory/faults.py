@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ import torch.distributed as dist
 from memory import ranks
 from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import DriverError, Fill, SymmetricMemory, allocate
-from mnnvl_ar.memory.steps import hooks
+from mnnvl_ar.memory import DriverError, Fill, Request, SymmetricMemory, allocate
+from mnnvl_ar.memory.vote import hooks
 
 STEPS = [
     "prepare",
@@ -44,13 +45,13 @@ _LEAKABLE = ("fds", "mapped", "threads", "sockets")
 
 def make(group: dist.ProcessGroup, kind: str, timeout: float, driver: SimulatedDriver | None = None) -> SymmetricMemory:
     """`kind`: "host", "cuda", "multicast" or "auto"."""
-    fills, place = [Fill(0, 65_536, WORD)], {"probe_offset": 1024, "timeout": timeout}
+    request = Request(65_536, [Fill(0, 65_536, WORD)], 1024, torch.device("cpu"))
     if kind == "host":
-        return allocate(group, 65_536, fills, device=torch.device("cpu"), **place)
+        return allocate(group, request, timeout=timeout)
     driver = driver or SimulatedDriver(group.rank(), multicast=True)
     allow_simulated_multicast()
-    transport = "unicast" if kind == "cuda" else kind
-    return allocate(group, 65_536, fills, device=torch.device("cuda", 0), transport=transport, driver=driver, **place)
+    request = replace(request, device=torch.device("cuda", 0), transport="unicast" if kind == "cuda" else kind)
+    return allocate(group, request, timeout=timeout, driver=driver)
 
 
 def go_wrong(mode: str, seconds: float) -> None:

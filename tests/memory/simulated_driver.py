@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from mnnvl_ar.memory import bringup, multicast, verbs
-from mnnvl_ar.memory.host import HostDriver
+from mnnvl_ar.memory.host_driver import HostDriver
 from mnnvl_ar.memory.verbs import DriverError, Token, Traits
 
 GRAIN = 2 << 20

@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from memory import ranks
 from memory.simulated_driver import SimulatedDriver
-from mnnvl_ar.memory import Fill, SymmetricMemory, allocate
+from mnnvl_ar.memory import Fill, Request, SymmetricMemory, allocate
 from mnnvl_ar.memory.block import Block
-from mnnvl_ar.memory.verbs import Token
+from mnnvl_ar.memory.bringup import Use
+from mnnvl_ar.memory.verbs import Token, Verbs
 
 NBYTES = 100_000
 FILLS = [Fill(0, 50_000, 0x80000000), Fill(50_000, 40_000, 0x01020304)]
@@ -46,9 +47,17 @@ def check_shared(memory: SymmetricMemory, group: dist.ProcessGroup) -> None:
     dist.barrier(group)
 
 
-def make(group: dist.ProcessGroup, **options: Any) -> SymmetricMemory:
-    options = {"probe_offset": PROBE, "device": CPU, "timeout": 20.0} | options
-    return allocate(group, NBYTES, FILLS, **options)
+def make(
+    group: dist.ProcessGroup,
+    *,
+    timeout: float = 20.0,
+    use: Use | None = None,
+    driver: Verbs | None = None,
+    **asked: Any,
+) -> SymmetricMemory:
+    """`asked` are fields of the request other than the usual."""
+    request = Request(**{"nbytes": NBYTES, "fills": FILLS, "probe_offset": PROBE, "device": CPU} | asked)
+    return allocate(group, request, timeout=timeout, use=use, driver=driver)
 
 
 def host_body(rank: int, size: int, store: dist.Store) -> str:

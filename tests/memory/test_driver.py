@@ -15,7 +15,9 @@ import torch.distributed as dist
 from memory import ranks
 from memory.test_allocate import make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import DriverError, advice, driver
+from mnnvl_ar.memory import DriverError
+from mnnvl_ar.memory.cuda_driver import CudaDriver
+from mnnvl_ar.memory.failures import advise
 
 cuda = pytest.importorskip("cuda.bindings.driver")
 
@@ -42,9 +44,9 @@ class Scripted:
         return call
 
 
-def opened(**answers: Any) -> tuple[driver.Driver, Scripted]:
+def opened(**answers: Any) -> tuple[CudaDriver, Scripted]:
     fake = Scripted(**answers)
-    real = driver.Driver()
+    real = CudaDriver()
     real._cuda, real._device, real._context, real._stream = fake, 3, object(), object()
     return real, fake
 
@@ -69,7 +71,7 @@ def test_errors_carry_call_code_and_text() -> None:
         real.create(2 << 20, "fabric")
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.call, error.code, error.text) == ("cuMemCreate", "CUDA_ERROR_NOT_PERMITTED", "in words")
-    assert "/dev/nvidia-caps-imex-channels" in advice.advise(error, "fabric")
+    assert "/dev/nvidia-caps-imex-channels" in advise(error, "fabric")
 
 
 def test_properties_name_our_device_and_the_handle_kind() -> None:
@@ -143,7 +145,7 @@ def test_without_a_driver_the_error_says_so() -> None:
 
 
 def test_the_package_imports_without_cuda() -> None:
-    code = "import sys; sys.modules['cuda'] = None; import mnnvl_ar.memory, mnnvl_ar.memory.driver as d; d.Driver()"
+    code = "import sys; sys.modules['cuda'] = None; from mnnvl_ar.memory.cuda_driver import CudaDriver; CudaDriver()"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -17,8 +17,7 @@ import torch.distributed as dist
 from memory import faults, ranks
 from memory.test_allocate import make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory.steps import hooks
-from mnnvl_ar.memory.vote import Outcome, Spoke, Verdict
+from mnnvl_ar.memory.vote import Outcome, Participant, Verdict, hooks
 
 SIZE = 4
 PARALLEL = 3
@@ -96,7 +95,7 @@ def steps_of(kind: str, purpose: str) -> list[str]:
 
 
 def in_turn(steps: list[str]) -> list[tuple[str, int]]:
-    """Each step once, the hub and another rank by turns."""
+    """Each step once, the coordinator and another rank by turns."""
     return [(step, 2 * (number % 2)) for number, step in enumerate(steps)]
 
 
@@ -201,15 +200,15 @@ def use_body(rank: int, size: int, store: dist.Store, how: str) -> tuple[str, in
         if how == "cannot undo" and rank == 1:
             raise RuntimeError("cannot be undone")
 
-    def interrupt(self: Spoke, step: str, outcome: Outcome) -> Verdict:
+    def interrupt(self: Participant, step: str, outcome: Outcome) -> Verdict:
         if step == "ready":
             raise KeyboardInterrupt
         return vote(self, step, outcome)
 
-    vote = Spoke.vote
+    vote = Participant.vote
     before = ranks.census()
     with (
-        mock.patch.object(Spoke, "vote", interrupt if how == "interrupted" and rank == 1 else vote),
+        mock.patch.object(Participant, "vote", interrupt if how == "interrupted" and rank == 1 else vote),
         pytest.raises((BringUpError, KeyboardInterrupt)) as caught,
     ):
         make(group, use=use)

@@ -22,7 +22,7 @@ from memory import faults, ranks
 from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError, MnnvlArError
-from mnnvl_ar.memory import Fill, allocate
+from mnnvl_ar.memory import Fill, Request, allocate
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -70,8 +70,7 @@ def rounds_body(rank: int, size: int, store: dist.Store, rounds: int) -> None:
 
     def once() -> None:
         big = 2 << 20  # mapped twice over, 200 leaks of address space could not hide
-        fills = [Fill(0, 4096, 1)]
-        allocate(group, big, fills, probe_offset=0, device=torch.device("cpu"), timeout=20.0).close()
+        allocate(group, Request(big, [Fill(0, 4096, 1)], 0, torch.device("cpu")), timeout=20.0).close()
 
     for _ in range(5):
         once()
@@ -235,13 +234,13 @@ def test_a_forked_child_has_no_part_in_it() -> None:
 def test_close_at_interpreter_exit_is_quiet(tmp_path: Path) -> None:
     script = f"""
         import torch, torch.distributed as dist
-        from mnnvl_ar.memory import allocate
+        from mnnvl_ar.memory import Request, allocate
         dist.init_process_group("gloo", store=dist.FileStore({str(tmp_path / "store")!r}, 1), rank=0, world_size=1)
 
         class Owner:
             def __init__(self):
                 group = dist.group.WORLD
-                self.memory = allocate(group, 4096, [], probe_offset=0, device=torch.device("cpu"))
+                self.memory = allocate(group, Request(4096, [], 0, torch.device("cpu")))
 
             def __del__(self):
                 self.memory.close()

@@ -12,10 +12,10 @@ from memory import faults, ranks
 from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import MulticastRefused, driver, multicast, multicast_refusal
+from mnnvl_ar.memory import MULTICAST_SWITCHES, MulticastRefused, multicast, multicast_refusal
 from mnnvl_ar.memory.block import Block
-from mnnvl_ar.memory.steps import Steps
-from mnnvl_ar.memory.vote import Hub
+from mnnvl_ar.memory.cuda_driver import CudaDriver
+from mnnvl_ar.memory.vote import Coordinator, Steps
 
 SWITCHES = [
     ("MNNVL_AR_DISABLE_MULTICAST", "1"),
@@ -23,6 +23,10 @@ SWITCHES = [
     ("NCCL_NVLS_ENABLE", "0"),
     ("NVSHMEM_DISABLE_NVLS", "1"),
 ]
+
+
+def test_the_switches_are_these() -> None:
+    assert dict(SWITCHES) == MULTICAST_SWITCHES
 
 
 def body(rank: int, size: int, store: dist.Store, per_rank: list[dict[str, Any]], transport: str) -> Any:
@@ -150,13 +154,14 @@ def test_every_door_refuses_before_the_driver_is_asked(name: str, value: str, mo
     monkeypatch.setenv(name, value)  # set, never unset: another may be set here for good
     assert multicast_refusal()
     simulated = SimulatedDriver(0, multicast=True)
-    steps, block = Steps(Hub({}, 1, 1.0, float("inf"))), Block(simulated, 0, 1)
+    steps, block = Steps(Coordinator({}, 1, 1.0, float("inf"))), Block(0, 1)
+    block.driver = simulated
     with pytest.raises(Exception, match="multicast is switched off by"):
         multicast.granularity(steps, block, 4096, "posix_fd")
     with pytest.raises(Exception, match="multicast is switched off by"):
         multicast.bring_up(steps, block, None)  # type: ignore[arg-type]
     assert simulated.calls == []
-    real = driver.Driver()  # not opened: it would fail otherwise if it got further
+    real = CudaDriver()  # not opened: it would fail otherwise if it got further
     for call in (
         lambda: real.multicast_granularity(2, 4096, "posix_fd"),
         lambda: real.multicast_create(2, 4096, "posix_fd"),

@@ -14,7 +14,8 @@ from memory import ranks
 from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import DriverError, refusals
+from mnnvl_ar.memory import DriverError, failures
+from mnnvl_ar.memory.failures import Refusals
 
 REFUSED = "CUDA_ERROR_NOT_PERMITTED"
 Told = tuple[str, str, list[str]]  # transport and handle kind; the reason, or the error; what the driver was asked for
@@ -111,8 +112,8 @@ def forgetful_body(rank: int, size: int, store: dist.Store, forgetful: int, tell
     group = ranks.group(store, "first", rank, size)
     tried(group, {"create fabric": REFUSED} if rank == 1 else {}, transport="unicast")
     if rank == forgetful:
-        refusals.of(group).clear()
-    with mock.patch.object(refusals, "agree", refusals.agree if telling else lambda mine, told: None):
+        Refusals.of(group).clear()
+    with mock.patch.object(Refusals, "agree", Refusals.agree if telling else lambda self, by_rank: None):
         return tried(group, {}, transport="unicast", timeout=3.0)
 
 
@@ -148,11 +149,11 @@ def groups_body(rank: int, size: int, store: dist.Store) -> None:
     memory.restore(pair, 20.0)
     assert memory.handle_kind == "fabric"
     memory.close()
-    assert len(refusals._by_group) == 2
+    assert len(failures._by_group) == 2
     dist.destroy_process_group()
     del world, pair
     gc.collect()
-    assert len(refusals._by_group) == 0
+    assert len(failures._by_group) == 0
 
 
 def test_refusals_belong_to_their_group() -> None:
@@ -160,5 +161,5 @@ def test_refusals_belong_to_their_group() -> None:
 
 
 def test_only_the_driver_refuses() -> None:
-    assert refusals.lasts(DriverError("cuMemCreate", REFUSED, ""))
-    assert not refusals.lasts(PermissionError(REFUSED))
+    assert failures.lasts(DriverError("cuMemCreate", REFUSED, ""))
+    assert not failures.lasts(PermissionError(REFUSED))

@@ -20,8 +20,8 @@ from memory import faults, ranks
 from memory.simulated_driver import SimulatedDriver
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import Fill, allocate, hosts
-from mnnvl_ar.memory.reception import KEY
+from mnnvl_ar.memory import Fill, Request, allocate, hosts
+from mnnvl_ar.memory.group import KEY
 
 
 def on_host(name: str) -> Any:
@@ -122,11 +122,11 @@ def requests_body(rank: int, size: int, store: dist.Store) -> list[str]:
     for wanted, odd in cases:
         asked = good | (odd if rank == 1 else {})
         with pytest.raises(BringUpError) as caught:
-            allocate(group, device=torch.device("cpu"), timeout=20.0, **asked)
+            allocate(group, Request(device=torch.device("cpu"), **asked), timeout=20.0)
         assert (caught.value.rank, caught.value.step) == (1, "rendezvous")
         assert wanted in caught.value.cause, caught.value.cause
         told.append(str(caught.value))
-    allocate(group, device=torch.device("cpu"), timeout=20.0, **good).close()
+    allocate(group, Request(device=torch.device("cpu"), **good), timeout=20.0).close()
     return told
 
 

@@ -15,7 +15,7 @@ from memory.test_allocate import check_content, check_shared, make
 from memory.test_rendezvous import on_host, one
 from mnnvl_ar.errors import BringUpError
 from mnnvl_ar.memory import DriverError
-from mnnvl_ar.memory.advice import advise
+from mnnvl_ar.memory.failures import advise
 
 NO_PEER, NO_DEVICE = "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", "CUDA_ERROR_INVALID_DEVICE"
 REFUSED, UNSUPPORTED = "CUDA_ERROR_NOT_PERMITTED", "CUDA_ERROR_NOT_SUPPORTED"

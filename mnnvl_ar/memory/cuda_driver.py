@@ -14,7 +14,7 @@ from typing import Any
 from .verbs import DriverError, Token, Traits, require_multicast_allowed
 
 
-class Driver:
+class CudaDriver:
     """`verbs.Verbs` on one CUDA device. A handle is a CUmemGenericAllocationHandle as an int."""
 
     # What works is found by trying: an attribute that reads 1 proves nothing.

@@ -1,7 +1,7 @@
-"""One connection between a rank and the group's hub: whole messages, file descriptors included, never past a deadline.
+"""A connection between two processes: whole messages, file descriptors included, and no wait past a deadline.
 
 A message is a JSON object (no pickle: a socket must not be able to run code) after its length in 4 bytes. Descriptors
-ride on its first byte and belong to whoever receives the message.
+are attached to its first byte (SCM_RIGHTS) and belong to whoever receives the message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_FDS = 253  # what Linux lets one message carry
 Message = dict[str, Any]
 
 
-class LineClosed(OSError):
+class ConnectionClosed(OSError):
     """The other end closed the connection, or its process is gone."""
 
 
@@ -31,7 +31,7 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-class Line:
+class Connection:
     """One connected stream socket (unix or TCP), which it owns."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -49,7 +49,7 @@ class Line:
         self._sock.close()
 
     def send(self, message: Message, deadline: float, fds: list[int] | None = None) -> None:
-        """Sends all of it. `LineClosed` if nobody listens any more, `TimeoutError` past the deadline (monotonic)."""
+        """Sends all of it. `ConnectionClosed` if nobody reads any more, `TimeoutError` past `deadline` (monotonic)."""
         body = json.dumps(message).encode()
         data = memoryview(_HEAD.pack(len(body)) + body)
         ancillary = []
@@ -64,11 +64,11 @@ class Line:
                 self._wait(deadline, write=True)
                 continue
             except (BrokenPipeError, ConnectionError) as error:
-                raise LineClosed(str(error)) from error
+                raise ConnectionClosed(str(error)) from error
             data, ancillary = data[sent:], []
 
     def receive(self, deadline: float) -> tuple[Message, list[int]]:
-        """The next message. `LineClosed` at the end of the stream, `TimeoutError` past the deadline."""
+        """The next message. `ConnectionClosed` at the end of the stream, `TimeoutError` past the deadline."""
         while True:
             got = self.poll()
             if got is not None:
@@ -81,7 +81,7 @@ class Line:
             if len(self._bytes) >= _HEAD.size:
                 end = _HEAD.size + _HEAD.unpack_from(self._bytes)[0]
                 if end > _LIMIT:
-                    raise LineClosed("what came is not ours")
+                    raise ConnectionClosed("not a message of this library")
                 if len(self._bytes) >= end:
                     return self._take(end)
             try:
@@ -90,7 +90,7 @@ class Line:
             except BlockingIOError:
                 return None
             except ConnectionError as error:
-                raise LineClosed(str(error)) from error
+                raise ConnectionClosed(str(error)) from error
             for level, kind, payload in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     fds = array.array("i")
@@ -99,19 +99,19 @@ class Line:
             if flags & socket.MSG_CTRUNC:
                 raise OSError("no room for the peers' file descriptors: raise `ulimit -n`")
             if not data:
-                raise LineClosed("end of stream")
+                raise ConnectionClosed("end of stream")
             self._bytes += data
 
     def _take(self, end: int) -> tuple[Message, list[int]]:
         try:
             message = json.loads(self._bytes[_HEAD.size : end])
         except ValueError as error:
-            raise LineClosed("what came is not ours") from error
+            raise ConnectionClosed("not a message of this library") from error
         del self._bytes[:end]
         fds, self._fds = self._fds, []
         if not isinstance(message, dict):
             close_all(fds)
-            raise LineClosed("what came is not ours")
+            raise ConnectionClosed("not a message of this library")
         return message, fds
 
     def _wait(self, deadline: float, write: bool) -> None:
