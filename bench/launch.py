@@ -2,14 +2,15 @@
 goes on.
 
 Kernels that spin cannot be stopped from within, so the processes are ended and started again without the peer that was
-at work; cells already recorded are not run again. Only processes started here are ever ended.
+at work; cells already recorded are not run again.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import progress
+from mnnvl_ar.ranks import Rank, RankPool, Running
 
 POLL = 0.2
 WRONG = 3  # exit status of a rank that measured everything, and found a wrong result of ours
 
 
 def run(command: Sequence[str], processes: int, *, deadline: float) -> int:
-    """Runs `command` (python arguments) in `processes` ranks; what it takes in addition: --without PEER=REASON,
-    --resume,
-    --scratch FILE.
+    """Runs `command` (a script and its arguments) in `processes` ranks; what it takes in addition:
+    --without PEER=REASON, --resume, --scratch FILE.
 
     deadline: time.monotonic() at which everything is ended. Returns an exit status.
     """
@@ -40,7 +41,7 @@ def _run(command: Sequence[str], processes: int, file: Path, deadline: float) ->
     while True:
         extra = [word for reason in without for word in ("--without", reason)] + (["--resume"] if without else [])
         file.unlink(missing_ok=True)
-        status, trouble = _once([sys.executable, *command, *extra], processes, file, deadline)
+        status, trouble = _once([*command, *extra], processes, file, deadline)
         stage, _ = progress.read(file)
         if not trouble:
             return status
@@ -55,45 +56,48 @@ def _run(command: Sequence[str], processes: int, file: Path, deadline: float) ->
 
 
 def _once(command: Sequence[str], processes: int, file: Path, deadline: float) -> tuple[int, str]:
-    port = _free_port()
-    children = []
-    for rank in range(processes):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            progress.VARIABLE: str(file),
-        }
-        children.append(subprocess.Popen(command, env=environment))
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), progress.VARIABLE: str(file)}
+    with RankPool(processes, env=environment) as pool:  # on the CPU: ranks choose their device by their arguments
+        status, trouble = _watch(pool.start(_program, command), file, deadline)
+        if status:
+            pool.discard()
+        return status, trouble
+
+
+def _program(rank: Rank, command: Sequence[str]) -> int:
+    """Runs a script as python and torchrun would, in this process. Returns its exit status."""
+    multiprocessing.current_process().daemon = False  # peers may start processes of their own
+    place = {"RANK": rank.rank, "LOCAL_RANK": rank.rank, "WORLD_SIZE": rank.world_size}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    sys.argv[:] = command
     try:
-        return _watch(children, file, deadline)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-        for child in children:
-            child.wait()
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        raise  # a text, which is shown like any other error
+    return 0
 
 
-def _watch(children: list[subprocess.Popen[bytes]], file: Path, deadline: float) -> tuple[int, str]:
+def _watch(running: Running, file: Path, deadline: float) -> tuple[int, str]:
     started = time.time()
     while True:
-        codes = [child.poll() for child in children]
-        if WRONG in codes:  # results are in, and some are not right
+        running.wait(POLL)
+        if (True, WRONG) in running.ended.values():  # results are in, and some are not right
             return WRONG, ""
-        if failed := [(rank, code) for rank, code in enumerate(codes) if code]:
-            return 1, f"rank {failed[0][0]} ended with status {failed[0][1]}"
-        if all(code == 0 for code in codes):
+        for rank, (ok, value) in running.ended.items():
+            if not ok:
+                print(f"rank {rank}: {value}", file=sys.stderr, flush=True)
+                return 1, f"rank {rank} failed: {value.strip().splitlines()[-1]}"
+            if value:
+                return 1, f"rank {rank} ended with status {value}"
+        if running.is_over:
             return 0, ""
         if time.monotonic() > deadline:
             return 1, "out of time"
         stage, since = progress.read(file)
         if time.time() - max(since, started) > stage.limit:
             return 1, f"no progress in {stage.limit:.0f} s"
-        time.sleep(POLL)
 
 
 def _free_port() -> int:

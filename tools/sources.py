@@ -95,7 +95,6 @@ ROOMS = {
 COMING = (
     "mnnvl_ar/compat/",
     "mnnvl_ar/dsl/",
-    "mnnvl_ar/ranks.py",
 )
 
 # What bits and times of a call rest on.

@@ -8,15 +8,10 @@ bit; 2, a rank failed, died or hung, or an argument is wrong; 130 and 143, stopp
 from __future__ import annotations
 
 import argparse
-import contextlib
-import multiprocessing
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,15 +21,12 @@ from mnnvl_ar._library import ops as library
 from mnnvl_ar.demo import show
 from mnnvl_ar.demo.rank import Task, serve
 from mnnvl_ar.demo.traffic import CAPTURED
+from mnnvl_ar.ranks import RankPool, RanksFailed
 
 HOST_RANKS = 4
 MOST_RANKS: int = named(library._block_layout, 0)["max_ranks"]
 MOST_TOKENS = {"cpu": 16, "cuda": 512}
 SILENCE = 90.0  # seconds without a word from any rank after which they are taken for hung
-
-
-class RankError(Exception):
-    """A rank failed, died or hung; the text says which and why."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an end that cleans up
     try:
         return _run(args)
-    except RankError as error:
-        print(f"mnnvl_ar demo: FAILED: {error}", file=sys.stderr)
+    except RanksFailed as error:
+        rank, why = next(iter(error.problems.items()))  # the others mostly say that they waited for it
+        print(f"mnnvl_ar demo: FAILED: rank {rank}: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mnnvl_ar demo: stopped", file=sys.stderr)
@@ -112,83 +105,22 @@ def _run(args: argparse.Namespace) -> int:
         text = f"Host transport: {why}. Left out: CUDA graphs, and the {left_out} captured sizes above {most} tokens."
         print(text, flush=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mnnvl_ar-demo-") as meeting:
-        task = Task(meeting, ranks, device, args.seed, most, args.seconds, args.calls, args.deadline, args.broken_rules)
-        results = _run_ranks(task)
-    wrong = show.table(results)
+    task = Task(args.seed, most, args.seconds, args.calls, args.deadline, args.broken_rules)
+    wrong = show.table(_run_ranks(ranks, device, task))
     print(f"{time.monotonic() - began:.0f} s, set-up included.")
     return 1 if wrong else 0
 
 
-def _run_ranks(task: Task) -> list[tuple[Any, ...]]:
-    """Each rank's result. Raises `RankError`; no process outlives this."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mnnvl_ar.demo.rank"])  # PyTorch is imported once, not once a rank
-    _start_server()
-    pipes: dict[Connection, int] = {}
-    processes = []
+def _run_ranks(ranks: int, device: str, task: Task) -> list[tuple[Any, ...]]:
+    """Each rank's result, of `serve`."""
     bar = show.Bar()
+
+    def heard(rank: int, progress: tuple[float, int]) -> None:
+        if rank == 0:
+            bar.show(*progress)
+
     try:
-        with _whole():
-            for rank in range(task.world_size):
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=serve, args=(theirs, task, rank), daemon=True)
-                process.start()
-                theirs.close()
-                processes.append(process)
-                pipes[ours] = rank
-        return _listen(pipes, bar)
+        with RankPool(ranks, device) as pool:
+            return pool.start(serve, task).results(SILENCE, grace=0.0, heard=heard)
     finally:
         bar.close()
-        for process in processes:
-            process.join(0.0 if sys.exc_info()[0] else 10.0)
-            if process.is_alive():
-                process.kill()
-            process.join()
-
-
-def _start_server() -> None:
-    """Starts what ranks are forked from, without ears for Ctrl-C, which a terminal sends to all processes: only this
-    one answers, and ends the others."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _whole() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait: a start that is cut short leaves a rank that nobody knows of."""
-    came: list[signal.Signals] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: came.append(signal.Signals(number))) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-    for number in came:
-        signal.raise_signal(number)
-
-
-def _listen(pipes: dict[Connection, int], bar: show.Bar) -> list[tuple[Any, ...]]:
-    results: dict[int, tuple[Any, ...]] = {}
-    ranks = len(pipes)
-    while pipes:
-        ready = wait(list(pipes), SILENCE)
-        if not ready:
-            raise RankError(f"ranks {sorted(pipes.values())} have been silent for {SILENCE:.0f} s")
-        for pipe in ready:
-            assert isinstance(pipe, Connection)
-            try:
-                kind, *content = pipe.recv()
-            except EOFError:
-                raise RankError(f"rank {pipes[pipe]} died") from None
-            if kind == "error":
-                raise RankError(f"rank {pipes[pipe]}:\n{content[0]}")
-            if kind == "progress" and pipes[pipe] == 0:
-                bar.show(*content)
-            elif kind == "result":
-                results[pipes.pop(pipe)] = tuple(content)
-    return [results[rank] for rank in range(ranks)]

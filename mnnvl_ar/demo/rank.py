@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 import mnnvl_ar
 from mnnvl_ar._library import ops as library
 from mnnvl_ar.demo.rows import hostile_rows
 from mnnvl_ar.demo.traffic import CALLS, EMBEDDING, LAYERS, MODELS, PIECES, SETS, Form, Pass, bucket_of, passes
+from mnnvl_ar.ranks import Rank
 
 EPS = 1e-6
 POISON = 3.0  # no row of answers is all this
@@ -34,9 +28,6 @@ DISTINCT = (
 class Task:
     """What the parent asks of every rank."""
 
-    meeting: str  # a directory of its own
-    world_size: int
-    device: str
     seed: int
     most_tokens: int
     seconds: float
@@ -88,44 +79,26 @@ def call(
     return (out,)
 
 
-def serve(pipe: Connection, task: Task, rank: int) -> None:
-    """A rank's process: sends ("progress", share done, calls) and at last ("result", ...) or ("error", text)."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        if task.device == "cuda":
-            torch.cuda.set_device(rank)
-        else:
-            torch.set_num_threads(1)
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store = FileStore(f"{task.meeting}/store", task.world_size)
-        limit = timedelta(seconds=60)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=task.world_size, timeout=limit)
-        device = torch.device("cuda", rank) if task.device == "cuda" else torch.device("cpu")
-        worker = Worker(task, rank, device, lambda *message: pipe.send(message))
-        worker.run()
-        pipe.send(("result", worker.tallies, repr(worker.workspace.transport), worker.workspace.transport_reason))
-        dist.barrier()
-        worker.workspace.close()
-        dist.destroy_process_group()
-    except BaseException:
-        pipe.send(("error", traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot end its ranks."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(2)
+def serve(rank: Rank, task: Task) -> tuple[Any, ...]:
+    """(tallies, transport, its reason) of this rank; tells (share done, calls) meanwhile."""
+    if rank.device.type == "cpu":
+        torch.set_num_threads(1)
+    worker = Worker(rank, task, lambda *progress: rank.tell(progress))
+    worker.run()
+    dist.barrier()
+    worker.workspace.close()
+    return worker.tallies, repr(worker.workspace.transport), worker.workspace.transport_reason
 
 
 class Worker:
-    def __init__(self, task: Task, rank: int, device: torch.device, tell: Callable[..., None]) -> None:
-        self.task, self.rank, self.device, self.tell = task, rank, device, tell
+    """`tell(share done, calls)` is called now and then."""
+
+    def __init__(self, rank: Rank, task: Task, tell: Callable[[float, int], None]) -> None:
+        self.rank, self.task, self.tell, self.device = rank, task, tell, rank.device
         self.tallies: dict[tuple[int, tuple[int, int]], Tally] = defaultdict(Tally)
-        assert dist.group.WORLD is not None
+        size, hidden = task.most_tokens, max(MODELS)
         self.workspace = mnnvl_ar.Workspace(
-            dist.group.WORLD, task.most_tokens, max(MODELS), torch.bfloat16, device=device, deadline=task.deadline
+            rank.join(60.0), size, hidden, torch.bfloat16, device=self.device, deadline=task.deadline
         )
         if task.broken_rules:
             library._sabotage(self.workspace.handle, task.broken_rules, 0, 0, 0)
@@ -134,17 +107,17 @@ class Worker:
         self.graphs: dict[tuple[tuple[Form, Form], int, int], Piece] = {}
 
     def _make_set(self, hidden: int, turn: int) -> Set:
-        tokens, world = min(self.task.most_tokens, DISTINCT), self.task.world_size
+        tokens, world = min(self.task.most_tokens, DISTINCT), self.rank.world_size
         seed = 10_007 * self.task.seed + 101 * turn + hidden
         shares = [hostile_rows(tokens, hidden, torch.bfloat16, seed=seed, rank=rank) for rank in range(world + 1)]
         xs, residual = shares[:-1], shares[-1]
         weight = (1 + 0.1 * torch.randn(hidden, generator=torch.Generator().manual_seed(seed))).bfloat16()
         total = mnnvl_ar.reference.all_reduce(xs)
         norm, residual_out = mnnvl_ar.reference.all_reduce_rms_norm(xs, residual, weight, EPS)
-        self.tell("progress", 0.0, 0)
+        self.tell(0.0, 0)
         named = {"all_reduce": total, "norm": norm, "residual_out": residual_out}
         answers = {name: self._repeat(answer) for name, answer in named.items()}
-        return Set(self._repeat(xs[self.rank]), self._repeat(residual), weight.to(self.device), answers)
+        return Set(self._repeat(xs[self.rank.rank]), self._repeat(residual), weight.to(self.device), answers)
 
     def _repeat(self, rows: torch.Tensor) -> torch.Tensor:
         tokens = self.task.most_tokens
@@ -158,7 +131,7 @@ class Worker:
             seconds = time.monotonic() - began
             share = made / self.task.calls if self.task.calls else seconds / self.task.seconds
             enough = self._agree(share >= 1)
-            self.tell("progress", 1.0 if enough else min(share, 0.99), made)
+            self.tell(1.0 if enough else min(share, 0.99), made)
             if enough:
                 break
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import math
 import statistics
-import tempfile
 import time
 import traceback
-from datetime import timedelta
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 import mnnvl_ar
+from mnnvl_ar.ranks import Rank, RankPool
 
 HIDDEN = 8192
 SMALL, LARGE = 1, {"cpu": 16, "cuda": 1024}  # tokens
@@ -29,26 +25,12 @@ def run(gpus: int, seconds: float, limit: float) -> dict[str, Any]:
     if seconds <= 0:
         return {"ran": False}
     size, device = (gpus, "cuda") if gpus else (2, "cpu")
-    context = multiprocessing.get_context("spawn")
     until = time.monotonic() + limit + seconds
-    with tempfile.TemporaryDirectory(prefix="mnnvl_ar-doctor-") as meeting:
-        pipes, processes = [], []
-        for rank in range(size):
-            ours, theirs = context.Pipe(duplex=False)
-            what = (theirs, meeting, rank, size, device, seconds, limit)
-            process = context.Process(target=_serve, args=what, daemon=True)
-            process.start()
-            theirs.close()
-            pipes.append(ours)
-            processes.append(process)
-        results = {rank: _receive(pipe, until) for rank, pipe in enumerate(pipes)}
-        last = time.monotonic() + 5.0
-        for process in processes:
-            process.join(max(0.0, last - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
-    return summary(results)
+    with RankPool(size) as pool:
+        running = pool.start(_serve, device, seconds, limit)
+        left = max(0.0, until - time.monotonic())
+        outcomes = running.outcomes(left, grace=math.inf)  # the others say what they waited for
+    return summary({rank: value if ok else silent(value) for rank, (ok, value) in enumerate(outcomes)})
 
 
 def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limit: float) -> dict[str, Any]:
@@ -147,24 +129,12 @@ def _rows(tokens: int, rank: int) -> torch.Tensor:
     return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(17 * rank + tokens)).bfloat16()
 
 
-def _receive(pipe: Connection, until: float) -> dict[str, Any]:
-    try:
-        return dict(pipe.recv()) if pipe.poll(max(0.0, until - time.monotonic())) else silent("stopped or stuck")
-    except EOFError:
-        return silent("its process died")
-
-
-def _serve(pipe: Connection, meeting: str, rank: int, size: int, device: str, seconds: float, limit: float) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def _serve(rank: Rank, device: str, seconds: float, limit: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
-        where = torch.device(device, rank) if device == "cuda" else torch.device(device)
-        if device == "cuda":
-            torch.cuda.set_device(rank)
-        store = FileStore(f"{meeting}/store", size)
-        dist.init_process_group("gloo", None, timedelta(seconds=limit / 2), size, rank, store)
-        assert dist.group.WORLD is not None
-        pipe.send(measure(dist.group.WORLD, where, seconds, limit))
-        dist.destroy_process_group()
+        where = torch.device(device, rank.rank) if device == "cuda" else rank.device
+        if where.type == "cuda":
+            torch.cuda.set_device(where)  # here and not in the launcher, since a GPU that fails is a result
+        return measure(rank.join(limit / 2), where, seconds, limit)
     except Exception as error:
-        pipe.send(failed(error))
+        return failed(error)

@@ -1,31 +1,45 @@
 """The doctor's own ranks, where there is no torchrun: one that dies or stands still, and how results become lines."""
 
-import multiprocessing
+import os
 import time
+from typing import Any
+
+import pytest
 
 from mnnvl_ar.doctor import selftest
 
 GOOD = {"ran": True, "ok": True, "latency_us": 1.0}
 
 
-def test_a_process_that_dies() -> None:
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    theirs.close()
-    assert selftest._receive(ours, time.monotonic() + 60.0) == selftest.silent("its process died")
+def die(rank: Any, *_: Any) -> dict[str, Any]:
+    return os._exit(7) if rank.rank == 1 else GOOD
 
 
-def test_a_process_that_stands_still() -> None:
-    ours, theirs = multiprocessing.Pipe(duplex=False)
+def stand_still(rank: Any, *_: Any) -> dict[str, Any]:
+    return time.sleep(600) if rank.rank == 1 else GOOD  # type: ignore[return-value]
+
+
+def test_a_process_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "_serve", die)
+    found = selftest.run(0, 0.1, limit=60.0)
+    assert found["errors"] == ["rank 1: said nothing more: process ended with exit code 7"]
+    assert found["by_rank"] == {0: GOOD, 1: selftest.silent("process ended with exit code 7")}
+
+
+def test_a_process_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "_serve", stand_still)
     began = time.monotonic()
-    assert selftest._receive(ours, began + 0.2) == selftest.silent("stopped or stuck")
-    assert time.monotonic() - began < 10.0
-    theirs.close()
+    found = selftest.run(0, 0.1, limit=10.0)
+    assert time.monotonic() - began < 20.0
+    (error,) = found["errors"]
+    assert error.startswith("rank 1: said nothing more: still running after ")
+    assert found["by_rank"][0] == GOOD
 
 
 def test_a_time_limit_ends_a_run() -> None:
     """Too short for processes even to start."""
-    found = selftest.run(0, 0.1, limit=0.1)
-    assert found["errors"] == ["ranks 0 and 1: said nothing more: stopped or stuck"]
+    found = selftest.run(0, 0.01, limit=0.01)
+    assert found["errors"] == ["ranks 0 and 1: said nothing more: still running after 0 s"]
 
 
 def test_summary() -> None:

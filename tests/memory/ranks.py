@@ -1,33 +1,25 @@
-"""Starts real processes as the ranks of a group, over loopback, and says how each one ended.
+"""Ranks as the memory tests use them: fresh processes for each test, which make their groups themselves.
 
-`launch(n, body, ...)` runs `body(rank, n, store, ...)` in n fresh processes. The store is a file, so that it survives
-whichever rank a test kills, and so that no test waits for a name server: a TCPStore looks up the name of everyone who
-connects, and stands still for 5 s when one answer is lost. Processes fork from a server that has imported PyTorch once:
-a launch costs tens of milliseconds, which is what makes hundreds of them affordable.
+`launch(n, body, ...)` runs `body(rank, n, store, ...)` in n processes, and says how each one ended. The store is a
+file, so that it survives whichever rank a test kills, and so that no test waits for a name server: a TCPStore looks up
+the name of everyone who connects, and stands still for 5 s when one answer is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import math
 import os
 import re
-import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch.distributed as dist
 
-_context = multiprocessing.get_context("forkserver")
-# There is one fork server a process, so this is as in common/ranks.py, whose ranks choose their library themselves.
-_context.set_forkserver_preload(["torch", "torch.distributed"])
-_lock = threading.Lock()  # multiprocessing reads an exit code twice if threads start and join at once
+from mnnvl_ar.ranks import Rank, RankPool
 
 
 @dataclass
@@ -36,50 +28,20 @@ class End:
 
     value: Any = None
     error: str = ""
-    exitcode: int | None = 0
+    exitcode: int = 0
 
 
 def launch(world_size: int, body: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[End]:
     """Runs the ranks to their end; those still there after `seconds` are killed and say so in `error`."""
-    with tempfile.TemporaryDirectory(prefix="mnnvl_ar-ranks-") as meeting:
-        return _launch(world_size, body, arguments, seconds, meeting)
+    with RankPool(world_size) as pool:
+        outcomes = pool.start(_run, body, *arguments).outcomes(seconds, grace=math.inf)
+        codes = pool.close()
+    ends = zip(outcomes, codes, strict=True)
+    return [End(value, "", code) if ok else End(None, value, code) for (ok, value), code in ends]
 
 
-def _launch(
-    world_size: int, body: Callable[..., Any], arguments: tuple[Any, ...], seconds: float, meeting: str
-) -> list[End]:
-    pipes, processes = [], []
-    for rank in range(world_size):
-        ours, theirs = _context.Pipe(duplex=False)
-        what = (theirs, meeting, rank, world_size, body, arguments)
-        process = _context.Process(target=_main, args=what, daemon=True)
-        with _lock:
-            process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
-    ends = [End(error="no result") for _ in range(world_size)]
-    deadline, open_pipes = time.monotonic() + seconds, {pipe: rank for rank, pipe in enumerate(pipes)}
-    while open_pipes:
-        ready = wait(list(open_pipes), max(deadline - time.monotonic(), 0))
-        if not ready:
-            break
-        for pipe in ready:
-            assert isinstance(pipe, Connection)
-            rank = open_pipes.pop(pipe)
-            with contextlib.suppress(EOFError):  # killed
-                ends[rank] = pipe.recv()
-    for rank, process in enumerate(processes):
-        if not wait([process.sentinel], max(deadline - time.monotonic(), 1.0)):
-            ends[rank].error += f"; rank {rank} did not exit within {seconds} s"
-            process.kill()
-            wait([process.sentinel])
-        with _lock:
-            process.join()
-            ends[rank].exitcode = process.exitcode
-    for pipe in pipes:
-        pipe.close()
-    return ends
+def _run(rank: Rank, body: Callable[..., Any], *arguments: Any) -> Any:
+    return body(rank.rank, rank.world_size, rank.store, *arguments)
 
 
 def values(ends: list[End]) -> list[Any]:
@@ -135,16 +97,3 @@ def _listening() -> int:
             rows = [line.split() for line in lines][1:]
             found += sum(row[state] == listens and f"socket:[{row[inode]}]" in ours for row in rows)
     return found
-
-
-def _main(pipe: Connection, meeting: str, rank: int, world_size: int, body: Callable[..., Any], arguments: Any) -> None:
-    try:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store = dist.FileStore(f"{meeting}/store", world_size)
-        pipe.send(End(value=body(rank, world_size, store, *arguments)))
-    except BaseException:
-        pipe.send(End(error=traceback.format_exc()))
-    finally:
-        pipe.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()

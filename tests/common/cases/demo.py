@@ -40,8 +40,8 @@ def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
 def _worker(rank: Any) -> Any:
     from mnnvl_ar.demo.rank import Task, Worker
 
-    task = Task("", rank.world_size, "cpu", 0, most_tokens=TOKENS, seconds=0.0, calls=0, deadline=20.0)
-    return Worker(task, rank.rank, rank.device, lambda *_: None)
+    task = Task(0, most_tokens=TOKENS, seconds=0.0, calls=0, deadline=20.0)
+    return Worker(rank, task, lambda *_: None)
 
 
 def _tally_of_pass(worker: Any) -> Any:
