@@ -231,7 +231,7 @@ class Running:
         timeout: float = 60.0,
         *,
         grace: float = GRACE,
-        heard: Callable[[int, Any], object] | None = None,
+        heard: Callable[[int, Any], object] = lambda *_: None,
     ) -> list[Any]:
         """As `RankPool.run`; `outcomes` explains the arguments."""
         outcomes = self.outcomes(timeout, grace=grace, heard=heard)
@@ -245,7 +245,7 @@ class Running:
         timeout: float = 60.0,
         *,
         grace: float = GRACE,
-        heard: Callable[[int, Any], object] | None = None,
+        heard: Callable[[int, Any], object] = lambda *_: None,
     ) -> list[Outcome]:
         """How each rank ended, by rank. Killed are those that still run `timeout` seconds after this was called or a
         rank told something last, or `grace` seconds after another rank failed.
@@ -258,11 +258,11 @@ class Running:
                 told = self.wait(until - time.monotonic())
                 if told is None:
                     break
-                for rank, message in told:
-                    until = max(until, time.monotonic() + timeout) if not failed else until
-                    if heard is not None:
-                        heard(rank, message)
-                if not failed and any(not outcome.ok for outcome in self.ended.values()):
+                for message in told:
+                    heard(*message)
+                if told and not failed:
+                    until = time.monotonic() + timeout
+                if not failed and not all(outcome.ok for outcome in self.ended.values()):
                     failed, until = True, min(until, time.monotonic() + grace)
             after = f"{grace:.0f} s after another rank's error" if failed else f"after {timeout:.0f} s"
             for rank in self._waiting.values():
@@ -299,10 +299,11 @@ class _Name(str):
     """A process's name, which sets the process's environment where it is unpickled.
 
     mnnvl_ar loads its library when it is imported, so MNNVL_AR_LIBRARY must be set before that. But a new process
-    imports mnnvl_ar before any code of ours runs: to find the function that it is to call, and before that in the
-    script that the parent runs as `__main__`, which multiprocessing imports into each child. What it unpickles ahead of
-    both, in every way of starting that unpickles at all, is data such as its name; and a pickle may ask for a call of a
-    function. This one asks for `eval`, which is there without any import.
+    imports mnnvl_ar before any code of ours runs in it: to find `_serve`, and before that with the script that the
+    parent runs as `__main__`, which multiprocessing imports into every child. Ahead of both it unpickles a few facts
+    about itself, the name among them, and what is pickled may ask for a call. This one asks for `eval`, which needs no
+    import. A target of the standard library, to set the environment and then import ours, would come after the script;
+    a server of our own would have to do again what multiprocessing's does well.
     """
 
     environment: dict[str, str]

@@ -20,7 +20,7 @@ def test_an_interrupted_run_tells_what_it_has_injected(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     ) as running:
-        time.sleep(12.0)
+        time.sleep(20.0)  # it imports PyTorch, and so does what it forks its ranks from
         running.send_signal(signal.SIGINT)
         said, _ = running.communicate(timeout=40)
     assert running.returncode == 1, said
