@@ -42,8 +42,9 @@ NVCC_FLAGS = (
     " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v"
     " --compress-mode=size -Icsrc"
 )
-# The rooms of csrc and how each is compiled: "cuda" by nvcc, "host" by the C++ compiler, "torch" with LibTorch's headers as well;
-# None holds headers only. A file in no room, or of a kind that its room does not compile, ends the build.
+# The rooms of csrc and how each is compiled: "cuda" by nvcc, "host" by the C++ compiler, "torch" with LibTorch's
+# headers as well; None holds headers only. A file in no room, or of a kind that its room does not compile, ends the
+# build.
 ROOMS = {
     "protocol": None,
     "kernels": None,

@@ -30,8 +30,8 @@ def most_one_shot_bytes(tp: int) -> int:
 
 
 def clusters(row_bytes: int) -> list[int]:
-    """The clusters that differ in what is launched, narrowest first: `plan` (csrc/launch/plan.cpp) makes one of these of
-    any other, as no CTA holds more than MOST_WARPS groups of 32 vectors, and none is launched to hold nothing."""
+    """The clusters that differ in what is launched, narrowest first: csrc/launch/plan.cpp makes one of these of any
+    other, as no CTA holds more than MOST_WARPS groups of 32 vectors, and none is launched to hold nothing."""
     groups = _divide_up(row_bytes, 32 * 16)
     narrowest = _divide_up(groups, MOST_WARPS)
     asked = {max(narrowest, min(cluster, groups)) for cluster in range(1, MAX_CLUSTER + 1)}

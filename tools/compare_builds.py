@@ -1,15 +1,16 @@
 """Times two builds of the library against each other on one GPU, in one run: is a change slower, and by how much?
 
-    python tools/compare_builds.py --old FOLDER [--new FOLDER] [--pairs 24] [--cells small] [--out FILE]
+    python tools/compare_builds.py --old FOLDER [--new FOLDER] [--turns 8] [--pairs 4] [--cells small] [--out FILE]
 
 A build is a folder with `mnnvl_ar/` (its `_C.so` in it) and `tests/common/`: a checkout, or what
 `git archive REVISION mnnvl_ar tests/common | tar x -C FOLDER` leaves, with a library built from it. Each runs in a
-process of its own, which lives for the whole run; the two measure in turn, old and new in one pair, new and old in
-the next.
+process of its own; the two measure each cell by turns, old and new in one pair, new and old in the next. What a process
+is given (where its memory lies, above all) moves a cell by a tenth of a microsecond, so every turn starts both anew.
 
-Cells: a world of one rank between two GEMMs, and in a chain of its own calls; virtual ranks (several streams of one GPU)
-in a chain. Of each pair the difference new - old is taken; printed are the median of both, the mean difference and its
-95 % interval (Student's t over the pairs). A cell is slower when the whole interval is above 0.
+Cells: a world of one rank between two GEMMs, and in a chain of its own calls; virtual ranks (several streams of one
+GPU) in a chain. Printed are the medians of both and, of the differences new - old (each turn's mean over its pairs),
+the mean over turns with its 95 % interval (Student's t). A cell is slower when the whole interval is above 0. With 50
+cells, one or two are by chance: `--new` and `--old` alike show how many.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-T95 = {20: 2.086, 23: 2.069, 30: 2.042, 40: 2.021}  # two-sided, by degrees of freedom; between them the next lower is safe
+T95 = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 11: 2.201, 15: 2.131}  # by degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def cells(which: str) -> Iterator[Cell]:
             yield Cell("chain", ranks, "fused", tokens, 4096, strategy)
 
 
-# ---- a build's process ------------------------------------------------------------------------------------------------
+# ---- a build's process
 
 
 def serve() -> None:
@@ -77,16 +78,12 @@ def calls_of(cell: Cell, handle: int) -> Any:
 
     import mnnvl_ar
 
-    x, residual, norm, out = (
-        torch.randn(cell.tokens, cell.hidden, device="cuda").bfloat16() for _ in range(4)
-    )
+    x, residual, norm, out = (torch.randn(cell.tokens, cell.hidden, device="cuda").bfloat16() for _ in range(4))
     weight = torch.ones(cell.hidden, device="cuda", dtype=torch.bfloat16)
 
     def call(x: Any = x) -> Any:
         if cell.op == "fused":
-            mnnvl_ar.ops.all_reduce_rms_norm_out(
-                x, residual, weight, 1e-6, norm, out, handle, strategy=cell.strategy
-            )
+            mnnvl_ar.ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, norm, out, handle, strategy=cell.strategy)
             return norm
         mnnvl_ar.ops.all_reduce_out(x, out, handle, strategy=cell.strategy)
         return out
@@ -108,12 +105,13 @@ def timed(replay: Any, count: int, streams: list[Any]) -> float:
         torch.cuda.current_stream().wait_stream(stream)
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) * 1e3 / count
+    return float(begin.elapsed_time(end)) * 1e3 / count
 
 
 def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
     """x -> GEMM -> call -> GEMM -> ..., weights rotated so that L2 holds none of them."""
     import torch
+
     from common.virtual import VirtualGroup
 
     group = VirtualGroup(1, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0")
@@ -140,10 +138,11 @@ def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
 def chain(cell: Cell, count: int = 400) -> Any:
     """A graph of `count` calls a rank, each on the stream of its rank."""
     import torch
+
     from common.virtual import VirtualGroup
 
     count = max(20, min(count, 20_000 // cell.tokens))
-    group = VirtualGroup(cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0")
+    group = VirtualGroup(cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", strategy=cell.strategy)
     calls = [calls_of(cell, handle) for handle in group.handles]
     streams = [torch.cuda.Stream() for _ in calls]
 
@@ -171,7 +170,7 @@ def chain(cell: Cell, count: int = 400) -> Any:
     return lambda: (timed(replay, count, streams), group)[0]
 
 
-# ---- the comparison ---------------------------------------------------------------------------------------------------
+# ---- the comparison
 
 
 class Build:
@@ -180,40 +179,64 @@ class Build:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
         code = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r})['serve']()"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code],
+            cwd=folder,  # which comes first on its path
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def measure(self, cell: Cell) -> float:
         into, out = self.process.stdin, self.process.stdout
-        assert into is not None and out is not None
+        assert into is not None
+        assert out is not None
         into.write(json.dumps(asdict(cell)) + "\n")
         into.flush()
-        return _number(out)
+        line = out.readline()
+        if not line:
+            raise RuntimeError("a build's process ended; its error is above")
+        return float(line)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
-def _number(out: IO[str]) -> float:
-    line = out.readline()
-    if not line:
-        raise RuntimeError("a build's process ended; its error is above")
-    return float(line)
+Pair = tuple[float, float]  # us of the old and of the new build
 
 
-def compare(old: Build, new: Build, cell: Cell, pairs: int) -> dict[str, Any]:
-    """Runs the pairs of one cell."""
-    olds, news = [], []
-    for build in (old, new):
-        build.measure(cell)  # makes it ready
-    for turn in range(pairs):
-        for build in (old, new) if turn % 2 == 0 else (new, old):
-            (olds if build is old else news).append(build.measure(cell))
-    differences = [b - a for a, b in zip(olds, news, strict=True)]
-    mean = statistics.mean(differences)
-    t = T95[max(n for n in T95 if n <= max(20, pairs - 1))]
-    half = t * statistics.stdev(differences) / math.sqrt(pairs)
+def run_turn(folders: tuple[Path, Path], wanted: list[Cell], pairs: int, first: int) -> dict[Cell, list[Pair]]:
+    """Both builds in fresh processes, through all cells. The one that starts first, and makes each cell ready first, is
+    the quicker one by some hundredths of a microsecond, so turns take turns in that, too."""
+    builds: dict[int, Build] = {}
+    found: dict[Cell, list[Pair]] = {}
+    for cell in wanted:
+        for which in (first, 1 - first):
+            if which not in builds:
+                builds[which] = Build(folders[which])
+            builds[which].measure(cell)  # makes it ready
+        found[cell] = []
+        for pair in range(pairs):
+            order = (0, 1) if pair % 2 == 0 else (1, 0)
+            times = {which: builds[which].measure(cell) for which in order}
+            found[cell].append((times[0], times[1]))
+    for build in builds.values():
+        build.end()
+    return found
+
+
+def summary(cell: Cell, turns: list[list[Pair]]) -> dict[str, Any]:
+    """Of one cell, over all turns."""
+    every = [pair for turn in turns for pair in turn]
+    means = [statistics.mean(new - old for old, new in turn) for turn in turns]
+    mean = statistics.mean(means)
+    half = T95[max(n for n in T95 if n <= len(turns) - 1)] * statistics.stdev(means) / math.sqrt(len(turns))
     return {
         **asdict(cell),
-        "old_us": round(statistics.median(olds), 3),
-        "new_us": round(statistics.median(news), 3),
+        "pairs": len(every),
+        "old_us": round(statistics.median(old for old, _ in every), 3),
+        "new_us": round(statistics.median(new for _, new in every), 3),
         "difference_us": round(mean, 4),
         "interval_us": [round(mean - half, 4), round(mean + half, 4)],
         "slower": mean - half > 0,
@@ -224,30 +247,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", type=Path, required=True)
     parser.add_argument("--new", type=Path, default=ROOT)
-    parser.add_argument("--pairs", type=int, default=24, help="at least 21")
+    parser.add_argument("--turns", type=int, default=8, help="an even number, 6 or more")
+    parser.add_argument("--pairs", type=int, default=4, help="of each turn; 20 in all at least")
     parser.add_argument("--cells", choices=("small", "all"), default="all")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.pairs < 21:
-        parser.error(f"--pairs: is {options.pairs}, wanted 21 or more")
-    old, new = Build(options.old.resolve()), Build(options.new.resolve())
-    rows = []
-    for cell in cells(options.cells):
-        rows.append(compare(old, new, cell, options.pairs))
-        row = rows[-1]
+    if options.turns < 6 or options.turns % 2 or options.turns * options.pairs < 20:
+        parser.error(f"--turns {options.turns} --pairs {options.pairs}: wanted 6, 8, ... turns and 20 pairs in all")
+    wanted = list(cells(options.cells))
+    turns = []
+    for turn in range(options.turns):
+        turns.append(run_turn((options.old.resolve(), options.new.resolve()), wanted, options.pairs, turn % 2))
+    rows = [summary(cell, [turn[cell] for turn in turns]) for cell in wanted]
+    for row in rows:
         low, high = row["interval_us"]
         print(
-            f"{cell.context:5} R={cell.ranks} {cell.op:5} T={cell.tokens:<4} H={cell.hidden} strategy={cell.strategy:2}: "
-            f"old {row['old_us']:8.3f} new {row['new_us']:8.3f} us, new - old {row['difference_us']:+.4f} "
-            f"[{low:+.4f}, {high:+.4f}]{' SLOWER' if row['slower'] else ''}",
-            flush=True,
+            f"{row['context']:5} R={row['ranks']} {row['op']:5} T={row['tokens']:<4} H={row['hidden']} "
+            f"strategy={row['strategy']:2}: old {row['old_us']:8.3f} new {row['new_us']:8.3f} us, "
+            f"new - old {row['difference_us']:+.4f} [{low:+.4f}, {high:+.4f}]{' SLOWER' if row['slower'] else ''}"
         )
-        if options.out:
-            options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
     slower = sum(row["slower"] for row in rows)
-    print(f"{len(rows)} cells of {options.pairs} pairs: {slower} slower beyond the interval")
-    for build in (old, new):
-        build.process.kill()
+    print(f"{len(rows)} cells of {options.turns} x {options.pairs} pairs: {slower} slower beyond the interval")
     return int(slower > 0)
 
 

@@ -87,7 +87,12 @@ ROOMS = {
         "tests/gpu/test_lifecycle.py",
     ),
     "faults": ("tools/faults/",),
-    "bits": ("tests/gpu/test_gpu_bits.py", "tests/gpu/test_gpu_controls.py", "tests/gpu/test_gpu_graphs.py", "tests/gpu/test_gpu_outputs.py"),
+    "bits": (
+        "tests/gpu/test_gpu_bits.py",
+        "tests/gpu/test_gpu_controls.py",
+        "tests/gpu/test_gpu_graphs.py",
+        "tests/gpu/test_gpu_outputs.py",
+    ),
     # What the tests share: rows, calls, which ranks there are, which tests are skipped.
     "cases": ("tests/common/", "tests/conftest.py", "tests/gpu/conftest.py", "tools/multicast.py"),
 }

@@ -45,11 +45,14 @@ struct NormArguments {
   uint32_t weight_is_fp32;
 };
 
+template <class Arguments>
+struct Given {
+  Arguments arguments;
+};
+
 // All that a launch of one epilogue is given.
 template <class Epilogue>
-struct CallOf : protocol::Params {
-  typename Epilogue::Arguments arguments;
-};
+struct CallOf : Given<typename Epilogue::Arguments>, protocol::Params {};
 
 // ---- for store()
 

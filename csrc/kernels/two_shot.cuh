@@ -39,10 +39,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   };
 
   if (!is_as_planned<false>(p)) return refuse<D, E>(p);
-  if (lane.role == Role::entry) {
-    return run_entry_warp(p, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), status);
+  if (lane.role != Role::row) {
+    if (lane.role == Role::entry) {
+      return run_entry_warp(p, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), status);
+    }
+    return run_exit_warp(p, status);
   }
-  if (lane.role == Role::exit) return run_exit_warp(p, status);
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
   Finish<D, Tile, E> epilogue(p, lane, status, shared);

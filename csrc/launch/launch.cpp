@@ -41,10 +41,9 @@ LaunchKernel find_launch_kernel() {
 
 }  // namespace
 
-CUresult launch(CUfunction function, protocol::Pdl pdl, protocol::Params& call, CUstream stream) {
+CUresult launch(CUfunction function, const protocol::Launch& launch, protocol::Pdl pdl, void* call, CUstream stream) {
   static const LaunchKernel launch_kernel = find_launch_kernel();
   if (launch_kernel == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
-  const protocol::Launch& launch = call.launch;
   CUlaunchAttribute attributes[2]{};
   attributes[0].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
   attributes[0].value.clusterDim = {launch.shape.cluster, 1, 1};
@@ -59,7 +58,7 @@ CUresult launch(CUfunction function, protocol::Pdl pdl, protocol::Params& call, 
   config.hStream = stream;
   config.attrs = attributes;
   config.numAttrs = pdl == protocol::Pdl::off ? 1 : 2;
-  void* arguments[] = {&call};
+  void* arguments[] = {call};
   return launch_kernel(&config, function, arguments, nullptr);
 }
 

@@ -40,7 +40,7 @@ cudaError_t load_kernels(uint32_t ranks);
 
 cudaError_t plan(const Request& request, Plan* result);
 
-// `call`: the start of a CallOf the plan's epilogue, with the plan's launch in it.
-CUresult launch(CUfunction function, protocol::Pdl pdl, protocol::Params& call, CUstream stream);
+// `call`: a CallOf the plan's epilogue, with `launch` in it.
+CUresult launch(CUfunction function, const protocol::Launch& launch, protocol::Pdl pdl, void* call, CUstream stream);
 
 }  // namespace mnnvl_ar::launch

@@ -87,7 +87,7 @@ Turn::Turn(int64_t handle, protocol::Op op, const Agreement& a, const Options& o
 void Turn::fail() { refuse(*workspace_, handle_, "broke in this call"); }
 
 #if MNNVL_AR_CUDA
-void Turn::launch(protocol::Params& call) {
+void Turn::launch(void* call, protocol::Params& params) {
   Workspace& workspace = *workspace_;
   const auto device = static_cast<int>(agreement_.device);
   const OnDevice guard(device);
@@ -100,27 +100,27 @@ void Turn::launch(protocol::Params& call) {
   const cudaError_t error = launch::plan({.op = op_,
                                           .dtype = agreement_.dtype,
                                           .strategy = choice_.strategy,
-                                          .ranks = call.group.ranks,
-                                          .tokens = call.tensors.tokens,
-                                          .vectors = call.tensors.vectors,
+                                          .ranks = params.group.ranks,
+                                          .tokens = params.tensors.tokens,
+                                          .vectors = params.tensors.vectors,
                                           .shape = choice_.shape,
                                           .sharers = sharing,
                                           .device = device,
                                           .link = workspace.settings.link},
                                          &plan);
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));
-  call.launch = plan.launch;
-  call.launch.number = workspace.launches++;
-  call.launch.trigger_early = pdl == protocol::Pdl::early;
+  params.launch = plan.launch;
+  params.launch.number = workspace.launches++;
+  params.launch.trigger_early = pdl == protocol::Pdl::early;
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   note_capture(workspace, static_cast<cudaStream_t>(stream));
-  const CUresult result = launch::launch(plan.function, pdl, call, static_cast<CUstream>(stream));
+  const CUresult result = launch::launch(plan.function, params.launch, pdl, call, static_cast<CUstream>(stream));
   STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
 }
 #else
-void Turn::launch(protocol::Params&) {
+void Turn::launch(void*, protocol::Params&) {
   STD_TORCH_CHECK(false, "x: is on a GPU, but this build has no CUDA transport (there was no nvcc)");
 }
 #endif

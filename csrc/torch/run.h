@@ -25,8 +25,9 @@ class Turn {
   // Zero tokens: there is nothing to do.
   bool is_empty() const { return workspace_ == nullptr; }
   const protocol::Params& params() const { return params_; }
-  // On the current stream. `call` is the start of a CallOf the op's epilogue, with params() in it; its launch is filled in here.
-  void launch(protocol::Params& call);
+  // On the current stream. `call`: a CallOf the op's epilogue; `params`: the part of it that is a copy of params(), whose launch is
+  // filled in here.
+  void launch(void* call, protocol::Params& params);
   // The host's call has failed: throws why.
   [[noreturn]] void fail();
 
@@ -55,11 +56,11 @@ template <class E>
 void run(int64_t handle, const Agreement& agreement, const Options& options, const typename E::Arguments& arguments) {
   detail::Turn turn(handle, E::kOp, agreement, options);
   if (turn.is_empty()) return;
-  epilogues::CallOf<E> call{turn.params(), arguments};
+  epilogues::CallOf<E> call{{arguments}, turn.params()};
   if (agreement.device < 0) {
     if (!host::run<E>(call, agreement.dtype)) turn.fail();
   } else {
-    turn.launch(call);
+    turn.launch(&call, call);
   }
 }
 

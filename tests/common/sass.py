@@ -213,9 +213,9 @@ def faults(kernel: Kernel) -> list[str]:
     return wrong
 
 
-# What csrc/kernels/root.cuh adds to CUDA's own division and root, which stand behind it: 1 / H, once a kernel, in nvcc's
-# sequence for a reciprocal; and for each row, with a MUFU.RSQ of its own beside that of CUDA's root, ten FFMAs, two of
-# which are counted as a root's.
+# What csrc/kernels/root.cuh adds to CUDA's own division and root, which stand behind it: 1 / H, once a kernel, in
+# nvcc's sequence for a reciprocal; and for each row, with a MUFU.RSQ of its own beside that of CUDA's root, ten FFMAs,
+# two of which are counted as a root's.
 FMAS_A_RECIPROCAL, FMAS_A_QUICK_ROOT = 2, 8
 NEGATION = re.compile(r"ftz: [0-9a-f]+ FADD\.FTZ (R\d+), -(R\d+), -RZ$")  # in that sequence; of 1 / H, no subnormal
 

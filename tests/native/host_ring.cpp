@@ -120,11 +120,12 @@ struct Rank {
                  .first_token = 0,
                  .call_tokens = plan.tokens(n),
                  .description = protocol::describe(op, plan.dtype(n), plan.strategy(n), plan.vectors(n))};
-    const bool ok = op == Op::all_reduce
-                        ? host::run<epilogues::Plain>({p, {out.data()}}, plan.dtype(n))
-                        : host::run<epilogues::RmsNorm>(
-                              {p, {{residual.data(), weight.data(), residual_out.data(), 1e-6f, 0.0f, 0}, out.data()}},
-                              plan.dtype(n));
+    const bool ok =
+        op == Op::all_reduce
+            ? host::run<epilogues::Plain>({{{out.data()}}, p}, plan.dtype(n))
+            : host::run<epilogues::RmsNorm>(
+                  {{{{residual.data(), weight.data(), residual_out.data(), 1e-6f, 0.0f, 0}, out.data()}}, p},
+                  plan.dtype(n));
     if (!ok) {
       std::fprintf(stderr, "rank %u: fault %u in call %u, peer %u\n", rank, static_cast<uint32_t>(record.code), n,
                    record.peer);

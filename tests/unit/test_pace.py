@@ -46,9 +46,7 @@ def test_rows_take_turns_from_a_size_on(world: int, tokens: int, row: int) -> No
 @given(ranks, vectors)
 def test_the_first_look_waits_for_what_all_peers_send(world: int, row: int) -> None:
     looks = [
-        pace(world, tokens, row)[1]
-        for tokens in range(1, 200)
-        if sent(world, tokens, row) < H200.paced_from_bytes
+        pace(world, tokens, row)[1] for tokens in range(1, 200) if sent(world, tokens, row) < H200.paced_from_bytes
     ]
     assert looks == sorted(looks)
     for tokens, look in enumerate(looks, 1):

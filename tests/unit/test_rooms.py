@@ -85,7 +85,9 @@ def test_a_new_epilogue_touches_few_files(text: str) -> None:
 def test_an_epilogue_is_named_in_the_listed_files_alone(text: str) -> None:
     """The one that only test builds have: nothing else in the library knows of it."""
     named = files_that_name(ROOT, ("row_peak", "RowPeak"))
-    assert named == {path for path in (p.replace("NAME", "row_peak") for p in files_of_an_epilogue(text)) if path in named}
+    assert named == {
+        path for path in (p.replace("NAME", "row_peak") for p in files_of_an_epilogue(text)) if path in named
+    }
     assert {"csrc/epilogues/row_peak.h", "csrc/epilogues/list.h", "csrc/torch/ops/row_peak.cpp"} <= named
 
 

@@ -133,9 +133,7 @@ def uncovered(table: Table, ranks: int, most: int, row_bytes: int, slot_bytes: i
     for t in sorted(t for t in tried if t <= most):
         if not ops._workspace_fits(handle, t, row_bytes):
             found.append(f"{t} tokens do not fit")
-        elif t <= max(known, default=most) and choice(handle, t, row_bytes) != Oracle().choice(
-            table, t, row_bytes
-        ):
+        elif t <= max(known, default=most) and choice(handle, t, row_bytes) != Oracle().choice(table, t, row_bytes):
             found.append(f"{t} tokens do not go as the table has it")
         try:
             ops._workspace_choice(handle, t, row_bytes, TWO)

@@ -22,7 +22,13 @@ H200 = Machine(
     write_us=0.14,
     egress_bytes_per_us=450e3,
     ingress_bytes_per_us=450e3,
-    link=Link(hop_clocks=900, queued_hop_clocks=1800, burst_bytes_per_clock=195, paced_bytes_per_clock=183, paced_from_bytes=200 << 10),
+    link=Link(
+        hop_clocks=900,
+        queued_hop_clocks=1800,
+        burst_bytes_per_clock=195,
+        paced_bytes_per_clock=183,
+        paced_from_bytes=200 << 10,
+    ),
 )
 BLACKWELL = replace(
     H200,

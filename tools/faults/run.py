@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Tally:
         self.hung = self.wrong = self.alarms = self.honest = self.calls = 0
         self.slowest = 0.0
 
-    def add(self, plan: Plan, outcomes: list[tuple[bool, Any]]) -> None:
+    def add(self, plan: Plan, outcomes: Sequence[tuple[bool, Any]]) -> None:
         problems, late = [], 0.0
         hung = sum("still running" in str(value) for ok, value in outcomes if not ok)
         wrong = [line for ok, value in outcomes if ok for line in value.wrong]
