@@ -37,10 +37,12 @@ class StateReader {
       : block_(ptx::keep(reinterpret_cast<uint64_t>(p.group.block))),
         entry_(ptx::keep(ptx::shared_address(&status.entry))) {}
 
+  // The rank's own block.
+  __device__ __forceinline__ uint8_t* block() const { return reinterpret_cast<uint8_t*>(block_); }
+
   // Returns the CTAs of all earlier calls.
   __device__ __forceinline__ uint32_t open(const Params& p, CallStatus& status, RingPosition& ring) const {
-    const auto* block = reinterpret_cast<const uint8_t*>(block_);
-    const uint8_t *state = block + protocol::kStateOffset, *progress = block + protocol::kProgressOffset;
+    const uint8_t *state = block() + protocol::kStateOffset, *progress = block() + protocol::kProgressOffset;
     const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
     bool broken = g.word[1] != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
     // One load of one address: all lanes go the same way. What lane 0 finds is what counts.
@@ -61,9 +63,10 @@ class StateReader {
 };
 
 // Counts this CTA in; the last one advances the state. False: CTAs of another call counted themselves in, too.
-__device__ __forceinline__ bool count_in(const Params& p, const RingPosition& ring, uint32_t launched, uint32_t dirty) {
+__device__ __forceinline__ bool count_in(const Params& p, uint8_t* block, const RingPosition& ring, uint32_t launched,
+                                         uint32_t dirty) {
   random_delay(p, Step::count_in);
-  auto* state = reinterpret_cast<protocol::State*>(p.group.block + protocol::kStateOffset);
+  auto* state = reinterpret_cast<protocol::State*>(block + protocol::kStateOffset);
   const uint32_t mine = protocol::arrival(ring.epoch, p.launch.number);
   const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, mine);
   const uint32_t count = protocol::arrivals(before);
@@ -80,10 +83,10 @@ __device__ __forceinline__ bool count_in(const Params& p, const RingPosition& ri
 }
 
 // Waits for the signature of one rank. False: it differs, or did not come; the fault has been reported or noted.
-__device__ __forceinline__ bool peer_agrees(const Params& p, CallStatus& status, const RingPosition& ring,
-                                            uint32_t source) {
+__device__ __forceinline__ bool peer_agrees(const Params& p, const uint8_t* block, CallStatus& status,
+                                            const RingPosition& ring, uint32_t source) {
   if (protocol::is_off(p, protocol::Rule::signature)) return true;
-  const uint8_t* place = p.group.block + protocol::board_offset(protocol::slot_of(ring.epoch), source);
+  const uint8_t* place = block + protocol::board_offset(protocol::slot_of(ring.epoch), source);
   uint64_t began_ns = 0;
   for (int tries = 0;; ++tries) {
     const protocol::Vector seen = ptx::load_relaxed_sys(place);
@@ -109,12 +112,13 @@ __device__ __forceinline__ void run_entry_warp(const Params& p, uint32_t dirty, 
   bool ok = !ring.broken;
   if (ok) {
     if (lane == 0) {
-      ok = count_in(p, ring, launched, dirty);
+      ok = count_in(p, reader.block(), ring, launched, dirty);
       if (!ok) report_fault(p, FaultCode::two_at_once, {ring.epoch, p.group.rank, 0, 0, ptx::global_timer_ns()});
     }
     __syncwarp();
     if (p.launch.trigger_early) ptx::trigger_dependents();
-    for (uint32_t source = lane; source < p.group.ranks; source += 32) ok &= peer_agrees(p, status, ring, source);
+    for (uint32_t source = lane; source < p.group.ranks; source += 32)
+      ok &= peer_agrees(p, reader.block(), status, ring, source);
   }
   if (!__all_sync(0xffffffffu, ok)) status.poisoned = 1;
   __syncwarp();

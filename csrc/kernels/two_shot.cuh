@@ -28,16 +28,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   const Lane lane = this_lane<1>();
   prepare_cta(lane, status, shared);
   const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors};
-  const uint32_t width = protocol::owned_columns(shape);
-  const uint32_t owner = lane.vector / width;
-  const uint32_t rows_apart = lane.clusters * p.launch.shape.batch;
-  const uint32_t batches = (p.tensors.tokens - lane.cluster * p.launch.shape.batch + rows_apart - 1) / rows_apart;
-  const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * p.launch.shape.batch; };
-  const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + p.launch.shape.batch, p.tensors.tokens); };
-  const auto input = [&](uint32_t row) {
-    return ptx::load(static_cast<const uint8_t*>(p.tensors.x) + vector_offset(p, row, lane.vector));
-  };
-
   if (!is_as_planned<false>(p)) return refuse<D, E>(p);
   if (lane.role != Role::row) {
     if (lane.role == Role::entry) {
@@ -47,6 +37,15 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   }
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
+  const uint32_t width = protocol::owned_columns(shape);
+  const uint32_t owner = lane.vector / width;
+  const uint32_t rows_apart = lane.clusters * p.launch.shape.batch;
+  const uint32_t batches = (p.tensors.tokens - lane.cluster * p.launch.shape.batch + rows_apart - 1) / rows_apart;
+  const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * p.launch.shape.batch; };
+  const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + p.launch.shape.batch, p.tensors.tokens); };
+  const auto input = [&](uint32_t row) {
+    return ptx::load(static_cast<const uint8_t*>(p.tensors.x) + vector_offset(p, row, lane.vector));
+  };
   Finish<D, Tile, E> epilogue(p, lane, status, shared);
   epilogue.prefetch_weight();
   epilogue.prefetch_row(first_row(0));
