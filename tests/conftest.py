@@ -57,8 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Recorder:
-    """Notes the outcome of each GPU test and the number of GPUs that it needs, and says which tests of tests/gpu were
-    left out, by an option or by an end before the last, and not just skipped for want of GPUs.
+    """Notes the outcome of each GPU test and the number of GPUs that it needs. Says which tests of tests/gpu and
+    tests/ranks were left out, by an option or by an end before the last, and not just skipped for want of GPUs.
     """
 
     def __init__(self, file: Path) -> None:
@@ -72,7 +72,9 @@ class Recorder:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.wanted |= {item.nodeid: gpus_needed(item) for item in session.items if gpus_needed(item)}
         seen = {test.split("::")[0] for test in self.wanted}
-        files = {str(file.relative_to(session.config.rootpath)) for file in Path(__file__).parent.glob("gpu/test_*.py")}
+        here = Path(__file__).parent
+        found = [*here.glob("gpu/test_*.py"), *here.glob("ranks/test_*.py")]
+        files = {str(file.relative_to(session.config.rootpath)) for file in found}
         self.wanted |= dict.fromkeys(files - seen, 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

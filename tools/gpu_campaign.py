@@ -40,7 +40,19 @@ class Job:
 
 def _tests(gpus: int, suffix: str, which: str, limit: float) -> Job:
     options = ["-k", which] if which else []
-    command = ("-m", "pytest", "-q", "-m", "gpu", "--gpus", str(gpus), "tests/gpu", *options, "--gpu-record")
+    command = (
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "--gpus",
+        str(gpus),
+        "tests/gpu",
+        "tests/ranks",
+        *options,
+        "--gpu-record",
+    )
     return Job(f"tests of {gpus}{suffix}", gpus, limit, (sys.executable, *command))
 
 

@@ -84,17 +84,21 @@ ROOMS = {
         "tests/common/cases/diagnosis.py",
         "tests/common/cases/lifecycle.py",
         "tests/gpu/test_gpu_input.py",
-        "tests/gpu/test_lifecycle.py",
+        "tests/gpu/test_gpu_lifecycle.py",
+        "tests/ranks/test_diagnosis.py",
+        "tests/ranks/test_input.py",
+        "tests/ranks/test_lifecycle.py",
     ),
     "faults": ("tools/faults/",),
     "bits": (
         "tests/gpu/test_gpu_bits.py",
         "tests/gpu/test_gpu_controls.py",
         "tests/gpu/test_gpu_graphs.py",
-        "tests/gpu/test_gpu_outputs.py",
+        "tests/ranks/test_outputs.py",
+        "tests/ranks/test_ring.py",
     ),
     # What the tests share: rows, calls, which ranks there are, which tests are skipped.
-    "cases": ("tests/common/", "tests/conftest.py", "tests/gpu/conftest.py", "tools/multicast.py"),
+    "cases": ("tests/common/", "tests/conftest.py", "tests/*/conftest.py", "tools/multicast.py"),
 }
 # Patterns of rooms that are still to be made. Once there is such a file, a test wants its pattern deleted from here.
 COMING = (
@@ -148,7 +152,7 @@ def digest(files: dict[str, str]) -> str:
 
 def without_room(root: Path = ROOT) -> list[str]:
     """Files of the library, the tools and the GPU tests that are in no room: nobody has said what rests on them."""
-    folders = ("csrc/", "mnnvl_ar/", "tools/", "tests/common/", "tests/gpu/")
+    folders = ("csrc/", "mnnvl_ar/", "tools/", "tests/common/", "tests/gpu/", "tests/ranks/")
     return [path for path in _paths(root) if path.startswith(folders) and room_of(path) is None]
 
 

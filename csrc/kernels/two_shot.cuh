@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
   const uint32_t width = protocol::owned_columns(shape);
   const uint32_t owner = lane.vector / width;
-  const uint32_t rows_apart = lane.clusters * p.launch.shape.batch;
-  const uint32_t batches = (p.tensors.tokens - lane.cluster * p.launch.shape.batch + rows_apart - 1) / rows_apart;
-  const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * p.launch.shape.batch; };
-  const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + p.launch.shape.batch, p.tensors.tokens); };
+  const uint32_t tokens = p.tensors.tokens, batch_rows = p.launch.shape.batch, lag = p.launch.shape.lag;
+  const uint32_t rows_apart = lane.clusters * batch_rows;
+  const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * batch_rows; };
+  const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + batch_rows, tokens); };
   const auto input = [&](uint32_t row) {
     return ptx::load(static_cast<const uint8_t*>(p.tensors.x) + vector_offset(p, row, lane.vector));
   };
@@ -57,6 +57,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   random_delay(p, Step::enter);
   const RingPosition ring = enter(p, status);
   const bool active = holds_column(p, lane, 0) && !ring.broken;
+  // Not earlier: the division would stand before the wait, in line.
+  const uint32_t batches = (tokens - lane.cluster * batch_rows + rows_apart - 1) / rows_apart;
 
   // ---- Stage 1, scatter: each owner gets its columns.
   const auto scatter_one = [&](uint32_t row, const Vector& x) {
@@ -125,15 +127,15 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   };
 
   // ---- Each stage runs `lag` batches behind the one before it.
-  for (uint32_t step = 0; step < batches + 2 * p.launch.shape.lag; ++step) {
+  for (uint32_t step = 0; step < batches + 2 * lag; ++step) {
     if (step < batches) scatter(step);
     if (step == 0) {
       random_delay(p, Step::before_wait);
       epilogue.prepare();
     }
     if (step < batches) clear_step(p, ring, step, batches);
-    if (step >= p.launch.shape.lag && step - p.launch.shape.lag < batches) reduce(step - p.launch.shape.lag);
-    if (step >= 2 * p.launch.shape.lag) gather(step - 2 * p.launch.shape.lag);
+    if (step >= lag && step - lag < batches) reduce(step - lag);
+    if (step >= 2 * lag) gather(step - 2 * lag);
   }
 }
 

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from common.cases.calls import ALIASING, Call, check_calls
-from common.cases.mixed import check_empty_calls, mixed_calls
-from common.cases.traffic import check_epochs, check_groups, check_traffic
-from common.ranks import rank_pool
+from common.cases.mixed import mixed_calls
+from common.cases.traffic import check_traffic
 
 WORKSPACE = {"max_tokens": 64, "hidden": 8192, "deadline": 5.0}
 PDLS = (-1, 0, 1, 2)
@@ -98,17 +97,3 @@ def test_traffic(ranks: Any) -> None:
     sizes = {"hiddens": (64, 264, 2880, 7168), "most_tokens": 32, "pdls": PDLS}
     workspaces = [WORKSPACE, {**WORKSPACE, "strategy": "two_shot"}]
     ranks.run(check_traffic, 300, workspaces, ranks.world_size, **sizes)
-
-
-def test_no_tokens_is_no_call(ranks: Any) -> None:
-    ranks.run(check_empty_calls, WORKSPACE)
-
-
-@pytest.mark.parametrize("before", [3, 6, 9])
-def test_epoch_wraps(ranks: Any, before: int) -> None:
-    ranks.run(check_epochs, 2**32 - 1 - before, 16, {"max_tokens": 16, "hidden": 2880, "deadline": 5.0})
-
-
-@pytest.mark.gpu(4)
-def test_groups_of_some_gpus() -> None:
-    rank_pool(4, "cuda").run(check_groups, [Call(tokens=t, hidden=264, strategy=s) for t in (1, 5) for s in (0, 1)])

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from common.cases.calls import ALIASING, Call, check_calls
-from common.cases.mixed import check_empty_calls, mixed_calls
+from common.cases.mixed import mixed_calls
 from common.ranks import rank_pool
 
 WORKSPACE = {"max_tokens": 64, "hidden": 8192}  # of fp32: holds any call here
@@ -43,8 +43,3 @@ def test_rows_of_any_length(hidden: int) -> None:
 def test_more_dimensions(lead: tuple[int, ...]) -> None:
     calls = [Call(op, 6, 64, out=out, lead=lead) for op in ("all_reduce", "all_reduce_rms_norm") for out in ("", "E")]
     rank_pool(2).run(check_calls, calls, WORKSPACE)
-
-
-def test_no_tokens_is_no_call() -> None:
-    """Nothing advances: ranks may even disagree on how many such calls they make."""
-    rank_pool(4).run(check_empty_calls, WORKSPACE)

@@ -1,4 +1,4 @@
-"""Sleep, recover, close, on the host transport."""
+"""Closed and at exit, on the host transport; what holds on GPUs too is in tests/ranks."""
 
 import subprocess
 import sys
@@ -7,36 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from common.cases.lifecycle import (
-    check_closed_with_graphs,
-    check_kept_is_given_back,
-    check_recover,
-    check_rounds,
-    check_sleep,
-)
-from common.ranks import RankPool, rank_pool
-
-
-def test_sleep() -> None:
-    rank_pool(3).run(check_sleep)
-
-
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_recover(ranks: int) -> None:
-    rank_pool(ranks).run(check_recover)
-
-
-def test_close() -> None:
-    rank_pool(2).run(check_closed_with_graphs)
+from common.cases.lifecycle import check_kept_is_given_back
+from common.ranks import RankPool
 
 
 def test_kept_memory_is_given_back() -> None:
     with RankPool(2) as pool:  # which has no other workspaces
         pool.run(check_kept_is_given_back)
-
-
-def test_rounds_leave_nothing() -> None:
-    rank_pool(2).run(check_rounds)
 
 
 AT_EXIT = """

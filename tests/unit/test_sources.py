@@ -7,7 +7,9 @@ import pytest
 
 from tools import ROOT, sources
 
-GPU_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/gpu").glob("test_*.py"))
+GPU_TESTS = sorted(
+    str(path.relative_to(ROOT)) for room in ("gpu", "ranks") for path in (ROOT / "tests" / room).glob("test_*.py")
+)
 
 
 def test_every_source_has_a_room() -> None:

@@ -1,0 +1,17 @@
+"""Closing while captured graphs live, and faults of large calls; what holds on the host too is in tests/ranks."""
+
+import pytest
+
+from common.cases.diagnosis import check_absent_in_many_ctas
+from common.cases.lifecycle import check_closed_until_graphs_are_gone
+from common.ranks import rank_pool
+
+pytestmark = pytest.mark.gpu(2)
+
+
+def test_close_until_graphs_are_gone() -> None:
+    rank_pool(2, "cuda").run(check_closed_until_graphs_are_gone)
+
+
+def test_absent_rank_of_large_calls() -> None:
+    rank_pool(2, "cuda").run(check_absent_in_many_ctas)

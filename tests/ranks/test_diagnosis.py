@@ -1,0 +1,49 @@
+"""Faults are named on every rank; the matrix of all kinds is tools/faults."""
+
+from typing import Any
+
+import pytest
+
+from common.cases.diagnosis import check_absent, check_different, check_marked, check_monitor, check_overwritten
+from common.places import gpus, host
+from common.ranks import RankPool
+
+
+@pytest.mark.parametrize(
+    ("ranks", "absent"),
+    [host(2, 0), host(3, 2), host(4, 1), gpus(2, 0), gpus(2, 1), gpus(4, 2)],
+    indirect=["ranks"],
+)
+def test_absent_rank(ranks: Any, absent: int) -> None:
+    ranks.run(check_absent, absent)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "odd"), [host(2, 0), host(3, 0), host(4, 3), gpus(2, 1), gpus(4, 2)], indirect=["ranks"]
+)
+def test_other_call(ranks: Any, odd: int) -> None:
+    ranks.run(check_different, odd)
+
+
+OFFSETS = (28, 1020, 5000, 8188, 16380)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "offset"),
+    [*(host(2, offset) for offset in OFFSETS), *(gpus(2, offset) for offset in OFFSETS[::2])],
+    indirect=["ranks"],
+)
+def test_overwritten_control_words(ranks: Any, offset: int) -> None:
+    ranks.run(check_overwritten, offset)
+
+
+@pytest.mark.parametrize("ranks", [host(2), gpus(2)], indirect=True)
+def test_marked_by_the_rank_at_fault(ranks: Any) -> None:
+    ranks.run(check_marked)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
+def test_monitor(device: str, watched: bool) -> None:
+    with RankPool(2, device) as pool:  # whose monitor's thread has to end with this test's workspace
+        pool.run(check_monitor, watched)
