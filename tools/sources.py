@@ -94,8 +94,9 @@ ROOMS = {
         "tests/gpu/test_gpu_bits.py",
         "tests/gpu/test_gpu_controls.py",
         "tests/gpu/test_gpu_graphs.py",
+        "tests/common/cases/outputs.py",
         "tests/ranks/test_outputs.py",
-        "tests/ranks/test_ring.py",
+        "tests/ranks/test_ring_ends.py",
     ),
     # What the tests share: rows, calls, which ranks there are, which tests are skipped.
     "cases": ("tests/common/", "tests/conftest.py", "tests/*/conftest.py", "tools/multicast.py"),

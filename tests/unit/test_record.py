@@ -11,7 +11,7 @@ import pytest
 from tools import ROOT, gpu_record, sources
 
 FILES = ("csrc/protocol/ring.h", "csrc/torch/ops.cpp", "mnnvl_ar/ops.py", "mnnvl_ar/memory/vote.py")
-FILES += ("mnnvl_ar/dsl/a.py", "tests/gpu/test_gpu_bits.py", "tests/gpu/test_lifecycle.py", "docs/protocol.md")
+FILES += ("mnnvl_ar/dsl/a.py", "tests/gpu/test_gpu_bits.py", "tests/gpu/test_gpu_lifecycle.py", "docs/protocol.md")
 
 
 @pytest.fixture
@@ -124,7 +124,11 @@ def test_figures_keep_runs_and_sources(tree: Path) -> None:
 
 def test_a_run_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_record, "_about", lambda: {"hardware": "2 x GPU"})
-    bits, life, odd = "tests/gpu/test_gpu_bits.py::test_a", "tests/gpu/test_lifecycle.py::test_b", "tests/x.py::test_c"
+    bits, life, odd = (
+        "tests/gpu/test_gpu_bits.py::test_a",
+        "tests/gpu/test_gpu_lifecycle.py::test_b",
+        "tests/x.py::test_c",
+    )
     outcomes = {bits: (2, "passed"), bits + "d": (1, "skipped"), life: (2, "failed"), odd: (1, "passed")}
     gpu_record.write_run(tmp_path / "record.json", outcomes, {life + "e": 2, "tests/gpu/test_replay.py": 0})
     runs = json.loads((tmp_path / "record.json").read_text())["runs"]
