@@ -31,6 +31,7 @@ ROOMS = {
         "mnnvl_ar/doctor/",
         "mnnvl_ar/dsl/",
         "tests/common/cases/demo.py",
+        "tests/common/sass.py",
         "tools/*.md",
         "tools/__init__.py",
         "tools/compare_builds.py",

@@ -225,3 +225,19 @@ def test_a_fault_is_found(old: str, new: str, kind: set[str]) -> None:
 def test_what_only_looks_like_floating_point_is_let_pass(line: str) -> None:
     (kernel,) = sass.kernels(LOOP.replace("NOP", line))
     assert sass.faults(kernel) == []
+
+
+@pytest.mark.parametrize(
+    ("epilogue", "line", "is_fault"),
+    [
+        ("7RmsNormE", "STG.E.64 desc[UR8][R2.64], R8", True),
+        ("5PlainE", "LDG.E R8, desc[UR8][R2.64]", True),
+        ("10RmsNormFp8E", "STG.E.64 desc[UR8][R2.64], R8", False),
+        ("10RmsNormFp8E", "LDG.E R8, desc[UR8][R2.64]", False),
+        ("10RmsNormFp8E", "STG.E.64.STRONG.SYS desc[UR8][R2.64], R8", True),
+    ],
+)
+def test_narrow_outputs_are_for_epilogues_that_have_them(epilogue: str, line: str, is_fault: bool) -> None:
+    (kernel,) = sass.kernels(LOOP.replace("STG.E.128 desc[UR8][R2.64], R8", line))
+    named = dataclasses.replace(kernel, name=f"_ZN8mnnvl_ar7kernels8one_shotINS_9epilogues{epilogue}EEvT_")
+    assert kinds(named) == ({"narrow"} if is_fault else set())
