@@ -9,9 +9,12 @@
 //     as stored in the dtype of x (numerics steps 2 to 5).
 //   * kNeedsMost, if kNormed: whether it needs one more reduction over the row: the largest of measure<D>(norm) over all vectors of
 //     the row. An integer maximum, so exact in any order. Magnitudes of floats order like integers, and NaN is above all.
-//   * store<D>(arguments, tensors, place, v[, most]): stores all that depends on vector v = s or norm at `place`; `most` is 0 unless
-//     kNeedsMost. Outputs of another size than x take their place from `place` and `tensors`, which also say where the rows of
-//     this launch stand in the whole call.
+//   * PerCall, and prepare(arguments) that returns one: what all rows need and lies in device memory, such as a scale. It is loaded
+//     once, behind the wait for the predecessor, which may have written it, and before the wait for peers.
+//   * store<D>(arguments, per_call, tensors, place, v), if kNormed with one more argument, `most` (0 unless kNeedsMost): stores all
+//     that depends on vector v = s or norm at `place`.
+//   * Tensors of x's size are given from the first row of this launch on, and `place.offset` is into them. All others are given as
+//     a whole, and a row's number in the call is tensors.first_token + place.row: a call may run as several launches.
 //   * A NaN never becomes a number: given NaN, store() leaves NaN in every output (for codes without NaN, in their scale). That is the
 //     poison of a failed call; there is no other.
 #pragma once
@@ -45,6 +48,9 @@ struct NormArguments {
   uint32_t weight_is_fp32;
 };
 
+// The PerCall of an epilogue that needs none.
+struct Nothing {};
+
 template <class Arguments>
 struct Given {
   Arguments arguments;
@@ -73,6 +79,18 @@ MNNVL_AR_HD void store_word(void* address, Word word) {
 #endif
 }
 
+// For prepare(): not .nc, since the predecessor may have written it.
+template <class Word>
+MNNVL_AR_HD Word load_word(const void* address) {
+#if defined(__CUDA_ARCH__)
+  return *static_cast<const Word*>(address);
+#else
+  Word word;
+  std::memcpy(&word, address, sizeof(word));
+  return word;
+#endif
+}
+
 MNNVL_AR_HD uint8_t* at(void* tensor, uint64_t bytes) { return static_cast<uint8_t*>(tensor) + bytes; }
 
 // ---- for transports
@@ -91,11 +109,12 @@ inline constexpr uint32_t kPoisonedMost = protocol::kPoison;
 // Every output at `place`, of a call that failed.
 template <class E, class D>
 MNNVL_AR_HD void store_poison(const typename E::Arguments& a, const Tensors& tensors, Place place) {
+  const typename E::PerCall per_call = E::prepare(a);
   if constexpr (E::kNormed) {
     store16(at(a.residual_out, place.offset), poison_vector<D>());
-    E::template store<D>(a, tensors, place, poison_vector<D>(), E::kNeedsMost ? kPoisonedMost : 0);
+    E::template store<D>(a, per_call, tensors, place, poison_vector<D>(), E::kNeedsMost ? kPoisonedMost : 0);
   } else {
-    E::template store<D>(a, tensors, place, poison_vector<D>());
+    E::template store<D>(a, per_call, tensors, place, poison_vector<D>());
   }
 }
 

@@ -14,8 +14,11 @@ struct Plain {
     void* out;  // like x
   };
 
+  using PerCall = Nothing;
+  static MNNVL_AR_HD PerCall prepare(const Arguments&) { return {}; }
+
   template <class D>
-  static MNNVL_AR_HD void store(const Arguments& a, const Tensors&, Place place, const Vector& s) {
+  static MNNVL_AR_HD void store(const Arguments& a, PerCall, const Tensors&, Place place, const Vector& s) {
     store16(at(a.out, place.offset), s);
   }
 };

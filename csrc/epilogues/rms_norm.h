@@ -15,8 +15,12 @@ struct RmsNorm {
     void* norm;  // like x
   };
 
+  using PerCall = Nothing;
+  static MNNVL_AR_HD PerCall prepare(const Arguments&) { return {}; }
+
   template <class D>
-  static MNNVL_AR_HD void store(const Arguments& a, const Tensors&, Place place, const Vector& norm, uint32_t) {
+  static MNNVL_AR_HD void store(const Arguments& a, PerCall, const Tensors&, Place place, const Vector& norm,
+                                uint32_t) {
     store16(at(a.norm, place.offset), norm);
   }
 };

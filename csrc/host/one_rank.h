@@ -46,7 +46,8 @@ class Call {
         strategy_(strategy_of(p.tensors.description)),
         shape_{p.group.ranks, p.tensors.tokens, p.tensors.vectors, false},
         state_(reinterpret_cast<State*>(p.group.block + kStateOffset)),
-        epoch_(state_->epoch) {}
+        epoch_(state_->epoch),
+        per_call_(E::prepare(p.arguments)) {}
 
   bool run() {
     ok_ = load_word(broken_word(p_.group.block)) == 0 || is_off(p_, Rule::peer_mark);
@@ -188,7 +189,7 @@ class Call {
       norm(row);
     } else {
       for (uint32_t v = 0; v < p_.tensors.vectors; ++v) {
-        E::template store<D>(p_.arguments, p_.tensors, place_of(row, v), summed(row, v));
+        E::template store<D>(p_.arguments, per_call_, p_.tensors, place_of(row, v), summed(row, v));
       }
     }
     if (ok_) return;
@@ -220,7 +221,7 @@ class Call {
       if constexpr (E::kNeedsMost) most = std::max(most, E::template measure<D>(row_[v]));
     }
     for (uint32_t v = 0; v < vectors; ++v) {
-      E::template store<D>(p_.arguments, p_.tensors, place_of(row, v), row_[v], most);
+      E::template store<D>(p_.arguments, per_call_, p_.tensors, place_of(row, v), row_[v], most);
     }
   }
 
@@ -241,6 +242,7 @@ class Call {
   const Shape shape_;
   State* const state_;
   const uint32_t epoch_;
+  const typename E::PerCall per_call_;
   uint64_t slot_ = 0;
   bool ok_ = true;
   Weight weight_{};

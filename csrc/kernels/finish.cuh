@@ -35,7 +35,7 @@ class Finish<D, Tile, E, false> {
 
   __device__ __forceinline__ void prefetch_weight() const {}
   __device__ __forceinline__ void prefetch_row(uint32_t) const {}
-  __device__ __forceinline__ void prepare() {}
+  __device__ __forceinline__ void prepare() { per_call_ = E::prepare(p_.arguments); }
   __device__ __forceinline__ void prefetch(Rows) {}
 
   __device__ __forceinline__ void finish(Rows rows, uint32_t, protocol::Vector (&s)[Tile::kVectors]) {
@@ -47,8 +47,8 @@ class Finish<D, Tile, E, false> {
       if (row >= rows.count || !holds_column(p_, lane_, column)) continue;
       if (poisoned) s[i] = poison_vector<D>();
       const uint32_t offset = vector_offset(p_, rows.first + row, lane_.vector) + column * kGroupBytes;
-      E::template store<D>(p_.arguments, p_.tensors, {rows.first + row, lane_.vector + column * kGroupVectors, offset},
-                           s[i]);
+      E::template store<D>(p_.arguments, per_call_, p_.tensors,
+                           {rows.first + row, lane_.vector + column * kGroupVectors, offset}, s[i]);
     }
   }
 
@@ -56,6 +56,7 @@ class Finish<D, Tile, E, false> {
   const CallOf<E>& p_;
   const Lane& lane_;
   StatusReader status_;
+  typename E::PerCall per_call_;
 };
 
 // With residual and norm: the row's sum of squares, then the norm, then, if E asks for it, the row's maximum of that.
@@ -94,6 +95,7 @@ class Finish<D, Tile, E, true> {
   // rows at once leave no registers for that over the wait for peers, and load it for all four while they are summed.
   __device__ __forceinline__ void prepare() {
     if (kKeepsWeight) load_weight();
+    per_call_ = E::prepare(p_.arguments);
   }
 
   __device__ __forceinline__ void prefetch(Rows rows) {
@@ -140,7 +142,7 @@ class Finish<D, Tile, E, true> {
           s[i] = stored;
           most[i] = E::template measure<D>(stored);
         } else {
-          E::template store<D>(p_.arguments, p_.tensors, place, stored, 0);
+          E::template store<D>(p_.arguments, per_call_, p_.tensors, place, stored, 0);
         }
       }
     }
@@ -163,7 +165,7 @@ class Finish<D, Tile, E, true> {
     for (int i = 0; i < kVectors; ++i) {
       const int row = i / kColumns, column = i % kColumns;
       if (row >= rows.count || !holds(column)) continue;
-      E::template store<D>(p_.arguments, p_.tensors, place_of(rows, row, column), norm[i], row_most[row]);
+      E::template store<D>(p_.arguments, per_call_, p_.tensors, place_of(rows, row, column), norm[i], row_most[row]);
     }
     Shared::prepare_next(lane_, reduction_, turn);
   }
@@ -212,6 +214,7 @@ class Finish<D, Tile, E, true> {
   StatusReader status_;
   const uint32_t reduction_;
   const ReciprocalRoot reciprocal_root_;
+  typename E::PerCall per_call_;
   Weight weight_[kColumns]{};
   protocol::Vector residual_[kVectors];
 };

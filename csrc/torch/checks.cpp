@@ -5,21 +5,51 @@
 namespace mnnvl_ar {
 namespace {
 
+struct KnownDtype {
+  int32_t (*code)();
+  const char* name;
+  uintptr_t bytes;
+};
+
+constexpr KnownDtype kDtypes[] = {
+    {aoti_torch_dtype_bfloat16, "bfloat16", 2},
+    {aoti_torch_dtype_float16, "float16", 2},
+    {aoti_torch_dtype_float32, "float32", 4},
+    {aoti_torch_dtype_float64, "float64", 8},
+    {aoti_torch_dtype_uint8, "uint8", 1},
+    {aoti_torch_dtype_int8, "int8", 1},
+    {aoti_torch_dtype_int32, "int32", 4},
+    {aoti_torch_dtype_int64, "int64", 8},
+    {aoti_torch_dtype_float8_e4m3fn, "float8_e4m3fn", 1},
+};
+
+const KnownDtype* find_dtype(int32_t code) {
+  for (const KnownDtype& known : kDtypes) {
+    if (known.code() == code) return &known;
+  }
+  return nullptr;
+}
+
 std::string name_of_dtype(int32_t code) {
-  if (code == aoti_torch_dtype_bfloat16()) return "bfloat16";
-  if (code == aoti_torch_dtype_float16()) return "float16";
-  if (code == aoti_torch_dtype_float32()) return "float32";
-  if (code == aoti_torch_dtype_float64()) return "float64";
-  return "dtype code " + std::to_string(code);
+  const KnownDtype* const known = find_dtype(code);
+  return known != nullptr ? known->name : "dtype code " + std::to_string(code);
 }
 
 std::string name_of_device(int64_t device) { return device < 0 ? "cpu" : "cuda:" + std::to_string(device); }
 
-std::string name_of_sizes(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  return text + "]";
+std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < tensor.dim(); ++i) sizes.push_back(tensor.size(i));
+  return sizes;
 }
+
+std::string name_of_sizes(const std::vector<int64_t>& sizes) {
+  std::string text;
+  for (int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
+}
+
+std::string name_of_sizes(const Tensor& tensor) { return name_of_sizes(sizes_of(tensor)); }
 
 int32_t dtype_of(const Tensor& tensor) {
   int32_t code = 0;
@@ -33,11 +63,17 @@ int64_t device_of(const Tensor& tensor, const char* name) {
   return -1;
 }
 
-void check_memory(const Tensor& tensor, const char* name) {
+void check_memory(const Tensor& tensor, const char* name, uintptr_t alignment = protocol::kVectorBytes) {
   STD_TORCH_CHECK(tensor.is_contiguous(), name, ": is not contiguous, wanted a contiguous tensor");
   const auto address = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  STD_TORCH_CHECK(address % protocol::kVectorBytes == 0, name, ": starts ", address % protocol::kVectorBytes,
-                  " bytes past a 16-byte boundary, wanted a 16-byte aligned tensor");
+  STD_TORCH_CHECK(address % alignment == 0, name, ": starts ", address % alignment, " bytes past a ", alignment,
+                  "-byte boundary, wanted a ", alignment, "-byte aligned tensor");
+}
+
+void check_device(const Agreement& a, const Tensor& tensor, const char* name) {
+  const int64_t device = device_of(tensor, name);
+  STD_TORCH_CHECK(device == a.device, name, ": is on ", name_of_device(device), ", wanted ", name_of_device(a.device),
+                  " like x");
 }
 
 }  // namespace
@@ -72,9 +108,7 @@ void check_alike(const Agreement& a, const Tensor& tensor, const char* name) {
   const int32_t code = dtype_of(tensor);
   STD_TORCH_CHECK(code == a.dtype_code, name, ": is ", name_of_dtype(code), ", wanted ", name_of_dtype(a.dtype_code),
                   " like x");
-  const int64_t device = device_of(tensor, name);
-  STD_TORCH_CHECK(device == a.device, name, ": is on ", name_of_device(device), ", wanted ", name_of_device(a.device),
-                  " like x");
+  check_device(a, tensor, name);
   const bool alike = tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) == a.hidden &&
                      tensor.numel() == int64_t{a.shape.tokens} * a.hidden;
   STD_TORCH_CHECK(alike, name, ": has shape ", name_of_sizes(tensor), ", wanted ", name_of_sizes(a.x), " like x");
@@ -86,9 +120,7 @@ bool check_weight(const Agreement& a, const Tensor& weight) {
   const bool is_fp32 = code == aoti_torch_dtype_float32();
   STD_TORCH_CHECK(is_fp32 || code == a.dtype_code, "weight: is ", name_of_dtype(code), ", wanted ",
                   name_of_dtype(a.dtype_code), " like x, or float32");
-  const int64_t device = device_of(weight, "weight");
-  STD_TORCH_CHECK(device == a.device, "weight: is on ", name_of_device(device), ", wanted ", name_of_device(a.device),
-                  " like x");
+  check_device(a, weight, "weight");
   STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == a.hidden, "weight: has shape ", name_of_sizes(weight),
                   ", wanted [", a.hidden, "]");
   check_memory(weight, "weight");
@@ -101,6 +133,22 @@ void check_apart(const Span& out, const Span& other, Sharing sharing) {
   STD_TORCH_CHECK(
       is_apart || out.bytes == 0, out.name, ": overlaps ", other.name, ", wanted ",
       sharing == Sharing::nothing ? "memory of its own" : "the same memory from its start on, or other memory");
+}
+
+void check_is(const Agreement& a, const Tensor& tensor, const Wanted& w) {
+  const int32_t code = dtype_of(tensor);
+  STD_TORCH_CHECK(code == w.dtype, w.name, ": is ", name_of_dtype(code), ", wanted ", name_of_dtype(w.dtype));
+  check_device(a, tensor, w.name);
+  STD_TORCH_CHECK(sizes_of(tensor) == w.sizes, w.name, ": has shape ", name_of_sizes(tensor), ", wanted ",
+                  name_of_sizes(w.sizes));
+  check_memory(tensor, w.name, w.alignment);
+}
+
+Span span_of(const Tensor& tensor, const Wanted& w) {
+  const KnownDtype* const known = find_dtype(w.dtype);
+  STD_TORCH_CHECK(known != nullptr, w.name, ": ", name_of_dtype(w.dtype), " is not known here");
+  const auto elements = static_cast<uintptr_t>(tensor.numel());
+  return {reinterpret_cast<uintptr_t>(tensor.data_ptr()), elements * known->bytes, w.name};
 }
 
 Span span_of_rows(const Agreement& a, const Tensor& tensor, const char* name) {
@@ -122,6 +170,18 @@ Tensor empty_like(const Tensor& x) {
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                                   dtype, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+Tensor empty(const Agreement& a, const Wanted& w) {
+  std::vector<int64_t> strides(w.sizes.size(), 1);
+  for (size_t i = w.sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * w.sizes[i];
+  int32_t device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(a.x.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(a.x.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(w.sizes.size()), w.sizes.data(), strides.data(),
+                                                  w.dtype, device_type, device_index, &handle));
   return Tensor(handle);
 }
 

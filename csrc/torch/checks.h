@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <string>
+#include <vector>
 
 #include "protocol/layout.h"
 #include "protocol/signature.h"
@@ -27,6 +28,15 @@ void check_alike(const Agreement& agreement, const Tensor& tensor, const char* n
 // Returns whether the weight is fp32.
 bool check_weight(const Agreement& agreement, const Tensor& weight);
 
+// A tensor that is not like x, an output or a scale: what a call wants of it. It is contiguous, and where x is.
+struct Wanted {
+  const char* name;
+  int32_t dtype;  // PyTorch's code
+  std::vector<int64_t> sizes;
+  uintptr_t alignment = protocol::kVectorBytes;
+};
+void check_is(const Agreement& agreement, const Tensor& tensor, const Wanted& wanted);
+
 // Memory of a tensor.
 struct Span {
   uintptr_t begin;
@@ -43,7 +53,11 @@ void check_apart(const Span& out, const Span& other, Sharing sharing);
 Span span_of_rows(const Agreement& agreement, const Tensor& tensor, const char* name);
 Span span_of_weight(const Agreement& agreement, const Tensor& weight, bool is_fp32);
 
+Span span_of(const Tensor& tensor, const Wanted& wanted);
+
 Tensor empty_like(const Tensor& x);
+// What `wanted` describes, where x is.
+Tensor empty(const Agreement& agreement, const Wanted& wanted);
 
 void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted);
 

@@ -14,7 +14,7 @@ class NormInputs {
     weight_is_fp32_ = check_weight(a, weight);
   }
 
-  // `sharing`: whether the output may be x or residual itself. It never shares memory with the weight.
+  // `sharing`: whether the output may be x or residual itself, which takes their size. It never shares memory with the weight.
   void check_apart_from(const Span& out, Sharing sharing) const {
     check_apart(out, span_of_rows(a_, a_.x, "x"), sharing);
     check_apart(out, span_of_rows(a_, residual_, "residual"), sharing);

@@ -32,7 +32,7 @@ def ignore(_: Path) -> None: ...
 
 def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
     ended: list[Path] = []
-    jobs = [job("four", 4), job("two a", 2), job("two b", 2), *(job(f"one {n}", 1) for n in range(5))]
+    jobs = [job("four", 4), job("two a", 2, 2.0), job("two b", 2), *(job(f"one {n}", 1) for n in range(5))]
     assert campaign.run(jobs, ["0", "1", "2", "5"], 60.0, tmp_path, tmp_path, ended.append) == []
     ran = [(each.gpus, *json.loads((tmp_path / f"{each.name.replace(' ', '-')}.json").read_text())) for each in jobs]
     for n, (count, gpus, began, end) in enumerate(ran):

@@ -16,8 +16,13 @@ from common.cases.calls import Call, Prepared, inputs, wanted
 from common.cases.rules import DEADLINES
 
 SHAPES = ((1, 64), (3, 264), (7, 2880), (40, 4096), (300, 264), (2, 8192))
+SCALE = 0.75  # exact in fp32, and so is no product with it by chance
 GUARD = 64  # bytes around an output that nobody may write
 UNWRITTEN = 0xA5
+
+
+def _same(got: torch.Tensor, want: torch.Tensor, same_bits: Any) -> bool:
+    return torch.equal(got, want) if got.dtype == torch.uint8 else bool(same_bits(got, want))
 
 
 class Output:
@@ -41,13 +46,26 @@ class RowPeak:
         self.prepared = Prepared(rank, dataclasses.replace(call, out="E"))
         self.high = Output(call.shape, torch.uint8, rank.device)
         self.peak = Output((call.tokens,), torch.float32, rank.device)
+        self.scale = torch.full((1,), SCALE, device=rank.device)
 
     def launch(self, handle: int) -> None:
         p, c = self.prepared, self.call
         torch.ops.mnnvl_ar._row_peak_out(
-            p.x, p.residual, p.weight, c.eps, self.high.tensor, self.peak.tensor, p.residual_out, handle,
+            p.x, p.residual, p.weight, c.eps, self.scale, self.high.tensor, self.peak.tensor, p.residual_out, handle,
             strategy=c.strategy, pdl=c.pdl,
         )  # fmt: skip
+
+    def wrong_when_fresh(self, handle: int) -> list[str]:
+        """What the functional form says otherwise than the `_out` form did. The inputs of that are as they were."""
+        from mnnvl_ar.reference import same_bits
+
+        p, c = self.prepared, self.call
+        found = torch.ops.mnnvl_ar._row_peak(
+            p.x, p.residual, p.weight, c.eps, self.scale, handle, strategy=c.strategy, pdl=c.pdl
+        )
+        kept = {"high": self.high.tensor, "peak": self.peak.tensor, "residual_out": p.residual_out}
+        pairs = zip(found, kept.items(), strict=True)
+        return [f"{c}: fresh {name} differs" for got, (name, want) in pairs if not (_same(got, want, same_bits))]
 
     def wrong(self) -> list[str]:
         from mnnvl_ar.reference import same_bits
@@ -55,7 +73,7 @@ class RowPeak:
         norm, residual_out = wanted(self.call, self.rank.world_size)
         bits = norm.float().view(torch.int32)
         high, want_high = self.high.tensor.cpu(), ((bits >> 24) & 0xFF).to(torch.uint8)
-        peak, want_peak = self.peak.tensor.cpu(), (bits & 0x7FFFFFFF).amax(-1).view(torch.float32)
+        peak, want_peak = self.peak.tensor.cpu(), (bits & 0x7FFFFFFF).amax(-1).view(torch.float32) * SCALE
         nan = norm.isnan()
         right = {
             # The sign of a NaN is not defined, so neither is the top bit of its byte.
@@ -90,6 +108,42 @@ def check_outputs(rank: Any) -> None:
     rank.synchronize()
     wrong = [line for call in calls for line in call.wrong()]
     assert not wrong, "\n".join(wrong[:8])
+    wrong = [line for call in calls[:4] for line in call.wrong_when_fresh(workspace.handle)]
+    assert not wrong, "\n".join(wrong)
+    rank.barrier()
+    workspace.close()
+
+
+def check_refusals(rank: Any) -> None:
+    """What is wrong with a tensor that is not like x is refused, naming it, before anything is launched."""
+    workspace = rank.new_workspace(max_tokens=8, hidden=264, deadline=DEADLINES[rank.device.type])
+    call = Call("all_reduce_rms_norm", 4, 264, "bf16", strategy=0)
+    on = {"device": rank.device}
+    flat = torch.zeros(4 * 264 + 64, dtype=torch.uint8, **on)
+    bad = {
+        "high: is int8, wanted uint8": {"high": torch.zeros(4, 264, dtype=torch.int8, **on)},
+        r"high: has shape \[264, 4\], wanted \[4, 264\]": {"high": torch.zeros(264, 4, dtype=torch.uint8, **on)},
+        "high: is not contiguous": {"high": torch.zeros(264, 4, dtype=torch.uint8, **on).t()},
+        "high: starts 1 bytes past a 16-byte": {"high": flat[1 : 1 + 4 * 264].view(4, 264)},
+        "high: overlaps peak": {"high": flat[: 4 * 264].view(4, 264), "peak": flat[16:32].view(torch.float32)},
+        r"peak: has shape \[5\], wanted \[4\]": {"peak": torch.zeros(5, **on)},
+        "scale: is float64, wanted float32": {"scale": torch.ones(1, dtype=torch.float64, **on)},
+        r"scale: has shape \[2\], wanted \[1\]": {"scale": torch.ones(2, **on)},
+    }
+    for says, changes in bad.items():
+        made = RowPeak(rank, call)
+        for name, tensor in changes.items():
+            if name == "scale":
+                made.scale = tensor
+            else:
+                getattr(made, name).tensor = tensor
+        with pytest.raises(RuntimeError, match=says):
+            made.launch(workspace.handle)
+    rank.barrier()
+    good = RowPeak(rank, call)  # nothing has been broken
+    good.launch(workspace.handle)
+    rank.synchronize()
+    assert not good.wrong()
     rank.barrier()
     workspace.close()
 
@@ -143,7 +197,7 @@ def check_other_op(rank: Any) -> None:
     workspace.close()
 
 
-CHECKS = {"outputs": check_outputs, "poison": check_poison, "other_op": check_other_op}
+CHECKS = {"outputs": check_outputs, "refusals": check_refusals, "poison": check_poison, "other_op": check_other_op}
 # What the inputs hold decides whether the checks can fail: NaN, infinities and plain numbers are all among them.
 
 
