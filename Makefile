@@ -22,7 +22,7 @@ READY_BENCH := .venv/.bench
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults clean
+.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts clean
 
 demo: build
 	$(PY) -m mnnvl_ar demo $(ARGS)
@@ -41,6 +41,10 @@ model: model/check.py
 
 faults: build test-build
 	$(PY) -m tools.faults.run $(ARGS)
+
+# Over the network, some 150 MB. ARGS=--accept writes what moved to the committed JSON.
+contracts: $(READY)
+	$(PY) -m tools.contracts renew $(ARGS)
 
 bench: build
 	$(PY) bench/run.py $(ARGS)

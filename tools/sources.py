@@ -35,6 +35,7 @@ ROOMS = {
         "tools/*.md",
         "tools/__init__.py",
         "tools/compare_builds.py",
+        "tools/contracts/",
         "tools/gpu_*",
         "tools/link.cu",
         "tools/sources.py",
