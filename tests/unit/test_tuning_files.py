@@ -1,6 +1,5 @@
 """Strategy tables on disk: those that ship are read, and one that makes no sense is refused by name and place."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from setuptools import Distribution
 from setuptools.command.build_py import build_py
 from setuptools.config.pyprojecttoml import read_configuration
 
+from common.edits import edited
 from common.ranks import ROOT
 from mnnvl_ar import MnnvlArError, Strategy, tuning
 from mnnvl_ar.tuning import Entry, LaunchShape, Table, cost_model, files, machines
@@ -70,16 +70,7 @@ def test_a_good_one_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_one_that_makes_no_sense_is_refused(path: tuple[Any, ...], value: object, wanted: str, tmp_path: Path) -> None:
-    content: Any = copy.deepcopy(GOOD)
-    part = content
-    for key in path[:-1]:
-        part = part[key]
-    if not path:
-        content = value
-    elif value is None:
-        del part[path[-1]]
-    else:
-        part[path[-1]] = value
+    content = edited(GOOD, path, value)
     with pytest.raises(MnnvlArError, match=rf"strategy table h200.json: {wanted}"):
         read(tmp_path, content)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.edits import edited
 from mnnvl_ar import MnnvlArError
 from mnnvl_ar.tuning import Link, link_for, link_of, machines
 from mnnvl_ar.tuning.machines import Machine
@@ -122,15 +123,6 @@ FIGURE = {"is": 1, "source": "here"}
     ],
 )
 def test_one_that_makes_no_sense_is_refused(path: tuple[Any, ...], value: object, wanted: str, tmp_path: Path) -> None:
-    content: Any = json.loads(machines.FILE.read_text())
-    part = content
-    for key in path[:-1]:
-        part = part[key]
-    if not path:
-        content = value
-    elif value is None:
-        del part[path[-1]]
-    else:
-        part[path[-1]] = value
+    content = edited(json.loads(machines.FILE.read_text()), path, value)
     with pytest.raises(MnnvlArError, match=rf"file of machines machines.json: {wanted}"):
         read(tmp_path, content)
