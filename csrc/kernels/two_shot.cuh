@@ -38,9 +38,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
   const uint32_t width = protocol::owned_columns(shape);
-  const uint32_t owner = lane.vector / width;
+  const uint32_t owner = min(lane.vector / width, p.group.ranks - 1);  // columns behind the row's end have none
+  const uint32_t owned_column = lane.vector - owner * width;
+  const uint64_t owner_block = ptx::keep(reinterpret_cast<uint64_t>(p.group.block_of(owner)));
   const uint32_t tokens = p.tensors.tokens, batch_rows = p.launch.shape.batch, lag = p.launch.shape.lag;
   const uint32_t rows_apart = lane.clusters * batch_rows;
+  const uint32_t batches = ptx::keep((tokens - lane.cluster * batch_rows + rows_apart - 1) / rows_apart);
   const auto first_row = [&](uint32_t batch) { return batch * rows_apart + lane.cluster * batch_rows; };
   const auto end_row = [&](uint32_t batch) { return min(first_row(batch) + batch_rows, tokens); };
   const auto input = [&](uint32_t row) {
@@ -57,14 +60,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   random_delay(p, Step::enter);
   const RingPosition ring = enter(p, status);
   const bool active = holds_column(p, lane, 0) && !ring.broken;
-  // Not earlier: the division would stand before the wait, in line.
-  const uint32_t batches = (tokens - lane.cluster * batch_rows + rows_apart - 1) / rows_apart;
 
   // ---- Stage 1, scatter: each owner gets its columns.
   const auto scatter_one = [&](uint32_t row, const Vector& x) {
-    const uint32_t column = lane.vector - owner * width;
-    const uint32_t position = static_cast<uint32_t>(protocol::scatter_position(shape, p.group.rank, row, column));
-    ptx::store_relaxed_sys(p.group.block_of(owner) + ring.slot + position * protocol::kVectorBytes, for_the_wire(p, x));
+    const auto position = static_cast<uint32_t>(protocol::scatter_position(shape, p.group.rank, row, owned_column));
+    auto* const place = reinterpret_cast<uint8_t*>(owner_block) + ring.slot + position * protocol::kVectorBytes;
+    ptx::store_relaxed_sys(place, for_the_wire(p, x));
   };
   const auto scatter = [&](uint32_t batch) {
     if (!active) return;
