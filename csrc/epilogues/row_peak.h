@@ -1,5 +1,5 @@
-// Test builds only: an epilogue whose outputs are not like x, with a second reduction over the row and an input of one element. It
-// proves the contract of epilogue.h in every strategy, form and transport; what it computes is of no other use.
+// Test builds only: an epilogue whose outputs are not like x, with a second reduction over the row and an input of one
+// element. It proves the contract of epilogue.h in every strategy, form and transport; it is of no other use.
 //
 // Outputs, beside residual_out and instead of norm:
 //   * high: [tokens, hidden] bytes, the upper eight bits of each element of norm;

@@ -56,6 +56,16 @@ def break_rule(handle: int, off: str, *, frozen_dirty: int = 0, delay_ns: int = 
     torch.ops.mnnvl_ar._sabotage(handle, broken, frozen_dirty, 1 if delay_ns else 0, delay_ns)
 
 
+def launch_that_breaks(rank: Any, call: Any, handle: int) -> None:
+    """A call that ends in a fault: the host transport's says so itself, a GPU's when it is asked."""
+    if rank.device.type == "cpu":
+        with pytest.raises(RuntimeError, match="broke in this call"):
+            call.launch(handle)
+    else:
+        call.launch(handle)
+        rank.synchronize()
+
+
 def one_after_another(rank: Any, calls: list[Call], workspace: Any) -> None:
     """Rank 0 is the first in every call, so that it finds whatever its slot has been left with."""
     for call in calls:
@@ -132,13 +142,8 @@ def check_absent_peer(rank: Any, off: str) -> None:
     if rank.rank == 0:
         began = time.monotonic()
         prepared = Prepared(rank, Call(tokens=1, hidden=64))
-        if rank.device.type == "cpu":
-            with pytest.raises(RuntimeError, match="broke in this call"):
-                prepared.launch(workspace.handle)
-        else:
-            prepared.launch(workspace.handle)
-            rank.synchronize()
-            assert all(output.isnan().all() for output in prepared.outputs)
+        launch_that_breaks(rank, prepared, workspace.handle)
+        assert all(output.isnan().all() for output in prepared.outputs)
         with pytest.raises(mnnvl_ar.PeerTimeout, match=r"rank 0 waited .* for rank 1"):
             workspace.check()
         assert time.monotonic() - began < 2.5
