@@ -145,7 +145,8 @@ def workspace_bytes() -> int | None:
         from mnnvl_ar import tuning, workspace
     except (ImportError, OSError):
         return None
-    slot_bytes = tuning.table_of("NVIDIA H200", 8).slot_bytes(8, 2048, 8192 * 2)
+    table = tuning.table_of("NVIDIA H200", 8)
+    slot_bytes = table.slot_bytes(8, 2048, 8192 * 2, max_bytes=workspace.DEFAULT_MAX_BYTES)
     return workspace.Layout(slot_bytes).nbytes
 
 

@@ -14,7 +14,7 @@ TP8_H7168_US = {1: 3.2, 8: 4.6, 64: 8.0, 128: 12.0, 1024: 75.0}
 FLOOR_TOKENS = 8
 FLOOR_SMALL, FLOOR_LARGE = 1.4, 1.6
 CPU_US = 6.0
-WORKSPACE_MB = 300.0
+WORKSPACE_MIB = 64
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def cpu_cost(us: float | None) -> Figure:
 
 def workspace(nbytes: int | None) -> Figure:
     name = "workspace for TP8, 2048 tokens, H=8192, bf16"
-    got = "-" if nbytes is None else f"{nbytes / 1e6:.0f} MB"
-    return Figure(name, got, f"<= {WORKSPACE_MB:.0f} MB", None if nbytes is None else nbytes <= WORKSPACE_MB * 1e6)
+    got = "-" if nbytes is None else f"{nbytes / (1 << 20):.0f} MiB"
+    return Figure(name, got, f"<= {WORKSPACE_MIB} MiB", None if nbytes is None else nbytes <= WORKSPACE_MIB << 20)
 
 
 def _counts(row: Row) -> bool:

@@ -108,5 +108,6 @@ def _race(
 
 
 def _slot_bytes(ranks: int, cell: Cell) -> int:
-    table = Table(one_shot_bytes=most_one_shot_bytes(ranks))
-    return table.slot_bytes(ranks, cell.tokens, cell.nbytes // cell.tokens)
+    """In which every shape that is tried runs at once."""
+    table, call = Table(one_shot_bytes=most_one_shot_bytes(ranks)), (ranks, cell.tokens, cell.nbytes // cell.tokens)
+    return max(table.slot_bytes(*call, strategy) for strategy in (Strategy.AUTO, Strategy.TWO_SHOT))

@@ -30,6 +30,19 @@ def count(name: str, value: Any) -> int:
     return number
 
 
+def bytes_or_none(name: str, value: Any) -> int | None:
+    """A whole number of bytes from 1 on, or None for as many as are of use."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number < 1 << 63:
+        raise ValueError(f"{name}: is {value!r}, wanted a whole number of bytes, or None for no bound")
+    return number
+
+
 def _is_some_time(value: Any) -> bool:
     return isinstance(value, int | float) and 0 < value <= _MOST_SECONDS  # a NaN is not
 

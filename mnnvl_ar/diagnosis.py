@@ -20,7 +20,7 @@ class Fault:
     relayed: bool  # a peer found it, and marked this rank's block
     rank: int
     peer: int
-    epoch: int
+    call_number: int
     call: str
     peer_call: str
     waited: float
@@ -36,7 +36,7 @@ class Fault:
 
     def error(self) -> WorkspaceBroken:
         kind = {PEER_TIMEOUT: PeerTimeout, CALL_MISMATCH: CallMismatch}.get(self.code, WorkspaceBroken)
-        return kind(self.message(), self.rank, self.peer, self.epoch, self.call, self.peer_call, self.waited)
+        return kind(self.message(), self.rank, self.peer, self.call_number, self.call, self.peer_call, self.waited)
 
 
 def read_fault(handle: int) -> Fault | None:

@@ -37,7 +37,7 @@ class WorkspaceBroken(MnnvlArError):
 
     rank:      this rank, in the group.
     peer:      the rank at fault: that did not come, or made another call. May be `rank` itself; -1 if it is not known.
-    epoch:     number of the call that failed, on the rank that found out; -1 before the first.
+    call_number: of the call that failed, from 0, on the rank that found out; -1 before the first.
     call:      what that rank called, as text.
     peer_call: what `peer` called: its other call, or the newest it is known to have begun.
     waited:    seconds that the rank which found out had waited.
@@ -48,17 +48,17 @@ class WorkspaceBroken(MnnvlArError):
         message: str,
         rank: int = -1,
         peer: int = -1,
-        epoch: int = -1,
+        call_number: int = -1,
         call: str = "",
         peer_call: str = "",
         waited: float = 0.0,
     ) -> None:
-        self.rank, self.peer, self.epoch = rank, peer, epoch
+        self.rank, self.peer, self.call_number = rank, peer, call_number
         self.call, self.peer_call, self.waited = call, peer_call, waited
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = (str(self), self.rank, self.peer, self.epoch, self.call, self.peer_call, self.waited)
+        known = (str(self), self.rank, self.peer, self.call_number, self.call, self.peer_call, self.waited)
         return type(self), known
 
 

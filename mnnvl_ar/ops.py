@@ -54,14 +54,17 @@ def _op(contract: _Contract) -> _Contract:
 def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1) -> torch.Tensor:  # type: ignore[empty-body]
     """The sum over ranks of `x`, a new tensor like `x`.
 
-    x:         [..., hidden], this rank's share: bf16, fp16 or fp32, contiguous, 16-byte aligned, with rows of a
-               multiple of 16 bytes up to 32 KiB; the same shape and dtype on all ranks
+    x:         this rank's share: bf16, fp16 or fp32, contiguous, 16-byte aligned; the same shape and dtype on all
+               ranks. Any size that is a multiple of 16 bytes will do. [..., hidden] with rows of a multiple of 16
+               bytes up to 32 KiB goes as it is; what has no such rows, as rows of another shape, which errors name
     workspace: `Workspace.handle`
     strategy:  a `Strategy`; -1: the workspace's
     pdl:       a `Pdl`; -1: the workspace's
 
+    A call of more rows than a slot of the workspace holds runs as several launches, with the same bits.
     Errors: `RuntimeError`, naming argument, got and wanted, before anything is launched. `RuntimeError` too where the
-    workspace broke in an earlier call, on the host also in this one; `Workspace.check` raises that as its own kind.
+    workspace broke in an earlier call, on the host also in this one; `Workspace.check` raises that as its own kind. A
+    call that failed leaves NaN, but in rows that had come before it failed.
     Source: mnnvl_ar design; docs/numerics.md for every bit of the results.
     """
 
@@ -91,7 +94,8 @@ def all_reduce_rms_norm(  # type: ignore[empty-body]
     """`(norm, residual_out)`, two new tensors like `x`: residual_out = sum over ranks of `x` + residual, norm =
     residual_out / sqrt(mean of residual_out ** 2 over hidden + eps) * (weight_bias + weight).
 
-    x:           [..., hidden], this rank's share, as in `all_reduce`
+    x:           [..., hidden], this rank's share, as in `all_reduce`, but with rows of a multiple of 16 bytes up to
+                 32 KiB
     residual:    rows, dtype and device like `x`, the same bits on all ranks
     weight:      [hidden], in the dtype of `x` or fp32, the same bits on all ranks
     eps:         added to the mean square, in fp32

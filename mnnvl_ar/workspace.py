@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
-from mnnvl_ar.arguments import count, deadline_of, device_of, group_of, seconds, with_index
+from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, group_of, seconds, with_index
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
@@ -21,8 +21,9 @@ from mnnvl_ar.memory import Request, SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
 
-__all__ = ["DEFAULT_DEADLINE", "DTYPES", "Layout", "Workspace", "create"]
+__all__ = ["DEFAULT_DEADLINE", "DEFAULT_MAX_BYTES", "DTYPES", "Layout", "Workspace", "create"]
 
+DEFAULT_MAX_BYTES = 64 << 20  # of each GPU
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 _kept: list[tuple[int, SymmetricMemory]] = []  # of closed workspaces that captured graphs may still use
@@ -32,10 +33,12 @@ class Workspace:
     """What the ops need to exchange data within `group`. Making one is collective over `group`; nothing else is.
 
     group:      the `ProcessGroup` of the ranks, gloo or NCCL, any subgroup; there is no default
-    max_tokens, hidden, dtype: the largest call, [max_tokens, hidden]; smaller ones and other dtypes may share the
-                workspace, `fits` tells
+    max_tokens, hidden, dtype: the largest call that is expected, [max_tokens, hidden]: the memory is for it. Others may
+                share the workspace, larger ones too, `fits` tells
     device:     a CUDA device, by default the current one; "cpu" for the host transport, the default where PyTorch sees
                 no CUDA device
+    max_bytes:  of each GPU, at most. A call that has no room at once runs in pieces, several launches, with the same
+                bits. None: as many bytes as it takes to run the largest call at once. `bytes_for` tells beforehand
     transport:  "auto", "unicast", "multicast" or, implied by device "cpu", "host"
     strategy:   "auto", "one_shot" or "two_shot", for calls that do not say, the same on all ranks. "auto" goes by what
                 was measured on this class of machine, else by a cost model (`mnnvl_ar.tuning`)
@@ -65,6 +68,7 @@ class Workspace:
         dtype: torch.dtype,
         *,
         device: torch.device | str | int | None = None,
+        max_bytes: int | None = DEFAULT_MAX_BYTES,
         transport: str = "auto",
         strategy: str = "auto",
         pdl: str = "early",
@@ -81,19 +85,25 @@ class Workspace:
         if dtype not in DTYPES:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
         group, max_tokens, hidden = group_of(group), count("max_tokens", max_tokens), count("hidden", hidden)
-        deadline, timeout = deadline_of(deadline), seconds("timeout", timeout)
+        deadline, timeout, max_bytes = (
+            deadline_of(deadline),
+            seconds("timeout", timeout),
+            bytes_or_none("max_bytes", max_bytes),
+        )
         most_ctas = 0 if max_ctas is None else count("max_ctas", max_ctas)
         self.device, self.world_size, self.rank = device_of(device), group.size(), group.rank()
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
-        row_bytes, table = hidden * dtype.itemsize, Table()
-        # Refuses a bad `hidden` while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
-        slot_bytes = table.slot_bytes(self.world_size, max_tokens, row_bytes, chosen)
+        largest = (self.world_size, max_tokens, hidden * dtype.itemsize, chosen)
+        room = {"own_too": _brings_own_rows(self.device, transport), "max_bytes": max_bytes}
+        table = Table()
+        # Refuses bad sizes while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
+        slot_bytes = table.slot_bytes(*largest, **room)
 
         def prepare() -> Request:
             nonlocal table, slot_bytes
             self.device = with_index(self.device)
             table = table_for(self.device, self.world_size)
-            slot_bytes = table.slot_bytes(self.world_size, max_tokens, row_bytes, chosen)
+            slot_bytes = table.slot_bytes(*largest, **room)
             layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
             alike = {"strategy": strategy, "strategy table": goes_by}
             return Request(layout.nbytes, layout.fills, layout.probe_offset, self.device, transport, alike, retry)
@@ -122,8 +132,42 @@ class Workspace:
         self._dropped.atexit = False
         self._watch()
 
+    @staticmethod
+    def bytes_for(
+        world_size: int,
+        max_tokens: int,
+        hidden: int,
+        dtype: torch.dtype,
+        *,
+        device: torch.device | str | int | None = None,
+        max_bytes: int | None = DEFAULT_MAX_BYTES,
+        transport: str = "auto",
+        strategy: str = "auto",
+    ) -> int:
+        """The bytes of each GPU that a workspace with these arguments takes, in a group of `world_size` ranks; what the
+        driver maps is that, rounded up to its granularity (2 MiB, or more with multicast). Makes nothing and waits for
+        nobody. Errors: as the workspace's."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
+        world_size, max_tokens, hidden = (
+            count("world_size", world_size),
+            count("max_tokens", max_tokens),
+            count("hidden", hidden),
+        )
+        place = device_of(device)
+        slot_bytes = table_for(with_index(place), world_size).slot_bytes(
+            world_size,
+            max_tokens,
+            hidden * dtype.itemsize,
+            _member(Strategy, strategy, "strategy"),
+            own_too=_brings_own_rows(place, transport),
+            max_bytes=bytes_or_none("max_bytes", max_bytes),
+        )
+        return Layout(slot_bytes).nbytes
+
     def fits(self, tokens: int, hidden: int, dtype: torch.dtype) -> bool:
-        """Whether a call of [tokens, hidden] of `dtype` can run: what calls are held against, alike on all ranks."""
+        """Whether a call of [tokens, hidden] of `dtype` can run, if need be in pieces: what calls are held against,
+        alike on all ranks. True for any number of tokens if one row fits."""
         return dtype in DTYPES and bool(ops._workspace_fits(self.handle, tokens, hidden * dtype.itemsize))
 
     def check(self) -> None:
@@ -203,6 +247,11 @@ class Workspace:
             f"Workspace(handle={self.handle}, rank={self.rank}/{self.world_size}, device={self.device}, "
             f"transport={self.transport}, nbytes={self.nbytes}{'' if self._memory else ', closed'})"
         )
+
+
+def _brings_own_rows(device: torch.device, transport: str) -> bool:
+    """Whether a rank's own rows may come to it, too, as by a multicast: then slots have room for them."""
+    return device.type == "cuda" and transport != "unicast"
 
 
 def _give_back_kept() -> None:

@@ -183,6 +183,12 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
     if (f.peer < blocks.params.group.ranks) f.code = FaultCode::peer_timeout;
   }
   if (f.peer < f.newest.size() && f.peer_call.epoch == kNoEpoch) f.peer_call = f.newest[f.peer];
+  const auto number = [&](uint32_t rank, Sent& call) {
+    if (rank < f.newest.size() && call.epoch != kNoEpoch) call.number = number_of(evidence, rank, call);
+  };
+  for (uint32_t rank = 0; rank < f.newest.size(); ++rank) number(rank, f.newest[rank]);
+  number(f.waiter, f.call);
+  number(f.peer, f.peer_call);
   return f;
 }
 

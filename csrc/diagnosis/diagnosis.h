@@ -18,11 +18,12 @@ namespace mnnvl_ar::diagnosis {
 
 using protocol::FaultCode;
 
-// A call as a rank announced it.
+// A call as a rank announced it, and of a large one a piece.
 struct Sent {
   uint32_t epoch = protocol::kNoEpoch;
-  uint32_t tokens = 0;
+  uint32_t tokens = 0;  // of the whole call
   uint32_t description = 0;
+  uint32_t number = 0;  // among the calls on the workspace, as people count them: pieces of one call have one number
 };
 
 struct Finding {

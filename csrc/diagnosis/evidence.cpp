@@ -1,7 +1,10 @@
 #include "diagnosis/evidence.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <set>
 
+#include "protocol/pieces.h"
 #include "protocol/signature.h"
 
 namespace mnnvl_ar::diagnosis {
@@ -18,18 +21,30 @@ bool is_signature(const Vector& v) { return v.word[0] != kNoEpoch && v.word[0] =
 
 Sent sent_of(const Vector& v) { return {v.word[0], v.word[1], v.word[3]}; }
 
+// What each rank's call lays out in a slot: nothing if that cannot be told from its signature.
+Shape shape_of(const Blocks& blocks, const Sent& call) {
+  const Group& group = blocks.params.group;
+  Shape shape{group.ranks, call.tokens, vectors_of(call.description), group.multicast != nullptr};
+  if (shape.vectors == 0) return {};
+  const Pieces pieces = pieces_of(strategy_of(call.description), shape, blocks.slot_vectors);
+  const uint32_t piece = piece_of(call.description);
+  const bool is_known = piece < pieces.count && pieces.count <= kSignedPieces;
+  shape.tokens = is_known ? pieces.rows_of(piece, call.tokens) : 0;
+  return shape;
+}
+
 void note_newest(Sent& newest, const Sent& call) {
   if (newest.epoch == kNoEpoch || epoch_distance(newest.epoch, call.epoch) > 0) newest = call;
 }
 
-// Whose part of `rank`'s newest call is still the sentinel in its slot.
+// Whose part of `rank`'s newest call, or piece of a call, is still the sentinel in its slot.
 void look_for_data(const Blocks& blocks, const Board& board, uint32_t rank, RankView& view) {
   const Sent& call = view.newest;
   const Group& group = blocks.params.group;
-  const Shape shape{group.ranks, call.tokens, vectors_of(call.description), group.multicast != nullptr};
+  const Shape shape = shape_of(blocks, call);
   const bool one_shot = strategy_of(call.description) == Strategy::one_shot;
-  const uint64_t count = one_shot ? one_shot_vectors(shape) : two_shot_vectors(shape);
-  if (count > blocks.slot_vectors) return;
+  const uint64_t count = slot_vectors_of(strategy_of(call.description), shape);
+  if (shape.tokens == 0 || count > blocks.slot_vectors) return;
   std::vector<Vector> slot(count);
   const uint64_t offset = slot_offset(slot_of(call.epoch), group.slot_bytes);
   if (!BlockReader(blocks).read(rank, offset, slot.data(), count * kVectorBytes)) return;
@@ -39,7 +54,7 @@ void look_for_data(const Blocks& blocks, const Board& board, uint32_t rank, Rank
     if (source == rank && one_shot) continue;
     if (!agrees(row_of(board, slot_of(call.epoch), source), call.tokens, call.description))
       continue;  // lays out otherwise
-    for (uint32_t i = 0; i < call.tokens * width && !view.lacks[source]; ++i) {
+    for (uint32_t i = 0; i < shape.tokens * width && !view.lacks[source]; ++i) {
       const uint32_t token = i / width, v = i % width;
       const bool gone = lacks(one_shot ? one_shot_position(shape, source_of(shape, source, rank), token, v)
                                        : scatter_position(shape, source, token, v));
@@ -67,6 +82,7 @@ Evidence gather(const Blocks& blocks) {
     if (!reader.read(rank, kBoardOffset, boards[rank].data(), kBoardBytes)) {
       boards[rank].assign(kSlots * kMaxRanks, signature(kNoEpoch, 0, 0));
     }
+    reader.read(rank, kProgressOffset + offsetof(Progress, later), &found.ranks[rank].later, sizeof(uint32_t));
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       for (uint32_t source = 0; source < ranks; ++source) {
         const Vector& v = row_of(boards[rank], slot, source);
@@ -88,6 +104,18 @@ Evidence gather(const Blocks& blocks) {
     view.lacks[rank] = view.lacks_sums[rank] = false;
   }
   return found;
+}
+
+uint32_t number_of(const Evidence& evidence, uint32_t rank, const Sent& call) {
+  // Of the later pieces that the rank has counted, those that are not behind the call.
+  std::set<uint32_t> behind;
+  for (const Announced& a : evidence.calls) {
+    if (a.rank == rank && piece_of(a.call.description) != 0 && epoch_distance(call.epoch, a.call.epoch) > 0) {
+      behind.insert(a.call.epoch);
+    }
+  }
+  const uint64_t later = uint64_t{evidence.ranks[rank].later} + kEpochs - behind.size();
+  return static_cast<uint32_t>((call.epoch + 2 * uint64_t{kEpochs} - later % kEpochs) % kEpochs);
 }
 
 RankSet roots(const Evidence& evidence) {

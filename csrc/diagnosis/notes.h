@@ -28,7 +28,7 @@ struct Area {
   uint64_t bytes;
 };
 
-inline constexpr uint64_t kFirstCanary = protocol::kProgressOffset + offsetof(protocol::Progress, canary);
+inline constexpr uint64_t kFirstCanary = protocol::kProgressOffset + sizeof(protocol::Progress);
 inline constexpr uint64_t kBoardEnd = protocol::kBoardOffset + protocol::kBoardBytes;
 inline constexpr uint64_t kNotesEnd = kNotesOffset + kNotesBytes;
 inline constexpr uint64_t kProbeEnd = protocol::kProbeOffset + protocol::kMaxRanks * protocol::kVectorBytes;

@@ -16,7 +16,7 @@ std::string rank_text(const Finding& f, uint32_t rank) {
 }
 
 std::string call_text(const Sent& call) {
-  return name_of_call(call) + (call.epoch == kNoEpoch ? "" : ", call number " + std::to_string(call.epoch));
+  return name_of_call(call) + (call.epoch == kNoEpoch ? "" : ", call number " + std::to_string(call.number));
 }
 
 std::string seconds_text(uint64_t ns) {
@@ -70,7 +70,8 @@ std::string name_of_call(const Sent& call) {
   return std::string(epilogue != nullptr ? epilogue->name : "unknown op") + "([" + std::to_string(call.tokens) + ", " +
          std::to_string(vectors_of(call.description) * kVectorBytes / element_bytes) + "], " +
          (dtype < 3 ? dtypes[dtype] : "unknown dtype") + ", " +
-         (strategy < 2 ? strategies[strategy] : "unknown strategy") + ")";
+         (strategy < 2 ? strategies[strategy] : "unknown strategy") + ")" +
+         (piece_of(call.description) == 0 ? "" : " (piece " + std::to_string(piece_of(call.description) + 1) + ")");
 }
 
 std::string text_of(const Finding& f) {

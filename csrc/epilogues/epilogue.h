@@ -5,6 +5,7 @@
 //   * kOp: what peers compare (list.h).
 //   * Arguments: what its op is given beside x, trivially copyable: pointers and numbers. It owns its outputs: how many there are,
 //     of what type and size, is known here, to the op that allocates or checks them, and to nobody else.
+//   * from(bytes), of Arguments: the same for a later piece of the call, `bytes` of x's rows further on.
 //   * kNormed. False: E is given the sum s. True: Arguments is a NormArguments; residual_out is stored for it, and E is given norm
 //     as stored in the dtype of x (numerics steps 2 to 5).
 //   * kNeedsMost, if kNormed: whether it needs one more reduction over the row: the largest of measure<D>(norm) over all vectors of
@@ -46,6 +47,13 @@ struct NormArguments {
   float eps;
   float weight_bias;
   uint32_t weight_is_fp32;
+
+  NormArguments from(uint64_t bytes) const {
+    NormArguments a = *this;
+    a.residual = static_cast<const uint8_t*>(residual) + bytes;
+    a.residual_out = static_cast<uint8_t*>(residual_out) + bytes;
+    return a;
+  }
 };
 
 // The PerCall of an epilogue that needs none.

@@ -12,6 +12,8 @@ struct Plain {
 
   struct Arguments {
     void* out;  // like x
+
+    Arguments from(uint64_t bytes) const { return {static_cast<uint8_t*>(out) + bytes}; }
   };
 
   using PerCall = Nothing;

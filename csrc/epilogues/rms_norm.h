@@ -13,6 +13,8 @@ struct RmsNorm {
 
   struct Arguments : NormArguments {
     void* norm;  // like x
+
+    Arguments from(uint64_t bytes) const { return {NormArguments::from(bytes), static_cast<uint8_t*>(norm) + bytes}; }
   };
 
   using PerCall = Nothing;

@@ -22,6 +22,8 @@ struct RowPeak {
     const float* scale;  // one, on the device
     void* high;          // of the whole call, as `peak`
     void* peak;
+
+    Arguments from(uint64_t bytes) const { return {NormArguments::from(bytes), scale, high, peak}; }
   };
 
   struct PerCall {

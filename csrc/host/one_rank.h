@@ -1,7 +1,7 @@
 // The host transport: the same calls over the same ring, by one thread a rank, in memory that processes share.
 //
 // Contract
-//   * run() is the whole call of one rank. It returns when this rank's outputs are stored.
+//   * run() is the whole call of one rank, or one piece of it. It returns when this rank's outputs are stored.
 //   * Data moves as 64-bit atomics, released when stored and acquired when loaded; sentinel, layout, order and rounding are
 //     those of csrc/protocol, and the epilogue is the device's, so the bits are the device's.
 //   * False: a fault. The record holds it, the block and every peer's are marked broken, outputs are NaN.
@@ -14,6 +14,7 @@
 #include "epilogues/epilogue.h"
 #include "host/fault.h"
 #include "protocol/numerics.h"
+#include "protocol/pieces.h"
 #include "protocol/signature.h"
 
 namespace mnnvl_ar::host {
@@ -66,9 +67,11 @@ class Call {
       send_signature();
       strategy_ == Strategy::one_shot ? send_rows() : scatter();
       clear(p_.group.block + slot_offset(stale, p_.group.slot_bytes), dirty);
-      *state_ =
-          State{next_epoch(epoch_), state_->launched + 1,
-                uint32_t(strategy_ == Strategy::one_shot ? one_shot_vectors(shape_) : two_shot_vectors(shape_)), 0};
+      if (p_.tensors.first_token != 0) {
+        uint32_t& later = reinterpret_cast<Progress*>(p_.group.block + kProgressOffset)->later;
+        later = next_epoch(later);
+      }
+      *state_ = State{next_epoch(epoch_), state_->launched + 1, uint32_t(slot_vectors_of(strategy_, shape_)), 0};
       check_signatures();
       if (strategy_ == Strategy::two_shot) reduce();
     }
@@ -86,7 +89,7 @@ class Call {
   }
 
   void send_signature() const {
-    const Vector mine = signature(epoch_, p_.tensors.tokens, p_.tensors.description);
+    const Vector mine = signature(epoch_, p_.tensors.call_tokens, p_.tensors.description);
     for (uint32_t i = 0; i < p_.group.ranks; ++i)
       store_vector(p_.group.peers[i] + board_offset(slot_of(epoch_), p_.group.rank), mine);
   }
@@ -162,7 +165,7 @@ class Call {
       while (ok_) {
         const Vector seen = load_vector(address);
         if (is_signature_of(seen, epoch_)) {
-          if (agrees(seen, p_.tensors.tokens, p_.tensors.description)) break;
+          if (agrees(seen, p_.tensors.call_tokens, p_.tensors.description)) break;
           report_fault(p_, FaultCode::call_mismatch, {epoch_, source, seen.word[1], seen.word[3], now_ns()});
           ok_ = false;
         } else {

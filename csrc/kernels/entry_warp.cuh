@@ -91,7 +91,7 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, const uint8_t* bloc
   for (int tries = 0;; ++tries) {
     const protocol::Vector seen = ptx::load_relaxed_sys(place);
     if (protocol::is_signature_of(seen, ring.epoch)) {
-      if (protocol::agrees(seen, p.tensors.tokens, p.tensors.description)) return true;
+      if (protocol::agrees(seen, p.tensors.call_tokens, p.tensors.description)) return true;
       report_fault(p, FaultCode::call_mismatch,
                    {ring.epoch, source, seen.word[1], seen.word[3], ptx::global_timer_ns()});
       return false;
@@ -114,6 +114,10 @@ __device__ __forceinline__ void run_entry_warp(const Params& p, uint32_t dirty, 
     if (lane == 0) {
       ok = count_in(p, reader.block(), ring, launched, dirty);
       if (!ok) report_fault(p, FaultCode::two_at_once, {ring.epoch, p.group.rank, 0, 0, ptx::global_timer_ns()});
+      if (p.tensors.first_token != 0 && cta_index() == 0) {
+        uint8_t* const later = reader.block() + protocol::kProgressOffset + offsetof(protocol::Progress, later);
+        ptx::reduce_inc_relaxed_gpu(later, protocol::kEpochs - 1);
+      }
     }
     __syncwarp();
     if (p.launch.trigger_early) ptx::trigger_dependents();

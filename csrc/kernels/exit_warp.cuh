@@ -18,7 +18,7 @@ class Signer {
 
   __device__ __forceinline__ void sign(const Params& p, const RingPosition& ring) const {
     if (cta_index() != 0 || ring.broken) return;
-    const protocol::Vector mine = protocol::signature(ring.epoch, p.tensors.tokens, p.tensors.description);
+    const protocol::Vector mine = protocol::signature(ring.epoch, p.tensors.call_tokens, p.tensors.description);
     const uint64_t place = protocol::board_offset(protocol::slot_of(ring.epoch), p.group.rank);
     if (board_ != 0) ptx::store_relaxed_sys(reinterpret_cast<uint8_t*>(board_) + place, mine);
 #pragma unroll 1

@@ -89,6 +89,11 @@ __device__ __forceinline__ void reduce_add_relaxed_gpu(void* address, uint32_t v
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
+// One more; after `last` comes 0.
+__device__ __forceinline__ void reduce_inc_relaxed_gpu(void* address, uint32_t last) {
+  asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(address), "r"(last) : "memory");
+}
+
 __device__ __forceinline__ uint32_t atomic_cas_relaxed_sys(void* address, uint32_t expected, uint32_t value) {
   uint32_t before;
   asm volatile("atom.relaxed.sys.global.cas.b32 %0, [%1], %2, %3;"

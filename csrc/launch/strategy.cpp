@@ -17,22 +17,10 @@ template <class... Parts>
 
 uint64_t row_bytes(Shape shape) { return uint64_t{shape.vectors} * protocol::kVectorBytes; }
 
-uint64_t vectors_of(Strategy strategy, Shape shape) {
-  return strategy == Strategy::one_shot ? protocol::one_shot_vectors(shape) : protocol::two_shot_vectors(shape);
-}
-
-bool select(int64_t strategy, Shape shape, const Table& table, uint64_t slot_vectors, Choice* choice) {
-  const Choice* const measured = table.find(shape);
-  Strategy taken = shape.tokens * row_bytes(shape) <= table.one_shot_bytes() ? Strategy::one_shot : Strategy::two_shot;
-  if (measured != nullptr) taken = measured->strategy;
-  if (strategy != kAuto) taken = static_cast<Strategy>(strategy);
-  bool fit = vectors_of(taken, shape) <= slot_vectors;
-  if (!fit && strategy == kAuto) {
-    taken = taken == Strategy::one_shot ? Strategy::two_shot : Strategy::one_shot;
-    fit = vectors_of(taken, shape) <= slot_vectors;
-  }
-  *choice = measured != nullptr && measured->strategy == taken ? *measured : Choice{taken, {}};
-  return fit;
+Strategy strategy_of(int64_t asked, Shape call, const Table& table, const Choice* measured) {
+  if (asked != kAuto) return static_cast<Strategy>(asked);
+  if (measured != nullptr) return measured->strategy;
+  return call.tokens * row_bytes(call) <= table.one_shot_bytes() ? Strategy::one_shot : Strategy::two_shot;
 }
 
 }  // namespace
@@ -89,37 +77,61 @@ const Choice* Table::find(Shape shape) const {
   return found == entries.end() ? &entries.back().choice : &found->choice;
 }
 
-uint32_t Table::one_shot_tokens(Shape largest) const {
-  if (rows_.empty())
-    return static_cast<uint32_t>(std::min<uint64_t>(largest.tokens, one_shot_bytes_ / row_bytes(largest)));
+uint32_t Table::most_tokens(Strategy strategy, Shape largest) const {
+  if (rows_.empty()) {
+    const auto crossover =
+        static_cast<uint32_t>(std::min<uint64_t>(largest.tokens, one_shot_bytes_ / row_bytes(largest)));
+    if (strategy == Strategy::one_shot) return crossover;
+    return crossover < largest.tokens ? largest.tokens : 0;
+  }
   uint32_t most = 0, before = 0;
-  for (const Entry& entry : nearest(largest).entries) {
+  const std::vector<Entry>& entries = nearest(largest).entries;
+  for (const Entry& entry : entries) {
     if (before >= largest.tokens) break;
-    if (entry.choice.strategy == Strategy::one_shot) most = std::min(largest.tokens, entry.max_tokens);
+    const bool is_last = &entry == &entries.back();  // and stands for what is larger, too
+    if (entry.choice.strategy == strategy) most = is_last ? largest.tokens : std::min(largest.tokens, entry.max_tokens);
     before = entry.max_tokens;
   }
   return most;
 }
 
-Choice choose(int64_t strategy, Shape shape, const Table& table, uint64_t slot_vectors) {
-  Choice choice;
-  if (!select(strategy, shape, table, slot_vectors, &choice)) {
-    fail("x: ", shape.tokens, " tokens of ", row_bytes(shape), " bytes need a slot of ",
-         vectors_of(choice.strategy, shape) * protocol::kVectorBytes, " bytes, the workspace has ",
+Cut cut(int64_t strategy, Shape call, const Table& table, uint64_t slot_vectors) {
+  const Choice* measured = table.find(call);
+  const Strategy taken = strategy_of(strategy, call, table, measured);
+  const protocol::Pieces pieces = protocol::pieces_of(taken, call, slot_vectors);
+  if (pieces.rows == 0 && call.tokens != 0) {
+    const Shape row{call.ranks, 1, call.vectors, call.own_too};
+    fail("x: a row of ", row_bytes(call), " bytes needs a slot of ",
+         protocol::slot_vectors_of(taken, row) * protocol::kVectorBytes, " bytes, the workspace has ",
          slot_vectors * protocol::kVectorBytes, " (wanted Workspace.fits(tokens, hidden, dtype))");
   }
-  return choice;
+  if (pieces.count > 1) {
+    const Choice* const of_piece = table.find({call.ranks, pieces.rows, call.vectors});
+    if (of_piece != nullptr && of_piece->strategy == taken) measured = of_piece;
+  }
+  const bool is_known = measured != nullptr && measured->strategy == taken;
+  return {is_known ? *measured : Choice{taken, {}}, pieces};
 }
 
-bool fits(int64_t strategy, Shape shape, const Table& table, uint64_t slot_vectors) {
-  Choice ignored;
-  return select(strategy, shape, table, slot_vectors, &ignored);
+bool fits(int64_t strategy, Shape call, const Table& table, uint64_t slot_vectors) {
+  if (call.tokens == 0) return true;
+  const Strategy taken = strategy_of(strategy, call, table, table.find(call));
+  return protocol::rows_that_fit(taken, call, slot_vectors) != 0;
 }
 
-uint64_t needed_vectors(int64_t strategy, Shape largest, const Table& table) {
-  if (strategy != kAuto) return vectors_of(static_cast<Strategy>(strategy), largest);
-  const Shape last_one_shot{largest.ranks, table.one_shot_tokens(largest), largest.vectors};
-  return std::max(protocol::one_shot_vectors(last_one_shot), protocol::two_shot_vectors(largest));
+uint64_t useful_vectors(int64_t strategy, Shape largest, const Table& table) {
+  const auto vectors_for = [&](Strategy taken) {
+    const uint32_t tokens = strategy == kAuto                         ? table.most_tokens(taken, largest)
+                            : strategy == static_cast<int64_t>(taken) ? largest.tokens
+                                                                      : 0;
+    return protocol::slot_vectors_of(taken, {largest.ranks, tokens, largest.vectors, largest.own_too});
+  };
+  return std::max({vectors_for(Strategy::one_shot), vectors_for(Strategy::two_shot), least_vectors(largest)});
+}
+
+uint64_t least_vectors(Shape row) {
+  row.tokens = 1;
+  return std::max(protocol::one_shot_vectors(row), protocol::two_shot_vectors(row));
 }
 
 }  // namespace mnnvl_ar::launch

@@ -1,4 +1,4 @@
-// Which strategy a call takes, in what launch shape, and the slot that it needs.
+// Which strategy a call takes, in how many pieces, in what launch shape, and the slot that it needs.
 //
 // Contract
 //   * The same functions size a workspace and judge every call.
@@ -13,6 +13,7 @@
 
 #include "protocol/layout.h"
 #include "protocol/params.h"
+#include "protocol/pieces.h"
 #include "protocol/signature.h"
 
 namespace mnnvl_ar::launch {
@@ -27,6 +28,12 @@ inline constexpr int64_t kAuto = -1;
 struct Choice {
   Strategy strategy;
   LaunchShape shape;
+};
+
+// A call: how each of its pieces runs.
+struct Cut {
+  Choice choice;
+  protocol::Pieces pieces;
 };
 
 // What was measured to be quickest, by bytes of a row and tokens; without measurements, a crossover by bytes of the message.
@@ -45,9 +52,8 @@ class Table {
   // without entries.
   const Choice* find(Shape shape) const;
 
-  // The most tokens, up to largest.tokens, for which one-shot is known to be the quicker one. Beyond a row's last entry nothing is
-  // known, so a slot need not have room for one-shot there.
-  uint32_t one_shot_tokens(Shape largest) const;
+  // The most tokens, up to largest.tokens, of a call that `auto` runs by this strategy; 0 for none.
+  uint32_t most_tokens(Strategy strategy, Shape largest) const;
 
   uint64_t one_shot_bytes() const { return one_shot_bytes_; }
 
@@ -66,15 +72,18 @@ class Table {
   std::vector<Row> rows_;
 };
 
-// A strategy that is forced is taken. `auto` takes the table's, or the other one where only that fits. The launch shape is the
-// table's if it was measured for this strategy. Throws if what is left does not fit `slot_vectors`.
-Choice choose(int64_t strategy, Shape shape, const Table& table, uint64_t slot_vectors);
+// A strategy that is forced is taken, or else the table's, for the whole call. The launch shape is the table's for a call of a
+// piece's size, or else of the call's, if it was measured for this strategy. Throws if not even one row fits `slot_vectors`.
+Cut cut(int64_t strategy, Shape call, const Table& table, uint64_t slot_vectors);
 
-// Whether choose() does not throw.
-bool fits(int64_t strategy, Shape shape, const Table& table, uint64_t slot_vectors);
+// Whether cut() does not throw.
+bool fits(int64_t strategy, Shape call, const Table& table, uint64_t slot_vectors);
 
-// Vectors a slot needs for every call of up to largest.tokens rows. `auto` includes two-shot of any size, so that calls may also
-// force it, and whatever the table prefers up to its last entry.
-uint64_t needed_vectors(int64_t strategy, Shape largest, const Table& table);
+// Vectors of a slot in which every call of up to largest.tokens rows is one launch, by the strategy that it takes. More would be of
+// no use: fewer than this are enough for any call.
+uint64_t useful_vectors(int64_t strategy, Shape largest, const Table& table);
+
+// Vectors of a slot in which a row of that size goes by either strategy.
+uint64_t least_vectors(Shape row);
 
 }  // namespace mnnvl_ar::launch

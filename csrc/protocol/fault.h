@@ -38,7 +38,7 @@ struct FaultRecord {
   FaultCode code;  // written last
   uint32_t rank;
   uint32_t epoch;
-  uint32_t tokens;
+  uint32_t tokens;       // of the whole call
   uint32_t description;  // signature.h, describe()
   uint32_t peer;         // the peer that differs, or the first one that is missing
   uint32_t peer_tokens;
@@ -73,7 +73,7 @@ MNNVL_AR_HD void fill_record(Record& record, const Params& p, Fault fault, uint6
   }
   record.rank = p.group.rank;
   record.epoch = fault.epoch;
-  record.tokens = p.tensors.tokens;
+  record.tokens = p.tensors.call_tokens;
   record.description = p.tensors.description;
   record.peer = fault.peer;
   record.peer_tokens = fault.peer_tokens;

@@ -30,7 +30,7 @@ struct alignas(16) Progress {
   uint32_t finished;  // CTAs of all calls that will not read their slot again, modulo 2^32; equals `launched` at rest
   uint32_t broken;    // non-zero: a FaultCode, or peer_mark() of fault.h; the workspace computes nothing any more
   uint32_t claimed;   // non-zero: somebody fills the host's record
-  uint32_t canary;
+  uint32_t later;     // launches that were later pieces of their calls, modulo kEpochs: epochs less these are calls
 };
 
 inline constexpr uint32_t kCanary = 0x4d4e4152u;
@@ -78,6 +78,13 @@ MNNVL_AR_HD constexpr uint64_t one_shot_vectors(Shape s) {
 
 MNNVL_AR_HD constexpr uint64_t one_shot_position(Shape s, uint32_t source, uint32_t token, uint32_t vector) {
   return (uint64_t{source} * s.tokens + token) * s.vectors + vector;
+}
+
+// Of so many vectors in a row, the most that divide them, for a tensor that has no rows of its own.
+MNNVL_AR_HD constexpr uint32_t widest_row(uint64_t vectors) {
+  uint32_t width = vectors == 0 || vectors > kMaxRowVectors ? kMaxRowVectors : static_cast<uint32_t>(vectors);
+  while (vectors % width != 0) --width;
+  return width;
 }
 
 // Two-shot: rank o owns columns [o * owned_columns, ...) of every row; the last owners may own fewer, or none.

@@ -19,7 +19,7 @@ struct Tensors {
   const void* x;         // [tokens, vectors]: the first row of this launch
   uint32_t tokens;       // rows of this launch
   uint32_t vectors;      // 16-byte vectors a row
-  uint32_t first_token;  // of this launch, in the call
+  uint32_t first_token;  // of this launch, in the call (pieces.h)
   uint32_t call_tokens;  // rows of the whole call
   uint32_t description;  // signature.h, describe()
 };

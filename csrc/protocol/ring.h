@@ -1,7 +1,8 @@
 // The ring: which slot a call writes and which it clears (rule R3 of docs/protocol.md).
 //
 // Contract
-//   * Calls on a workspace are numbered by epochs 0, 1, ..., kEpochs - 1, 0, ... in the order in which they run.
+//   * Calls on a workspace are numbered by epochs 0, 1, ..., kEpochs - 1, 0, ... in the order in which they run. To the ring, each
+//     piece of a large call (pieces.h) is a call.
 //   * Call n writes slot_of(n) at every peer and clears slot_to_clear(n) of its own block, the slot of call n - 1.
 //   * Any three successive epochs use three different slots, also across the wrap.
 //   * CTAs of two calls, or of two epochs, that count themselves in together are noticed by one of them, but for coincidences

@@ -78,9 +78,20 @@ void check_device(const Agreement& a, const Tensor& tensor, const char* name) {
 
 }  // namespace
 
-Agreement check_input(const Tensor& x) {
-  Agreement a{.dtype_code = dtype_of(x), .dtype = {}, .device = device_of(x, "x"), .hidden = 0, .shape = {}, .x = x};
-  int64_t element_bytes = 2;
+namespace {
+
+int64_t last_dimension(const Tensor& tensor) { return tensor.dim() == 0 ? 1 : tensor.size(tensor.dim() - 1); }
+
+int64_t element_bytes(const Agreement& a) { return a.dtype == protocol::Dtype::float32 ? 4 : 2; }
+
+// All but the shape.
+Agreement agreement_of(const Tensor& x) {
+  Agreement a{.dtype_code = dtype_of(x),
+              .dtype = protocol::Dtype::float32,
+              .device = device_of(x, "x"),
+              .hidden = last_dimension(x),
+              .shape = {},
+              .x = x};
   if (a.dtype_code == aoti_torch_dtype_bfloat16()) {
     a.dtype = protocol::Dtype::bfloat16;
   } else if (a.dtype_code == aoti_torch_dtype_float16()) {
@@ -88,19 +99,39 @@ Agreement check_input(const Tensor& x) {
   } else {
     STD_TORCH_CHECK(a.dtype_code == aoti_torch_dtype_float32(), "x: is ", name_of_dtype(a.dtype_code),
                     ", wanted bfloat16, float16 or float32");
-    a.dtype = protocol::Dtype::float32;
-    element_bytes = 4;
   }
-  const int64_t dim = x.dim();
-  STD_TORCH_CHECK(dim >= 1, "x: has no dimensions, wanted [..., hidden]");
-  a.hidden = x.size(dim - 1);
-  STD_TORCH_CHECK(is_row(a.hidden * element_bytes), "x: rows of ", a.hidden, " elements are ", a.hidden * element_bytes,
-                  " bytes, wanted a multiple of 16 bytes up to ", protocol::kMaxRowVectors * protocol::kVectorBytes);
-  check_memory(x, "x");
-  const int64_t tokens = x.numel() / a.hidden;
+  return a;
+}
+
+void set_shape(Agreement& a, int64_t tokens, int64_t row_bytes) {
+  check_memory(a.x, "x");
   STD_TORCH_CHECK(tokens <= INT32_MAX, "x: has ", tokens, " tokens, wanted fewer than 2^31");
   a.shape.tokens = static_cast<uint32_t>(tokens);
-  a.shape.vectors = static_cast<uint32_t>(a.hidden * element_bytes / protocol::kVectorBytes);
+  a.shape.vectors = static_cast<uint32_t>(row_bytes / protocol::kVectorBytes);
+}
+
+}  // namespace
+
+Agreement check_input(const Tensor& x) {
+  Agreement a = agreement_of(x);
+  STD_TORCH_CHECK(x.dim() >= 1, "x: has no dimensions, wanted [..., hidden]");
+  const int64_t row_bytes = a.hidden * element_bytes(a);
+  STD_TORCH_CHECK(is_row(row_bytes), "x: rows of ", a.hidden, " elements are ", row_bytes,
+                  " bytes, wanted a multiple of 16 bytes up to ", protocol::kMaxRowVectors * protocol::kVectorBytes);
+  set_shape(a, x.numel() / a.hidden, row_bytes);
+  return a;
+}
+
+Agreement check_elements(const Tensor& x) {
+  Agreement a = agreement_of(x);
+  int64_t row_bytes = a.hidden * element_bytes(a);
+  const int64_t bytes = x.numel() * element_bytes(a);
+  if (!is_row(row_bytes) || bytes / row_bytes > INT32_MAX) {
+    STD_TORCH_CHECK(bytes % protocol::kVectorBytes == 0, "x: has shape ", name_of_sizes(x), ", ", bytes,
+                    " bytes, wanted a multiple of 16 bytes");
+    row_bytes = static_cast<int64_t>(protocol::widest_row(bytes / protocol::kVectorBytes)) * protocol::kVectorBytes;
+  }
+  set_shape(a, bytes / row_bytes, row_bytes);
   return a;
 }
 
@@ -109,8 +140,7 @@ void check_alike(const Agreement& a, const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(code == a.dtype_code, name, ": is ", name_of_dtype(code), ", wanted ", name_of_dtype(a.dtype_code),
                   " like x");
   check_device(a, tensor, name);
-  const bool alike = tensor.dim() >= 1 && tensor.size(tensor.dim() - 1) == a.hidden &&
-                     tensor.numel() == int64_t{a.shape.tokens} * a.hidden;
+  const bool alike = last_dimension(tensor) == a.hidden && tensor.numel() == a.x.numel();
   STD_TORCH_CHECK(alike, name, ": has shape ", name_of_sizes(tensor), ", wanted ", name_of_sizes(a.x), " like x");
   check_memory(tensor, name);
 }

@@ -17,13 +17,17 @@ using torch::stable::Tensor;
 struct Agreement {
   int32_t dtype_code;  // PyTorch's
   protocol::Dtype dtype;
-  int64_t device;  // CUDA index, -1: host
-  int64_t hidden;
+  int64_t device;         // CUDA index, -1: host
+  int64_t hidden;         // the last dimension of x
   protocol::Shape shape;  // ranks is left 0
   const Tensor& x;
 };
 
+// x as rows: [..., hidden], of whole vectors.
 Agreement check_input(const Tensor& x);
+// x of an op that takes each element for itself: any tensor of whole vectors. One that is no rows is taken as rows of another shape,
+// as long as they can be.
+Agreement check_elements(const Tensor& x);
 void check_alike(const Agreement& agreement, const Tensor& tensor, const char* name);
 // Returns whether the weight is fp32.
 bool check_weight(const Agreement& agreement, const Tensor& weight);

@@ -58,9 +58,9 @@ Turn::Turn(int64_t handle, protocol::Op op, const Agreement& a, const Options& o
   check_choice(options.strategy, launch::kAuto, 1, "strategy", "-1 (auto), 0 (one-shot) or 1 (two-shot)");
   check_choice(options.pdl, launch::kAuto, 2, "pdl", "-1 (the workspace's), 0 (off), 1 (late) or 2 (early)");
   params_ = workspace.params;
-  const protocol::Shape shape{params_.group.ranks, a.shape.tokens, a.shape.vectors};
-  choice_ = choose(workspace, options.strategy, shape);
-  if (shape.tokens == 0 && !protocol::is_off(params_, protocol::Rule::zero_tokens)) return;
+  cut_ = cut(workspace, options.strategy, a.shape);
+  if (protocol::is_off(params_, protocol::Rule::zero_tokens)) cut_.pieces.count = std::max(1u, cut_.pieces.count);
+  if (cut_.pieces.count == 0) return;
   const auto code = static_cast<volatile protocol::FaultRecord*>(params_.group.record)->code;
   if (code != protocol::FaultCode::none || workspace.found.load(std::memory_order_relaxed)) [[unlikely]] {
     refuse(workspace, handle, "is broken");
@@ -73,15 +73,25 @@ Turn::Turn(int64_t handle, protocol::Op op, const Agreement& a, const Options& o
   if (!protocol::is_off(params_, protocol::Rule::still_open)) check_open(workspace, handle);
 
   workspace_ = &workspace;
-  params_.tensors = {.x = a.x.data_ptr(),
-                     .tokens = shape.tokens,
-                     .vectors = shape.vectors,
-                     .first_token = 0,
-                     .call_tokens = shape.tokens,
-                     .description = protocol::describe(op, a.dtype, choice_.strategy, shape.vectors)};
+  row_bytes_ = uint64_t{a.shape.vectors} * protocol::kVectorBytes;
+}
+
+bool Turn::next() {
+  if (piece_ == cut_.pieces.count) return false;
+  const protocol::Shape& shape = agreement_.shape;
+  params_.tensors = {
+      .x = nullptr,
+      .tokens = cut_.pieces.rows_of(piece_, shape.tokens),
+      .vectors = shape.vectors,
+      .first_token = cut_.pieces.first_of(piece_),
+      .call_tokens = shape.tokens,
+      .description = protocol::describe(op_, agreement_.dtype, cut_.choice.strategy, shape.vectors, piece_)};
+  params_.tensors.x = static_cast<const uint8_t*>(agreement_.x.data_ptr()) + begin();
+  ++piece_;
 #ifdef MNNVL_AR_TEST_BUILD
-  params_.sabotage.frozen_epoch = workspace.host_calls++;
+  params_.sabotage.frozen_epoch = workspace_->host_calls++;
 #endif
+  return true;
 }
 
 void Turn::fail() { refuse(*workspace_, handle_, "broke in this call"); }
@@ -99,11 +109,11 @@ void Turn::launch(void* call, protocol::Params& params) {
   launch::Plan plan;
   const cudaError_t error = launch::plan({.op = op_,
                                           .dtype = agreement_.dtype,
-                                          .strategy = choice_.strategy,
+                                          .strategy = cut_.choice.strategy,
                                           .ranks = params.group.ranks,
                                           .tokens = params.tensors.tokens,
                                           .vectors = params.tensors.vectors,
-                                          .shape = choice_.shape,
+                                          .shape = cut_.choice.shape,
                                           .sharers = sharing,
                                           .device = device,
                                           .link = workspace.settings.link},
@@ -111,7 +121,10 @@ void Turn::launch(void* call, protocol::Params& params) {
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));
   params.launch = plan.launch;
   params.launch.number = workspace.launches++;
-  params.launch.trigger_early = pdl == protocol::Pdl::early;
+  // What follows a piece that is not the last is ours, and waits for it: no mode but "off" is against that.
+  const bool is_last = piece_ == cut_.pieces.count;
+  const bool lets_in_early = is_last ? pdl == protocol::Pdl::early : pdl != protocol::Pdl::off && sharing == 1;
+  params.launch.trigger_early = lets_in_early;
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));

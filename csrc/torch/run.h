@@ -16,17 +16,19 @@ struct Options {
 
 namespace detail {
 
-// Holds the workspace for one thread, and knows how its call is to run.
+// Holds the workspace for one thread, and knows how its call is to run: in one piece after the other (protocol/pieces.h).
 class Turn {
  public:
   // Throws what is wrong with the workspace, the options or the size of the call.
   Turn(int64_t handle, protocol::Op op, const Agreement& agreement, const Options& options);
 
-  // Zero tokens: there is nothing to do.
-  bool is_empty() const { return workspace_ == nullptr; }
+  // Whether there is another piece. It is params() then. Of a call of no tokens there is none.
+  bool next();
   const protocol::Params& params() const { return params_; }
-  // On the current stream. `call`: a CallOf the op's epilogue; `params`: the part of it that is a copy of params(), whose launch is
-  // filled in here.
+  // Where the piece begins, in bytes of x.
+  uint64_t begin() const { return uint64_t{params_.tensors.first_token} * row_bytes_; }
+  // Launches the piece on the current stream. `call`: a CallOf the op's epilogue; `params`: the part of it that is a copy of params(),
+  // whose launch is filled in here.
   void launch(void* call, protocol::Params& params);
   // The host's call has failed: throws why.
   [[noreturn]] void fail();
@@ -45,23 +47,29 @@ class Turn {
   const Options options_;
   Workspace* workspace_ = nullptr;
   Release release_;
-  launch::Choice choice_{};
+  launch::Cut cut_{};
+  uint32_t piece_ = 0;  // the next one
+  uint64_t row_bytes_ = 0;
   protocol::Params params_;
 };
 
 }  // namespace detail
 
-// Runs the call (host) or launches it on the current stream (CUDA). Zero tokens: nothing happens.
+// Runs the call (host) or launches it on the current stream (CUDA). Zero tokens: nothing happens. A piece that fails ends those after
+// it, which leave NaN; rows of pieces before it are right.
 template <class E>
 void run(int64_t handle, const Agreement& agreement, const Options& options, const typename E::Arguments& arguments) {
   detail::Turn turn(handle, E::kOp, agreement, options);
-  if (turn.is_empty()) return;
-  epilogues::CallOf<E> call{{arguments}, turn.params()};
-  if (agreement.device < 0) {
-    if (!host::run<E>(call, agreement.dtype)) turn.fail();
-  } else {
-    turn.launch(&call, call);
+  bool ok = true;
+  while (turn.next()) {
+    epilogues::CallOf<E> call{{arguments.from(turn.begin())}, turn.params()};
+    if (agreement.device < 0) {
+      ok &= host::run<E>(call, agreement.dtype);
+    } else {
+      turn.launch(&call, call);
+    }
   }
+  if (!ok) turn.fail();
 }
 
 }  // namespace mnnvl_ar

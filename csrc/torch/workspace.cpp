@@ -203,22 +203,33 @@ bool is_row(int64_t row_bytes) {
          row_bytes <= int64_t{protocol::kMaxRowVectors} * protocol::kVectorBytes;
 }
 
-bool fits(const Workspace& workspace, protocol::Shape shape) {
-  return launch::fits(workspace.settings.strategy, shape, workspace.table, workspace.slot_vectors);
+namespace {
+
+// Own rows of one-shot have places in slots only where a multicast brings them.
+protocol::Shape in_group(const Workspace& workspace, protocol::Shape call) {
+  const protocol::Group& group = workspace.params.group;
+  return {group.ranks, call.tokens, call.vectors, group.multicast != nullptr};
 }
 
-launch::Choice choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape) {
+}  // namespace
+
+bool fits(const Workspace& workspace, protocol::Shape call) {
+  return launch::fits(workspace.settings.strategy, in_group(workspace, call), workspace.table, workspace.slot_vectors);
+}
+
+launch::Cut cut(const Workspace& workspace, int64_t strategy, protocol::Shape call) {
   const Settings& s = workspace.settings;
-  launch::Choice choice =
-      launch::choose(strategy == launch::kAuto ? s.strategy : strategy, shape, workspace.table, workspace.slot_vectors);
+  launch::Cut found = launch::cut(strategy == launch::kAuto ? s.strategy : strategy, in_group(workspace, call),
+                                  workspace.table, workspace.slot_vectors);
   const auto set = [](uint32_t given, uint32_t* measured) {
     if (given != 0) *measured = given;
   };
-  set(s.shape.cluster, &choice.shape.cluster);
-  set(s.shape.max_ctas, &choice.shape.max_ctas);
-  set(s.shape.batch, &choice.shape.batch);
-  set(s.shape.lag, &choice.shape.lag);
-  return choice;
+  protocol::LaunchShape& shape = found.choice.shape;
+  set(s.shape.cluster, &shape.cluster);
+  set(s.shape.max_ctas, &shape.max_ctas);
+  set(s.shape.batch, &shape.batch);
+  set(s.shape.lag, &shape.lag);
+  return found;
 }
 
 }  // namespace mnnvl_ar

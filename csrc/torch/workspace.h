@@ -75,8 +75,9 @@ diagnosis::Finding poll(Workspace& workspace);
 diagnosis::Finding explain(Workspace& workspace);
 
 bool is_row(int64_t row_bytes);
-bool fits(const Workspace& workspace, protocol::Shape shape);
+// `call`: tokens and vectors count.
+bool fits(const Workspace& workspace, protocol::Shape call);
 // How a call runs that asks for `strategy`, or kAuto: what the workspace was given wins over the table. Throws if it does not fit.
-launch::Choice choose(const Workspace& workspace, int64_t strategy, protocol::Shape shape);
+launch::Cut cut(const Workspace& workspace, int64_t strategy, protocol::Shape call);
 
 }  // namespace mnnvl_ar

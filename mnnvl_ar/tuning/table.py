@@ -63,10 +63,22 @@ class Table:
             "table_lags": [launch.lag for launch in launches],
         }
 
-    def slot_bytes(self, world_size: int, tokens: int, row_bytes: int, strategy: int = Strategy.AUTO) -> int:
-        """The size of a slot that all calls of up to `tokens` rows of `row_bytes` bytes fit, in a group of `world_size`
-        ranks whose workspace has this table and `strategy`."""
-        return int(ops._workspace_slot_bytes(world_size, tokens, row_bytes, int(strategy), **self.columns()))
+    def slot_bytes(
+        self,
+        world_size: int,
+        tokens: int,
+        row_bytes: int,
+        strategy: int = Strategy.AUTO,
+        *,
+        own_too: bool = True,
+        max_bytes: int | None = None,
+    ) -> int:
+        """The size of a slot in which every call of up to `tokens` rows of `row_bytes` bytes is one launch, in a group
+        of `world_size` ranks whose workspace has this table and `strategy`; less, where the block would have more than
+        `max_bytes`: then calls run in pieces. `own_too`: there is room for a rank's own rows, which only a multicast
+        brings. Raises `RuntimeError` where not even a row has room, naming the least that would do."""
+        room = {"own_too": own_too, "max_bytes": max_bytes or 0}
+        return int(ops._workspace_slot_bytes(world_size, tokens, row_bytes, int(strategy), **room, **self.columns()))
 
     def digest(self) -> str:
         """Of all that decides, so that ranks can be compared: alike where the columns are."""

@@ -29,12 +29,14 @@ class VirtualGroup:
         crossover: int | None = None,
         pdl: int = Pdl.EARLY,
         deadline: float = 20.0,
+        max_bytes: int | None = None,
         **launch: int,
     ) -> None:
         self.device = torch.device(device)
         self.ranks = ranks
         table = table_for(self.device, ranks) if crossover is None else Table(crossover)
-        slot_bytes = table.slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy)
+        room = {"own_too": False, "max_bytes": max_bytes}
+        slot_bytes = table.slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy, **room)
         self.layout = Layout(slot_bytes)
         self.blocks = [
             torch.empty(self.layout.nbytes // 4, dtype=torch.int32, device=self.device) for _ in range(ranks)

@@ -365,8 +365,8 @@ PYBIND11_MODULE(_protocol, m) {
     return std::pair(pace.row, pace.first_look);
   });
 
-  m.def("describe", [](uint32_t op, uint32_t dtype, uint32_t strategy, uint32_t vectors) {
-    return describe(Op{op}, Dtype{dtype}, Strategy{strategy}, vectors);
+  m.def("describe", [](uint32_t op, uint32_t dtype, uint32_t strategy, uint32_t vectors, uint32_t piece) {
+    return describe(Op{op}, Dtype{dtype}, Strategy{strategy}, vectors, piece);
   });
   m.def("signature", [](uint32_t epoch, uint32_t tokens, uint32_t description) {
     return quad_of(signature(epoch, tokens, description));

@@ -25,7 +25,7 @@ def test_other_call(ranks: Any, odd: int) -> None:
     ranks.run(check_different, odd)
 
 
-OFFSETS = (28, 1020, 5000, 8188, 16380)
+OFFSETS = (32, 1020, 5000, 8188, 16380)
 
 
 @pytest.mark.parametrize(

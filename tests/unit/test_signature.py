@@ -8,57 +8,54 @@ from hypothesis import strategies as st
 
 protocol = pytest.importorskip("_protocol", reason="tests/_protocol is not built: `make test-build`")
 
+Call = tuple[int, int, int, int, int, int]
+
 word = st.integers(0, 2**32 - 1)
 epoch = st.one_of(
     st.integers(0, protocol.EPOCHS - 1), st.integers(0, 5), st.integers(protocol.EPOCHS - 5, protocol.EPOCHS - 1)
 )
 call = st.tuples(
-    st.integers(0, 1),  # op
+    st.integers(0, 63),  # op
     st.integers(0, 2),  # dtype
     st.integers(0, 1),  # strategy
     st.integers(1, protocol.MAX_ROW_VECTORS),
+    st.integers(0, 1023),  # piece
     st.integers(1, 2**32 - 1),  # tokens
 )
 
 
-def signed(epoch: int, call: tuple[int, int, int, int, int]) -> list[int]:
-    vector: list[int] = protocol.signature(epoch, call[4], protocol.describe(*call[:4]))
+def signed(epoch: int, call: Call) -> list[int]:
+    vector: list[int] = protocol.signature(epoch, call[5], protocol.describe(*call[:5]))
     return vector
 
 
-def agrees(vector: list[int], call: tuple[int, int, int, int, int]) -> bool:
-    return bool(protocol.agrees(vector, call[4], protocol.describe(*call[:4])))
+def agrees(vector: list[int], call: Call) -> bool:
+    return bool(protocol.agrees(vector, call[5], protocol.describe(*call[:5])))
 
 
 @given(epoch, call)
-def test_a_signature_is_recognised_and_agrees_with_the_same_call(
-    epoch: int, call: tuple[int, int, int, int, int]
-) -> None:
+def test_a_signature_is_recognised_and_agrees_with_the_same_call(epoch: int, call: Call) -> None:
     assert protocol.is_signature_of(signed(epoch, call), epoch)
     assert agrees(signed(epoch, call), call)
 
 
 @given(epoch, call, call)
-def test_any_field_that_differs_is_seen(
-    epoch: int, ours: tuple[int, int, int, int, int], theirs: tuple[int, int, int, int, int]
-) -> None:
-    """Also one field at a time: every mixture of the two calls, of which 30 differ from ours in 1 to 5 fields."""
-    for chosen in itertools.product((0, 1), repeat=5):
+def test_any_field_that_differs_is_seen(epoch: int, ours: Call, theirs: Call) -> None:
+    """Also one field at a time: every mixture of the two calls, of which 62 differ from ours in 1 to 6 fields."""
+    for chosen in itertools.product((0, 1), repeat=6):
         mixed = tuple((ours, theirs)[c][i] for i, c in enumerate(chosen))
         assert agrees(signed(epoch, mixed), ours) == (mixed == ours)
 
 
 def test_every_pair_of_descriptions_differs() -> None:
     rows = range(1, protocol.MAX_ROW_VECTORS + 1)
-    all_calls = list(itertools.product(range(2), range(3), range(2), rows))
+    all_calls = list(itertools.product((0, 1, 63), range(3), range(2), rows, (0, 1, 1023)))
     assert len({protocol.describe(*one) for one in all_calls}) == len(all_calls)
 
 
 @given(epoch, epoch, call, call)
-@example(0, 1, (0, 0, 0, 1, 1), (0, 0, 0, 1, 1))
-def test_torn_halves_are_not_recognised(
-    new: int, old: int, call: tuple[int, int, int, int, int], before: tuple[int, int, int, int, int]
-) -> None:
+@example(0, 1, (0, 0, 0, 1, 0, 1), (0, 0, 0, 1, 0, 1))
+def test_torn_halves_are_not_recognised(new: int, old: int, call: Call, before: Call) -> None:
     """A 16-byte store that is seen half: the other half is an older call's, or the board's first filling."""
     whole = signed(new, call)
     fresh_board = [protocol.NO_EPOCH] * 4
@@ -74,5 +71,5 @@ def test_a_fresh_board_is_nobodys_signature(epoch: int, tokens: int, description
 
 
 @given(epoch, epoch, call)
-def test_another_epochs_signature_is_not_ours(ours: int, theirs: int, call: tuple[int, int, int, int, int]) -> None:
+def test_another_epochs_signature_is_not_ours(ours: int, theirs: int, call: Call) -> None:
     assert protocol.is_signature_of(signed(theirs, call), ours) == (theirs == ours)

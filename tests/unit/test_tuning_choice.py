@@ -72,7 +72,13 @@ def workspace(table: Table, ranks: int = 4, slot_bytes: int = (1 << 32) - 16, **
 
 def choice(handle: int, *call: int) -> list[int]:
     """Strategy, cluster, max_ctas, batch, lag."""
-    return list(ops._workspace_choice(handle, *call))
+    return list(ops._workspace_choice(handle, *call))[:5]
+
+
+def pieces(handle: int, *call: int) -> tuple[int, int]:
+    """How many, and the rows of each but the last."""
+    count, rows = ops._workspace_choice(handle, *call)[5:]
+    return count, rows
 
 
 @given(tables(), st.lists(st.tuples(tokens, row_sizes, st.sampled_from([AUTO, ONE, TWO])), min_size=1, max_size=30))
@@ -118,27 +124,22 @@ def test_what_the_workspace_was_told_wins(told: LaunchShape, measured: LaunchSha
 # ---- sizes --------------------------------------------------------------------------------------------------------
 
 
-def known_tokens(table: Table, row_bytes: int) -> list[int]:
-    """The max_tokens of the entries that apply to a row."""
-    row = min((abs(entry.row_bytes - row_bytes), entry.row_bytes) for entry in table.entries)[1] if table.entries else 0
-    return [entry.max_tokens for entry in table.entries if entry.row_bytes == row]
-
-
-def uncovered(table: Table, ranks: int, most: int, row_bytes: int, slot_bytes: int) -> list[str]:
-    """What a workspace for `most` rows cannot do though it should, with slots of `slot_bytes`."""
+def cut_too_small(table: Table, ranks: int, most: int, row_bytes: int, slot_bytes: int) -> list[str]:
+    """What a workspace for `most` rows cannot run at once though it should, with slots of `slot_bytes`."""
     handle = workspace(table, ranks, slot_bytes)
-    known = known_tokens(table, row_bytes)
-    tried = {0, 1, most // 2, most - 1, most, table.one_shot_bytes // row_bytes, *known, *(t + 1 for t in known)}
+    tried = {1, most // 2, most - 1, most, table.one_shot_bytes // row_bytes, *(e.max_tokens for e in table.entries)}
+    tried |= {t + 1 for t in tried}
     found = []
-    for t in sorted(t for t in tried if t <= most):
-        if not ops._workspace_fits(handle, t, row_bytes):
-            found.append(f"{t} tokens do not fit")
-        elif t <= max(known, default=most) and choice(handle, t, row_bytes) != Oracle().choice(table, t, row_bytes):
-            found.append(f"{t} tokens do not go as the table has it")
+    for t in sorted(t for t in tried if 0 < t <= most):
         try:
-            ops._workspace_choice(handle, t, row_bytes, TWO)
-        except RuntimeError:
-            found.append(f"{t} tokens cannot be forced to two-shot")
+            if choice(handle, t, row_bytes) != Oracle().choice(table, t, row_bytes):
+                found.append(f"{t} tokens do not go as the table has it")
+            if pieces(handle, t, row_bytes) != (1, t):
+                found.append(f"{t} tokens go in pieces")
+            for strategy in (ONE, TWO):
+                ops._workspace_choice(handle, t, row_bytes, strategy)
+        except RuntimeError as error:
+            found.append(f"{t} tokens: {error}")
     return found
 
 
@@ -147,29 +148,81 @@ def uncovered(table: Table, ranks: int, most: int, row_bytes: int, slot_bytes: i
 @example(Table(entries=(Entry(512, 4, TWO), Entry(512, 64, ONE))), 8, 4, 512)
 @example(Table(entries=(Entry(512, 64, ONE),)), 8, 4, 512)
 @example(Table(512 * 16), 8, 64, 512)
+@example(Table(1 << 30), 1, 1, 16)
 def test_a_slot_is_as_large_as_its_calls_need(table: Table, ranks: int, most: int, row_bytes: int) -> None:
-    """What is sized fits and goes as the table has it; with one vector less, something does not."""
-    exact = table.slot_bytes(ranks, most, row_bytes)
-    assert uncovered(table, ranks, most, row_bytes, exact) == []
-    assert uncovered(table, ranks, most, row_bytes, exact - 16) != []
+    """In what is sized every call goes at once, as the table has it; with one vector less, something does not."""
+    exact = table.slot_bytes(ranks, most, row_bytes, own_too=False)
+    assert cut_too_small(table, ranks, most, row_bytes, exact) == []
+    assert cut_too_small(table, ranks, most, row_bytes, exact - 16) != []
 
 
-def test_one_shot_that_does_not_fit_falls_to_two_shot_and_back() -> None:
-    """Beyond the last entry nothing was measured, and the slot is not made larger for it."""
-    small = Table(entries=(Entry(512, 4, ONE, LaunchShape(cluster=2)),))
-    handle = workspace(small, 8, small.slot_bytes(8, 300, 512))
-    assert choice(handle, 4, 512) == [ONE, 2, 0, 0, 0]
-    assert choice(handle, 300, 512) == [TWO, *NOTHING]
-    assert not ops._workspace_fits(handle, 301, 512)
-    with pytest.raises(RuntimeError, match="301 tokens of 512 bytes need a slot of"):
-        ops._workspace_choice(handle, 301, 512)
-    with pytest.raises(RuntimeError, match="300 tokens of 512 bytes need a slot of"):
-        ops._workspace_choice(handle, 300, 512, ONE)
-    large = Table(
-        entries=(Entry(16, 4, TWO, LaunchShape(cluster=2)),)
-    )  # one column, hence one owner: two-shot needs the more room
-    handle = workspace(large, 8, 8 * 16)
-    assert choice(handle, 1, 16) == [ONE, *NOTHING]
+def test_there_is_no_second_stage_where_auto_never_takes_it() -> None:
+    assert Table(1 << 30).slot_bytes(2, 300, 512, own_too=False) == 300 * 512
+    assert Table(1 << 30).slot_bytes(2, 300, 512, own_too=True) == 2 * 300 * 512
+    assert Table(1 << 30).slot_bytes(2, 300, 512, TWO) == 2 * 300 * 512
+    assert Table(entries=(Entry(512, 4, ONE),)).slot_bytes(2, 300, 512, own_too=False) == 300 * 512
+    assert Table(512 * 299).slot_bytes(8, 300, 512, own_too=False) == 7 * 299 * 512  # more than two-shot's 2 * 300
+
+
+# ---- pieces -------------------------------------------------------------------------------------------------------
+
+
+def vectors_a_row(strategy: Strategy, ranks: int, vectors: int) -> int:
+    return (ranks - 1) * vectors if strategy == ONE else ranks * -(-vectors // ranks) + vectors
+
+
+@given(
+    st.sampled_from([ONE, TWO]), st.integers(2, 72), st.integers(1, 2048), st.integers(1, 10**6), st.integers(1, 99999)
+)
+def test_pieces_are_as_few_and_as_even_as_can_be(
+    strategy: Strategy, ranks: int, vectors: int, slot_vectors: int, tokens: int
+) -> None:
+    handle = workspace(Table(), ranks, slot_vectors * 16)
+    most = slot_vectors // vectors_a_row(strategy, ranks, vectors)
+    assert ops._workspace_fits(
+        workspace(Table(), ranks, slot_vectors * 16, strategy=strategy), tokens, vectors * 16
+    ) == (most > 0)
+    if most == 0:
+        with pytest.raises(RuntimeError, match=rf"x: a row of {vectors * 16} bytes needs a slot of .*workspace has"):
+            pieces(handle, tokens, vectors * 16, strategy)
+        return
+    count, rows = pieces(handle, tokens, vectors * 16, strategy)
+    assert count == -(-tokens // most)
+    assert rows == -(-tokens // count) <= most
+    assert 0 < tokens - (count - 1) * rows <= rows
+
+
+def test_a_piece_has_the_launch_shape_of_its_own_size() -> None:
+    """As long as that was measured for the call's strategy."""
+    measured = (
+        Entry(512, 2, ONE, LaunchShape(cluster=1)),
+        Entry(512, 8, TWO, LaunchShape(cluster=2)),
+        Entry(512, 64, TWO, LaunchShape(cluster=4)),
+    )
+    rows = {32: [TWO, 4, 0, 0, 0], 8: [TWO, 2, 0, 0, 0], 2: [TWO, 4, 0, 0, 0]}
+    for most, wanted in rows.items():
+        handle = workspace(Table(entries=measured), 4, most * 2 * 512)
+        assert pieces(handle, 64, 512) == (64 // most, most)
+        assert choice(handle, 64, 512) == wanted
+
+
+def test_offsets_into_a_piece_fit_32_bits() -> None:
+    """A rank alone is sent nothing, so its slot sets no bound."""
+    handle = workspace(Table(1 << 40), 1, 32768)
+    count, rows = pieces(handle, 300_000, 32768)
+    assert count == 3
+    assert rows * 32768 < 1 << 32
+
+
+def test_a_bound_is_kept_and_one_that_is_too_small_is_named() -> None:
+    table = Table(1 << 30)
+    for bound in (64 << 20, (64 << 20) + 1, 16384 + 3 * 2 * 512):
+        slot = table.slot_bytes(2, 99999, 512, max_bytes=bound)
+        assert bound - 48 < 16384 + 3 * slot <= bound
+        assert slot % 16 == 0
+    assert table.slot_bytes(2, 3, 512, max_bytes=64 << 20) == table.slot_bytes(2, 3, 512)
+    with pytest.raises(RuntimeError, match=r"max_bytes: is 19455, wanted at least 19456 for a row of 512 bytes of 2"):
+        table.slot_bytes(2, 99999, 512, max_bytes=16384 + 3 * 2 * 512 - 1)
 
 
 COLUMNS = ("row_bytes", "max_tokens", "strategies", "clusters", "max_ctas", "batches", "lags")
@@ -198,8 +251,10 @@ def columns(one_shot_bytes: int = 0, *entries: tuple[int, ...]) -> dict[str, Any
 )
 def test_a_table_that_makes_no_sense_is_refused(table: dict[str, Any], wanted: str) -> None:
     with pytest.raises(RuntimeError, match=wanted):
-        ops._workspace_slot_bytes(2, 1, 512, AUTO, **table)
-    assert ops._workspace_slot_bytes(2, 1, 512, AUTO, **columns(0, (512, 4), (512, 5, 1))) > 0
+        ops._workspace_slot_bytes(2, 1, 512, AUTO, own_too=True, max_bytes=0, **table)
+    assert (
+        ops._workspace_slot_bytes(2, 1, 512, AUTO, own_too=True, max_bytes=0, **columns(0, (512, 4), (512, 5, 1))) > 0
+    )
 
 
 def test_the_choice_of_impossible_calls_is_refused() -> None:

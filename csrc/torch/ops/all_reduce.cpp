@@ -10,14 +10,14 @@ namespace {
 using epilogues::Plain;
 
 Tensor all_reduce(Tensor x, int64_t workspace, int64_t strategy, int64_t pdl) {
-  const Agreement a = check_input(x);
+  const Agreement a = check_elements(x);
   Tensor out = empty_like(x);
   run<Plain>(workspace, a, {strategy, pdl}, {out.data_ptr()});
   return out;
 }
 
 void all_reduce_out(Tensor x, Tensor out, int64_t workspace, int64_t strategy, int64_t pdl) {
-  const Agreement a = check_input(x);
+  const Agreement a = check_elements(x);
   check_alike(a, out, "out");
   check_apart(span_of_rows(a, out, "out"), span_of_rows(a, x, "x"), Sharing::all_or_nothing);
   run<Plain>(workspace, a, {strategy, pdl}, {out.data_ptr()});

@@ -1,6 +1,7 @@
 // torch.ops.mnnvl_ar._*: what mnnvl_ar.Workspace is made of. Private; every argument and result has a name.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "diagnosis/notes.h"
@@ -72,20 +73,30 @@ void check_row(int64_t row_bytes) {
                   protocol::kMaxRowVectors * protocol::kVectorBytes);
 }
 
-std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> workspace_choice(int64_t handle, int64_t tokens,
-                                                                         int64_t row_bytes, int64_t strategy) {
+// strategy, cluster, max_ctas, batch, lag, pieces, rows (of a piece).
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> workspace_choice(int64_t handle,
+                                                                                           int64_t tokens,
+                                                                                           int64_t row_bytes,
+                                                                                           int64_t strategy) {
   const Workspace& w = find_any(handle);
   check_row(row_bytes);
   STD_TORCH_CHECK(tokens >= 0 && tokens <= INT32_MAX, "tokens: is ", tokens, ", wanted 0 to ", INT32_MAX);
-  const launch::Choice choice = choose(w, strategy, shape_of(w.params.group.ranks, tokens, row_bytes));
-  const protocol::LaunchShape& s = choice.shape;
-  return {static_cast<int64_t>(choice.strategy), s.cluster, s.max_ctas, s.batch, s.lag};
+  const launch::Cut found = cut(w, strategy, shape_of(w.params.group.ranks, tokens, row_bytes));
+  const protocol::LaunchShape& s = found.choice.shape;
+  return {static_cast<int64_t>(found.choice.strategy),
+          s.cluster,
+          s.max_ctas,
+          s.batch,
+          s.lag,
+          found.pieces.count,
+          found.pieces.rows};
 }
 
-int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy,
-                             int64_t table_one_shot_bytes, Numbers table_row_bytes, Numbers table_max_tokens,
-                             Numbers table_strategies, Numbers table_clusters, Numbers table_max_ctas,
-                             Numbers table_batches, Numbers table_lags) {
+// `max_bytes`: of a block, at most; 0: as much as is of use.
+int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy, bool own_too,
+                             int64_t max_bytes, int64_t table_one_shot_bytes, Numbers table_row_bytes,
+                             Numbers table_max_tokens, Numbers table_strategies, Numbers table_clusters,
+                             Numbers table_max_ctas, Numbers table_batches, Numbers table_lags) {
   check_row(row_bytes);
   STD_TORCH_CHECK(tokens >= 1 && tokens <= INT32_MAX, "max_tokens: is ", tokens, ", wanted 1 to ", INT32_MAX);
   STD_TORCH_CHECK(ranks >= 1 && ranks <= protocol::kMaxRanks, "group: has ", ranks, " ranks, wanted 1 to ",
@@ -93,10 +104,17 @@ int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, i
   const launch::Table table = table_of(table_one_shot_bytes, std::move(table_row_bytes), std::move(table_max_tokens),
                                        std::move(table_strategies), std::move(table_clusters),
                                        std::move(table_max_ctas), std::move(table_batches), std::move(table_lags));
-  const uint64_t vectors = launch::needed_vectors(strategy, shape_of(ranks, tokens, row_bytes), table);
-  STD_TORCH_CHECK(vectors < protocol::kMaxSlotBytes / protocol::kVectorBytes, "max_tokens: is ", tokens,
-                  ", which needs ", vectors, " vectors of 16 bytes a slot, wanted fewer than 4 GiB");
-  return static_cast<int64_t>(vectors * protocol::kVectorBytes);
+  protocol::Shape largest = shape_of(ranks, tokens, row_bytes);
+  largest.own_too = own_too;
+  const auto least = static_cast<int64_t>(launch::least_vectors(largest) * protocol::kVectorBytes);
+  const uint64_t useful = std::min(launch::useful_vectors(strategy, largest, table) * protocol::kVectorBytes,
+                                   protocol::kMaxSlotBytes - protocol::kVectorBytes);
+  if (max_bytes == 0) return static_cast<int64_t>(useful);
+  STD_TORCH_CHECK(max_bytes >= static_cast<int64_t>(protocol::block_bytes(least)), "max_bytes: is ", max_bytes,
+                  ", wanted at least ", protocol::block_bytes(least), " for a row of ", row_bytes, " bytes of ", ranks,
+                  " ranks");
+  const uint64_t bound = (max_bytes - protocol::kControlBytes) / protocol::kSlots;
+  return static_cast<int64_t>(std::min(useful, bound / protocol::kVectorBytes * protocol::kVectorBytes));
 }
 
 // nbytes, control_bytes, board_offset, board_bytes, probe_offset, sentinel, no_epoch, max_ranks.
@@ -122,8 +140,8 @@ std::tuple<int64_t, Numbers, Numbers> block_canaries() {
   return {protocol::kCanary, offsets, nbytes};
 }
 
-// code, relayed, rank, peer, epoch, waited_ns, when_ns, offset, text, call, peer_call: all of one look, since recover() may come in
-// between two. code 0: nothing is wrong. peer, epoch: -1 if not known.
+// code, relayed, rank, peer, call_number, waited_ns, when_ns, offset, text, call, peer_call: all of one look, since recover() may
+// come in between two. code 0: nothing is wrong. peer, call_number: -1 if not known.
 std::tuple<int64_t, bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, std::string, std::string, std::string>
 workspace_fault(int64_t handle, bool explained) {
   Workspace& workspace = find_any(handle);
@@ -132,7 +150,7 @@ workspace_fault(int64_t handle, bool explained) {
           f.relayed,
           f.rank,
           f.peer < protocol::kMaxRanks ? int64_t{f.peer} : -1,
-          f.call.epoch == protocol::kNoEpoch ? -1 : int64_t{f.call.epoch},
+          f.call.epoch == protocol::kNoEpoch ? -1 : int64_t{f.call.number},
           static_cast<int64_t>(f.waited_ns),
           f.when_ns,
           static_cast<int64_t>(f.offset),
@@ -170,10 +188,13 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes) -> bool");
   m.def(
       "_workspace_choice(int workspace, int tokens, int row_bytes, int strategy=-1) -> "
-      "(int strategy, int cluster, int max_ctas, int batch, int lag)");
-  m.def("_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, *, " MNNVL_AR_TABLE ") -> int");
+      "(int strategy, int cluster, int max_ctas, int batch, int lag, int pieces, int rows)");
   m.def(
-      "_workspace_fault(int workspace, bool explained=True) -> (int code, bool relayed, int rank, int peer, int epoch, "
+      "_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, *, bool own_too, int "
+      "max_bytes, " MNNVL_AR_TABLE ") -> int");
+  m.def(
+      "_workspace_fault(int workspace, bool explained=True) -> (int code, bool relayed, int rank, int peer, int "
+      "call_number, "
       "int waited_ns, int when_ns, int offset, str text, str call, str peer_call)");
   m.def(
       "_block_layout(int slot_bytes) -> (int nbytes, int control_bytes, int board_offset, int board_bytes, "

@@ -22,7 +22,7 @@ def check_absent(rank: Any, absent: int) -> None:
     said = make_fail(rank, workspace) if rank.rank != absent else ""
     error = broken(workspace, 1.5)
     assert type(error).__name__ == "PeerTimeout", error
-    assert (error.rank, error.peer, error.epoch) == (rank.rank, absent, 1), vars(error)
+    assert (error.rank, error.peer, error.call_number) == (rank.rank, absent, 1), vars(error)
     assert error.call == error.peer_call.replace("[1,", "[2,") == "all_reduce([2, 64], float32, one_shot)"
     assert error.waited > 0.3 or rank.rank == absent  # one that was told may have waited less
     assert not said or f"for rank {absent} in {error.call}, call number 1" in said
