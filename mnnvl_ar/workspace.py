@@ -93,17 +93,21 @@ class Workspace:
         most_ctas = 0 if max_ctas is None else count("max_ctas", max_ctas)
         self.device, self.world_size, self.rank = device_of(device), group.size(), group.rank()
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
-        largest = (self.world_size, max_tokens, hidden * dtype.itemsize, chosen)
-        room = {"own_too": _brings_own_rows(self.device, transport), "max_bytes": max_bytes}
-        table = Table()
+        row_bytes, table, own_too = hidden * dtype.itemsize, Table(), _brings_own_rows(self.device, transport)
+
+        def slot_of(table: Table) -> int:
+            return table.slot_bytes(
+                self.world_size, max_tokens, row_bytes, chosen, own_too=own_too, max_bytes=max_bytes
+            )
+
         # Refuses bad sizes while nobody waits. What depends on this machine is for `prepare`, so that peers hear.
-        slot_bytes = table.slot_bytes(*largest, **room)
+        slot_bytes = slot_of(table)
 
         def prepare() -> Request:
             nonlocal table, slot_bytes
             self.device = with_index(self.device)
             table = table_for(self.device, self.world_size)
-            slot_bytes = table.slot_bytes(*largest, **room)
+            slot_bytes = slot_of(table)
             layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
             alike = {"strategy": strategy, "strategy table": goes_by}
             return Request(layout.nbytes, layout.fills, layout.probe_offset, self.device, transport, alike, retry)
@@ -149,16 +153,11 @@ class Workspace:
         nobody. Errors: as the workspace's."""
         if dtype not in DTYPES:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
-        world_size, max_tokens, hidden = (
-            count("world_size", world_size),
+        place, ranks = device_of(device), count("world_size", world_size)
+        slot_bytes = table_for(with_index(place), ranks).slot_bytes(
+            ranks,
             count("max_tokens", max_tokens),
-            count("hidden", hidden),
-        )
-        place = device_of(device)
-        slot_bytes = table_for(with_index(place), world_size).slot_bytes(
-            world_size,
-            max_tokens,
-            hidden * dtype.itemsize,
+            count("hidden", hidden) * dtype.itemsize,
             _member(Strategy, strategy, "strategy"),
             own_too=_brings_own_rows(place, transport),
             max_bytes=bytes_or_none("max_bytes", max_bytes),

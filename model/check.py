@@ -84,6 +84,12 @@ HOLDS = [
         seconds=2,
         depth=1_000_000,
     ),
+    Config(
+        "r2-pieces",
+        "every two launches are one call: its rows in two pieces, of 2 and 1 and of 2 and 2",
+        "-DPIECES -DSCRIPT={1,0,4,3,1,1}",
+        seconds=2,
+    ),
     Config("r2-in-order", "no early start", "-DEARLY=0"),
     Config("r2-own-apart", "data for oneself never goes through the slot", "-DSELF=0"),
     Config("r2-own-merged", "own stores and polls in one step with others", MERGED),
@@ -286,6 +292,13 @@ BREAKS = [
         f"{SIMPLE} -DBREAK_ORDER",
         WRONG,
         "what rank 0 stored there in call 1, for row",
+    ),
+    Config(
+        "piece-left-out",
+        "a rank leaves a call behind its first piece",
+        f"{SIMPLE} -DPIECES -DBREAK_PIECES",
+        WRONG,
+        "what rank 0 stored there in call 0, for row 1",
     ),
     Config(
         "zero-tokens", "R7: one rank counts a call of no tokens", f"{SIMPLE} -DBREAK_ZERO", HANG, "a call of no tokens"

@@ -109,13 +109,23 @@ byte shape[CALLS] = SCRIPT;
 byte resident[RANKS];       /* one CTA at a time fits */
 #endif
 
-/* Which call of the program a rank executes j-th. */
+/* Which call of the program a rank executes j-th. With PIECES every two launches are one call: its rows in two pieces. */
+#ifdef PIECES
+#ifdef BREAK_PIECES
+#define LAUNCH(r, j) ((r) == 1 && (j) > 0 -> ((j) + 1) % CALLS : (j))   /* rank 1 leaves call 0 behind its first piece */
+#else
+#define LAUNCH(r, j) (j)
+#endif
+#define ID(r, j) (LAUNCH(r, j) / 2)
+#define SHAPE(r, j) shape[LAUNCH(r, j)]
+#else
+#define SHAPE(r, j) shape[ID(r, j)]
 #ifdef BREAK_ORDER
 #define ID(r, j) ((r) == 1 && (j) == 1 -> 2 : ((r) == 1 && (j) == 2 -> 1 : (j)))
 #else
 #define ID(r, j) (j)
 #endif
-#define SHAPE(r, j) shape[ID(r, j)]
+#endif
 
 /* Which slot a call uses and which it clears. */
 #if defined(BREAK_FROZEN_SLOT)
@@ -144,10 +154,12 @@ byte resident[RANKS];       /* one CTA at a time fits */
 /* What is stored says who stored it, in which call, for which row and stage. */
 #if QUEUE
 #define ROWS 6              /* most tokens of a shape */
+#elif defined(PIECES)
+#define ROWS 4              /* most tokens of two */
 #else
 #define ROWS 3
 #endif
-#define TAG(call, stage, src, t) (1 + (((call) * 2 + (stage)) * RANKS + (src)) * ROWS + (t))
+#define TAG(call, stage, src, t) (1 + (((call) * 2 + (stage)) * RANKS + (src)) * ROWS + (t))    /* t: in the call */
 
 #define UNREAD(x) ((x) != CLEAR && (x) < TORN)
 #define WHO(x) ((((x) - 1) / ROWS) % RANKS)
@@ -290,6 +302,11 @@ inline take(x, v) {
 #else
 #define ROW(k) (c + (k) * CTAS(s))
 #endif
+#ifdef PIECES
+#define ROW_OF_CALL(k) (before + ROW(k))
+#else
+#define ROW_OF_CALL(k) ROW(k)
+#endif
 #define NTH (PHASE / 2 + (SENDING -> AHEAD : 0))    /* in a QUEUE: which of its rows a phase awaits or, the first phase apart, sends */
 
 #define OTHERS (PEER != r || SELF)
@@ -330,21 +347,21 @@ inline send() {
         :: TOGETHER || AHEAD -> printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER)
         :: else -> printf("rank %d call %d CTA %d: stores its first row, %d, into slot %d of rank %d\n", r, j, c, ROW(0), use, PEER)
         fi;
-        put(PEER, OUT1(ROW(0)), WIRE(id, TAG(id, 0, r, ROW(0))));
+        put(PEER, OUT1(ROW(0)), WIRE(id, TAG(id, 0, r, ROW_OF_CALL(0))));
         if
-        :: HAS2 && (TOGETHER || AHEAD) -> put(PEER, OUT1(ROW(1)), WIRE(id, TAG(id, 0, r, ROW(1))))
+        :: HAS2 && (TOGETHER || AHEAD) -> put(PEER, OUT1(ROW(1)), WIRE(id, TAG(id, 0, r, ROW_OF_CALL(1))))
         :: else
         fi
 #if QUEUE
     :: PHASE > 0 && !TWOS ->
         printf("rank %d call %d CTA %d: stores its next row, %d, into slot %d of rank %d\n", r, j, c, ROW(NTH), use, PEER);
-        put(PEER, OUT1(ROW(NTH)), WIRE(id, TAG(id, 0, r, ROW(NTH))))
+        put(PEER, OUT1(ROW(NTH)), WIRE(id, TAG(id, 0, r, ROW_OF_CALL(NTH))))
 #endif
     :: else ->
         printf("rank %d call %d CTA %d: stores its sums into slot %d of rank %d\n", r, j, c, use, PEER);
-        put(PEER, OUT2(ROW(0)), TAG(id, 1, r, ROW(0)));
+        put(PEER, OUT2(ROW(0)), TAG(id, 1, r, ROW_OF_CALL(0)));
         if
-        :: HAS2 -> put(PEER, OUT2(ROW(1)), TAG(id, 1, r, ROW(1)))
+        :: HAS2 -> put(PEER, OUT2(ROW(1)), TAG(id, 1, r, ROW_OF_CALL(1)))
         :: else
         fi
     fi
@@ -354,24 +371,24 @@ inline receive1() {
     if
     :: TOGETHER ->
         printf("rank %d call %d CTA %d: finds the rows of rank %d in slot %d\n", r, j, c, PEER, use);
-        take(IN1(ROW(0)), TAG(id, 0, PEER, ROW(0)));
+        take(IN1(ROW(0)), TAG(id, 0, PEER, ROW_OF_CALL(0)));
         if
-        :: HAS2 -> take(IN1(ROW(1)), TAG(id, 0, PEER, ROW(1)))
+        :: HAS2 -> take(IN1(ROW(1)), TAG(id, 0, PEER, ROW_OF_CALL(1)))
         :: else
         fi
 #if QUEUE
     :: else ->
         printf("rank %d call %d CTA %d: finds row %d of rank %d in slot %d\n", r, j, c, ROW(NTH), PEER, use);
-        take(IN1(ROW(NTH)), TAG(id, 0, PEER, ROW(NTH)))
+        take(IN1(ROW(NTH)), TAG(id, 0, PEER, ROW_OF_CALL(NTH)))
 #endif
     fi;
     next_step()
 }
 inline receive2() {
     printf("rank %d call %d CTA %d: finds the sums of rank %d in slot %d\n", r, j, c, PEER, use);
-    take(IN2(ROW(0)), TAG(id, 1, PEER, ROW(0)));
+    take(IN2(ROW(0)), TAG(id, 1, PEER, ROW_OF_CALL(0)));
     if
-    :: HAS2 -> take(IN2(ROW(1)), TAG(id, 1, PEER, ROW(1)))
+    :: HAS2 -> take(IN2(ROW(1)), TAG(id, 1, PEER, ROW_OF_CALL(1)))
     :: else
     fi;
     next_step()
@@ -434,6 +451,9 @@ proctype cta(byte r; byte c; byte odd) {
     byte j, n, base, d, step, i, id, s, use, old;
     byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished (BREAK_UNFENCED only) */
     bool calm, cleared;
+#ifdef PIECES
+    byte before;            /* rows of the call that are in an earlier piece */
+#endif
 #ifdef BREAK_STEWARD
     bool loaded, rows_calm; /* the row warps load the state for themselves when they get to it; the CTA may have arrived by then */
 #endif
@@ -462,7 +482,11 @@ end_idle:
         begun[r] = begun[r] | (1 << c);
         n = epoch[r];
         id = ID(r, j);
-        s = shape[id];
+        s = SHAPE(r, j);
+#ifdef PIECES
+        i = LAUNCH(r, j);
+        before = (i % 2 == 0 -> 0 : TOKENS(shape[i - 1]));
+#endif
         use = USED(n, j);
         old = PREVIOUS(n, j);
         base = launched[r];
@@ -638,7 +662,10 @@ end_idle:
 #ifdef BREAK_STEWARD
         loaded = false; rows_calm = false;
 #endif
-         s = 0; use = 0; old = 0; calm = false; cleared = false
+#ifdef PIECES
+        before = 0;
+#endif
+        s = 0; use = 0; old = 0; calm = false; cleared = false
        };
 #ifdef PROGRESS
 progress: skip;             /* for the search for endless runs without it; else one state less */

@@ -34,6 +34,7 @@ enum class Rule : uint32_t {
   zero_tokens = 14,     // off: a call of no tokens takes its place in the ring like any other
   one_thread = 15,      // off: two threads may be in calls of one workspace
   still_open = 16,      // off: a call that has begun does not look again whether the workspace was closed meanwhile
+  all_pieces = 17,      // off: a call ends behind its first piece
 };
 
 // Carried by each launch of a test build.

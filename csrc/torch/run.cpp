@@ -78,6 +78,7 @@ Turn::Turn(int64_t handle, protocol::Op op, const Agreement& a, const Options& o
 
 bool Turn::next() {
   if (piece_ == cut_.pieces.count) return false;
+  if (piece_ == 1 && protocol::is_off(params_, protocol::Rule::all_pieces)) return false;
   const protocol::Shape& shape = agreement_.shape;
   params_.tensors = {
       .x = nullptr,

@@ -24,6 +24,7 @@ SCRIPTS = (
     (vllm, 4, {"forwards": 500, "layers": 6}),
     (sglang, 2, {"forwards": 60, "hidden": 32, "max_tokens": 512, "layers": 2, "dtype": "fp16"}),
     (vllm, 2, {"forwards": 20, "hidden": 16, "max_tokens": 512, "layers": 1, "dtype": "fp32"}),
+    (vllm, 3, {"forwards": 150, "hidden": 264, "max_bytes": 16384 + 3 * 10 * 2 * 528}),  # pieces of ten rows
 )
 
 

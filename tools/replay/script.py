@@ -115,7 +115,8 @@ class Profile:
 
     max_tokens: of a captured size; eager passes may be larger.
     forwards: how many passes are made after all captures. eager, garbage: shares of the passes. late: the largest skew
-    in seconds. one_shot_tokens: calls of more are not forced to be one-shot, since its slot would be too small.
+    in seconds. max_bytes: of the workspaces; calls larger than their slots run in pieces. It has to leave room for 8 rows,
+    or one graph of a pair may hold more launches than the other.
     impatient: whether calls may follow an impatient kernel. aside: whether some calls run on a stream aside; without
     them the workspaces are made with concurrent=False, so that calls do start early.
     """
@@ -131,15 +132,12 @@ class Profile:
     eager: float = 0.25
     impatient: bool = False
     aside: bool = True
+    max_bytes: int | None = None
 
     @property
     def largest(self) -> int:
         """Of all passes: servers run eagerly what is larger than every captured size."""
         return self.max_tokens + self.max_tokens // 4
-
-    @property
-    def one_shot_tokens(self) -> int:
-        return max(1, self.max_tokens // self.world_size)
 
 
 @dataclass
@@ -302,5 +300,5 @@ class _Writer:
         draw = self.draw
         if form is None:
             form = "sum" if workspace == "aside" else draw.choice(("A", "A", "A", "C", "D", "E", ""))
-        strategy = draw.choice((-1, 0, 1) if size <= self.profile.one_shot_tokens else (-1, 1))
+        strategy = draw.choice((-1, 0, 1))
         return Call(workspace, form, strategy, draw.choice((-1, -1, 0, 1, 2)), after)

@@ -93,6 +93,7 @@ class Server:
             hidden=self.profile.hidden,
             dtype=self.dtype,
             concurrent=self.profile.aside,
+            max_bytes=self.profile.max_bytes,
         )
         self.handles[name] = self.open[name].handle
         self.off(self.handles[name])

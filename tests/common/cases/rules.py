@@ -39,7 +39,11 @@ RULES = (
     "zero_tokens",
     "one_thread",
     "still_open",
+    "all_pieces",
 )
+# Of a block whose slots hold, for two ranks, four fp32 rows of 264 at once by two-shot, eight by one-shot.
+PIECES_OF_FOUR = 16384 + 3 * 4 * 2 * 264 * 4
+
 # Seconds; long beside the skew of ranks on a busy machine, short beside a test's time limit.
 DEADLINES = {"cpu": 4.0, "cuda": 1.5}
 
@@ -188,7 +192,7 @@ class _Peer:
         control, board = layout["control_bytes"], layout["board_offset"]
         vectors = hidden // 4
         self.block, self.board, self.data = block, (board + 16) // 4, control // 4
-        self.signature = torch.tensor([0, 1, 0, 0 | 2 << 4 | 0 << 8 | vectors << 12], dtype=torch.int32)
+        self.signature = torch.tensor([0, 1, 0, 0 | 2 << 6 | 0 << 8 | vectors << 10], dtype=torch.int32)
         self.stream = torch.cuda.Stream(block.device) if block.is_cuda else None
 
     def write(self, place: int, words: torch.Tensor) -> None:
@@ -434,6 +438,15 @@ def check_closed_meanwhile(rank: Any, off: str) -> None:
     assert "is closed" in said[0]
 
 
+def check_pieces(rank: Any, off: str) -> None:
+    """A call larger than a slot runs in as many pieces on every rank: rule all_pieces, off on rank 1."""
+    workspace = sabotaged(rank, off if rank.rank == 1 else "", max_tokens=20, hidden=264, max_bytes=PIECES_OF_FOUR)
+    calls = [Call(tokens=t, hidden=264, strategy=s, seed=t) for t in (20, 3, 9) for s in (0, 1)]
+    check_calls(rank, calls, handle=workspace.handle)
+    rank.barrier()
+    workspace.close()
+
+
 # rule -> (its check, ranks, what the control must say)
 HOST_CHECKS = {
     "device_dirty": (check_stale_data, 2, "differs in"),
@@ -444,6 +457,7 @@ HOST_CHECKS = {
     "every_word": (check_torn_store, 1, "word [123]"),
     "deadline": (check_absent_peer, 2, "still running"),
     "signature": (check_other_call, 2, "DID NOT RAISE"),
+    "all_pieces": (check_pieces, 2, "fault code|differs in"),
 }
 ONLY_HOST_CHECKS = {
     "zero_tokens": (check_zero_tokens, 2, "fault code"),
