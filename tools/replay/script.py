@@ -115,8 +115,8 @@ class Profile:
 
     max_tokens: of a captured size; eager passes may be larger.
     forwards: how many passes are made after all captures. eager, garbage: shares of the passes. late: the largest skew
-    in seconds. max_bytes: of the workspaces; calls larger than their slots run in pieces. It has to leave room for 8 rows,
-    or one graph of a pair may hold more launches than the other.
+    in seconds. max_bytes: of the workspaces; calls larger than their slots run in pieces. It has to leave room for 8
+    rows, or one graph of a pair may hold more launches than the other.
     impatient: whether calls may follow an impatient kernel. aside: whether some calls run on a stream aside; without
     them the workspaces are made with concurrent=False, so that calls do start early.
     """
