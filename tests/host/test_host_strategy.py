@@ -47,7 +47,7 @@ def tries(rank: Rank, folder: Path, names: list[str], strategies: list[str] | No
     with ws:
         right = torch.full((8, 64), float(rank.world_size))
         summed = mnnvl_ar.ops.all_reduce(torch.ones(8, 64), ws.handle)
-        return f"{torch.equal(summed, right)} {list(ops._workspace_choice(ws.handle, 8, 256))}"
+        return f"{torch.equal(summed, right)} {list(ops._workspace_choice(ws.handle, 8, 256))[:5]}"
 
 
 @pytest.mark.parametrize("other", ["two", "shape", "none"])

@@ -78,13 +78,14 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
             r"weight: starts 2 bytes past a 16-byte boundary, wanted",
         ),
         "misaligned out": (reduce_out(rows(), misaligned(TOKENS, HIDDEN)), r"out: starts 2 bytes past .* wanted"),
-        "scalar": (reduce(rows()[0, 0]), r"x: has no dimensions, wanted \[\.\.\., hidden\]"),
+        "scalar": (norm(rows()[0, 0]), r"x: has no dimensions, wanted \[\.\.\., hidden\]"),
         "row bytes": (
-            reduce(rows(TOKENS, 12)),
+            norm(rows(TOKENS, 12)),
             r"x: rows of 12 elements are 24 bytes, wanted a multiple of 16 bytes up to 32768",
         ),
-        "row too long": (reduce(rows(1, 16392)), r"x: rows of 16392 elements are 32784 bytes, wanted .* up to 32768"),
-        "empty row": (reduce(rows(TOKENS, 0)), r"x: rows of 0 elements are 0 bytes, wanted a multiple of 16"),
+        "row too long": (norm(rows(1, 16392)), r"x: rows of 16392 elements are 32784 bytes, wanted .* up to 32768"),
+        "empty row": (norm(rows(TOKENS, 0)), r"x: rows of 0 elements are 0 bytes, wanted a multiple of 16"),
+        "no whole vectors": (reduce(rows(3, 12)), r"x: has shape \[3, 12\], 72 bytes, wanted a multiple of 16 bytes"),
         "residual shape": (
             norm(residual=rows(TOKENS + 1, HIDDEN)),
             r"residual: has shape \[5, 64\], wanted \[4, 64\] like x",
@@ -119,12 +120,16 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
             norm_out(rows(1, HIDDEN), large[:1], weight=large[0], x=rows(1, HIDDEN), residual=rows(1, HIDDEN)),
             r"residual_out: overlaps weight, wanted memory of its own",
         ),
-        "too many tokens": (
-            reduce(rows(4096, HIDDEN)),
-            r"x: 4096 tokens of 128 bytes need a slot of .*the workspace has .*wanted",
+        "no room for a row": (
+            reduce(rows(1, 16384)),
+            r"x: a row of 32768 bytes needs a slot of .*the workspace has .*wanted",
         ),
-        "strategy too big": (reduce(rows(4096, HIDDEN), strategy=0), r"x: 4096 tokens of 128 bytes need a slot of"),
-        "strategy": (reduce(rows(), strategy=2), r"strategy: is 2, wanted"),
+        "strategy": (reduce(rows(1, 16384), strategy=1), r"x: a row of 32768 bytes needs a slot of"),
+        "all of x but a piece": (
+            reduce_out(large[:TOKENS], large[TOKENS // 2 : TOKENS // 2 + TOKENS]),
+            r"out: overlaps x, wanted the same memory from its start on, or other memory",
+        ),
+        "unknown strategy": (reduce(rows(), strategy=2), r"strategy: is 2, wanted"),
         "pdl": (reduce(rows(), pdl=3), r"pdl: is 3, wanted"),
         "unknown handle": (reduce(rows(), 1_000_000), r"workspace: handle 1000000 is unknown in this process.*wanted"),
         "no handle": (reduce(rows(), 0), r"workspace: handle 0 is unknown"),
@@ -150,7 +155,7 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
 
 def check_bad_input(rank: Any) -> list[str]:
     """Every refusal on all ranks, then on one rank only, each followed by a good call of all. Returns the names."""
-    options = {"max_tokens": 512, "hidden": HIDDEN, "dtype": torch.bfloat16}
+    options = {"max_tokens": 64, "hidden": HIDDEN, "dtype": torch.bfloat16}
     workspace, spare = rank.workspace(**options), rank.new_workspace(**options)
     spare.close()
     for number, (name, (call, pattern)) in enumerate(refusals(rank, workspace.handle, spare.handle).items()):
@@ -180,7 +185,11 @@ def check_bad_workspaces(rank: Any) -> None:
         ({"max_tokens": 0}, r"max_tokens: is 0, wanted a whole number from 1 to 2147483647", ValueError),
         ({"max_tokens": 2**32 + 1}, r"max_tokens: is 4294967297, wanted a whole number", ValueError),
         ({"max_tokens": 2.5}, r"max_tokens: is 2.5, wanted a whole number", ValueError),
-        ({"max_tokens": 2**31 - 1}, r"max_tokens: is 2147483647, .* wanted fewer than 4 GiB", RuntimeError),
+        ({"max_bytes": 0}, r"max_bytes: is 0, wanted a whole number of bytes, or None for no bound", ValueError),
+        ({"max_bytes": -5}, r"max_bytes: is -5, wanted a whole number of bytes, or None", ValueError),
+        ({"max_bytes": float("nan")}, r"max_bytes: is nan, wanted a whole number of bytes, or None", ValueError),
+        ({"max_bytes": "64 MiB"}, r"max_bytes: is '64 MiB', wanted a whole number of bytes", ValueError),
+        ({"max_bytes": 16384}, r"max_bytes: is 16384, wanted at least 1\d{4} for a row of 128 bytes of", RuntimeError),
         ({"hidden": 64.0}, r"hidden: is 64.0, wanted a whole number", ValueError),
         ({"hidden": 12}, r"hidden: rows of 24 bytes, wanted a multiple of 16 bytes up to 32768", RuntimeError),
         ({"hidden": 32768}, r"hidden: rows of 65536 bytes, wanted a multiple of 16 bytes up to 32768", RuntimeError),
