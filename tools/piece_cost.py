@@ -3,7 +3,7 @@
     python -m tools.piece_cost --ranks 2 [--virtual] [--tokens 8192] [--hidden 4096 7168] [--out FILE]
 
 Graphs of some calls of each, replayed in turn, the other one first every second time. A time is the median over replays
-of the slowest rank; the ratio is the median over pairs, with the range that holds half of them.
+of the slowest rank.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def times_of(rank: Any, tokens: int, hidden: int, sizes: list[int | None]) -> di
     weight = torch.ones(hidden, dtype=torch.bfloat16, device=rank.device)
     graphs, pieces, workspaces = [], [], []
     for size in sizes:
-        made = rank.new_workspace(max_tokens=tokens, hidden=hidden, dtype=torch.bfloat16, max_bytes=size)
+        made = rank.new_workspace(tokens, hidden, torch.bfloat16, max_bytes=size, concurrent=False)
         workspaces.append(made)
         pieces.append(named(torch.ops.mnnvl_ar._workspace_choice, made.handle, tokens, hidden * 2)["pieces"])
 
@@ -64,13 +64,14 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         [max(values) for values in zip(*(result["pairs"][number] for result in results), strict=True)]
         for number in range(PAIRS)
     ]
-    ratios = sorted(bounded / whole for bounded, whole in slowest)
-    return {
+    found: dict[str, Any] = {
         "pieces": results[0]["pieces"],
         "us": [round(statistics.median(column), 2) for column in zip(*slowest, strict=True)],
-        "ratio": round(statistics.median(ratios), 4),
-        "half_of_them": [round(ratios[PAIRS // 4], 4), round(ratios[PAIRS * 3 // 4], 4)],
     }
+    for name, index in (("ratio", 0), ("control", 2)):  # to the one launch, and of that to itself
+        ratios = sorted(took[index] / took[1] for took in slowest)
+        found[name] = [round(ratios[PAIRS * quarter // 4], 4) for quarter in (1, 2, 3)]
+    return found
 
 
 def main() -> int:
@@ -91,7 +92,7 @@ def main() -> int:
     rows = []
     for hidden in options.hidden:
         for tokens in options.tokens:
-            results = ranks.run(module.times_of, tokens, hidden, [options.max_bytes, None], timeout=120)
+            results = ranks.run(module.times_of, tokens, hidden, [options.max_bytes, None, None], timeout=120)
             rows.append({"ranks": options.ranks, "tokens": tokens, "hidden": hidden, **summary(results)})
             print(json.dumps(rows[-1]), flush=True)
     ranks.close()

@@ -108,7 +108,8 @@ class VirtualRank:
         from mnnvl_ar.ops import Strategy
 
         options = {"deadline": 10.0, **options}
-        options.pop("transport", None)  # there is no other
+        for name in ("transport", "concurrent"):  # there is no other
+            options.pop(name, None)
         if "strategy" in options:
             options["strategy"] = Strategy[options["strategy"].upper()]
         return VirtualGroup(self.world_size, max_tokens, hidden, dtype or torch.float32, str(self.device), **options)

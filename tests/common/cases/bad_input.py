@@ -121,10 +121,9 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
             r"residual_out: overlaps weight, wanted memory of its own",
         ),
         "no room for a row": (
-            reduce(rows(1, 16384)),
+            reduce(rows(1, 16384), strategy=1),  # by one-shot, a rank alone needs none
             r"x: a row of 32768 bytes needs a slot of .*the workspace has .*wanted",
         ),
-        "strategy": (reduce(rows(1, 16384), strategy=1), r"x: a row of 32768 bytes needs a slot of"),
         "all of x but a piece": (
             reduce_out(large[:TOKENS], large[TOKENS // 2 : TOKENS // 2 + TOKENS]),
             r"out: overlaps x, wanted the same memory from its start on, or other memory",
