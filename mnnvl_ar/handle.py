@@ -16,6 +16,11 @@ from mnnvl_ar.tuning import LaunchShape, Table, link_for
 DEFAULT_DEADLINE = 200.0
 
 
+def nanoseconds(deadline: float | None) -> int:
+    """As the ops take a deadline: 0 for none."""
+    return 0 if deadline is None else max(1, round(deadline * 1e9))
+
+
 class Layout:
     """The block of a workspace whose slots have `slot_bytes`: its size, and what it holds before the first call."""
 
@@ -44,6 +49,7 @@ def create(
     strategy: int = Strategy.AUTO,
     pdl: int = Pdl.EARLY,
     deadline: float | None = DEFAULT_DEADLINE,
+    hold: float = 0.0,
     launch: LaunchShape | None = None,
     concurrent: bool = True,
 ) -> int:
@@ -59,7 +65,8 @@ def create(
             multicast_pointer,
             slot_bytes,
             -1 if device.type == "cpu" else device.index,
-            deadline_ns=0 if deadline is None else max(1, round(deadline * 1e9)),
+            deadline_ns=nanoseconds(deadline),
+            hold_ns=round(hold * 1e9),
             strategy=strategy,
             pdl=pdl,
             **asdict(launch or LaunchShape()),

@@ -1,7 +1,10 @@
-"""One thread a process that looks at every open workspace twice a second and logs each fault once.
+"""One thread a process that looks at every open workspace and logs each fault once.
 
-It is for those who do not look themselves: a server whose other ranks hang, or a rank that makes no calls any more. A
-look is one copy of 16 KiB at most, and takes no lock that a call takes. Logger "mnnvl_ar", level ERROR.
+It is for those who do not look themselves: a server whose other ranks hang, or a rank that makes no calls any more.
+Every GLANCE it looks for a record that a call of this rank has left, in host memory; every PERIOD for what peers have
+marked, which is one copy of 16 KiB at most, and takes no lock that a call takes. Logger "mnnvl_ar", level ERROR.
+
+A call that holds its stream (`Workspace(hold=)`) is let go when `on_fault` has returned.
 """
 
 from __future__ import annotations
@@ -10,13 +13,16 @@ import atexit
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
+from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import read_fault
 from mnnvl_ar.errors import WorkspaceBroken
 
 PERIOD = 0.5  # seconds between two looks
+GLANCE = 0.05
 
 OnFault = Callable[[WorkspaceBroken], object]
 
@@ -61,12 +67,16 @@ class Monitor:
             thread.join(1.0)
 
     def _run(self, stop: threading.Event) -> None:
-        while not stop.wait(PERIOD):
+        looked = time.monotonic()
+        while not stop.wait(GLANCE):
             with self._lock:
                 watched = list(self._watched.items())
+            is_time = time.monotonic() - looked >= PERIOD
+            if is_time:
+                looked = time.monotonic()
             for handle, entry in watched:
                 owner, on_fault = entry
-                if owner() is None or self._look(handle, on_fault):
+                if owner() is None or ((is_time or ops._workspace_has_fault(handle)) and self._look(handle, on_fault)):
                     with self._lock:
                         if self._watched.get(handle) is entry:
                             del self._watched[handle]
@@ -80,12 +90,14 @@ class Monitor:
             return True
         if fault is None:
             return False
-        _log.error("workspace %d is broken: %s", handle, fault.message())
-        if on_fault is not None:
-            try:
+        try:
+            _log.error("workspace %d is broken: %s", handle, fault.message())
+            if on_fault is not None:
                 on_fault(fault.error())
-            except Exception:
-                _log.exception("on_fault of workspace %d failed", handle)
+        except Exception:
+            _log.exception("on_fault of workspace %d failed", handle)
+        finally:
+            ops._workspace_answer(handle)
         return True
 
 

@@ -16,7 +16,7 @@ from mnnvl_ar._library import ops
 from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, group_of, seconds, with_index
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
-from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create
+from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create, nanoseconds
 from mnnvl_ar.memory import Request, SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
@@ -33,8 +33,8 @@ class Workspace:
     """What the ops need to exchange data within `group`. Making one is collective over `group`; nothing else is.
 
     group:      the `ProcessGroup` of the ranks, gloo or NCCL, any subgroup; there is no default
-    max_tokens, hidden, dtype: the largest call that is expected, [max_tokens, hidden]: the memory is for it. Others may
-                share the workspace, larger ones too, `fits` tells
+    max_tokens, hidden, dtype: the largest call that is expected, [max_tokens, hidden]: the memory is for it. Others
+                may share the workspace, larger ones too, `fits` tells
     device:     a CUDA device, by default the current one; "cpu" for the host transport, the default where PyTorch sees
                 no CUDA device
     max_bytes:  of each GPU, at most. A call that has no room at once runs in pieces, several launches, with the same
@@ -44,6 +44,9 @@ class Workspace:
                 was measured on this class of machine, else by a cost model (`mnnvl_ar.tuning`)
     pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
+    hold:       seconds, at most, that a call which found a fault holds its stream until `on_fault` has returned, so
+                that nothing computed behind it is used before the process has decided what to do. 0: it goes on, with
+                NaN
     timeout:    seconds that making the workspace may take
     retry:      try again what the driver refused this group before (a kind of handle, multicast); otherwise that is
                 remembered as long as the group lives, and not tried again
@@ -51,7 +54,8 @@ class Workspace:
     concurrent: whether calls on other workspaces of this device may run at the same time, on other streams. Then, from
                 the second workspace on, each has its share of the device, and "early" counts as "late". False is
                 quicker where calls on all workspaces follow each other
-    monitor:    whether a thread, one for all workspaces of the process, logs a fault within half a second
+    monitor:    whether a thread, one for all workspaces of the process, logs a fault: that of a call of this rank within
+                0.1 s, what peers say within half a second
     on_fault:   called once by that thread with the error, after it has been logged: for a server that only replays
                 graphs, where no op is called that could raise
 
@@ -73,6 +77,7 @@ class Workspace:
         strategy: str = "auto",
         pdl: str = "early",
         deadline: float | None = DEFAULT_DEADLINE,
+        hold: float = 0.0,
         timeout: float = 60.0,
         retry: bool = False,
         max_ctas: int | None = None,
@@ -85,6 +90,7 @@ class Workspace:
         if dtype not in DTYPES:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
         group, max_tokens, hidden = group_of(group), count("max_tokens", max_tokens), count("hidden", hidden)
+        hold = 0.0 if hold == 0 else seconds("hold", hold)
         deadline, timeout, max_bytes = (
             deadline_of(deadline),
             seconds("timeout", timeout),
@@ -123,6 +129,7 @@ class Workspace:
                 strategy=chosen,
                 pdl=mode,
                 deadline=deadline,
+                hold=hold,
                 launch=LaunchShape(max_ctas=most_ctas),
                 concurrent=concurrent,
             )
@@ -134,7 +141,20 @@ class Workspace:
         self.nbytes = self._memory.nbytes
         self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)
         self._dropped.atexit = False
+        self._deadline = deadline
         self._watch()
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds that a call waits for its peers; None for ever. May be set at any time: calls that wait obey it, and
+        so do captured ones. Each rank sets its own."""
+        return self._deadline
+
+    @deadline.setter
+    def deadline(self, value: float | None) -> None:
+        deadline = deadline_of(value)
+        ops._workspace_deadline(self.handle, nanoseconds(deadline))
+        self._deadline = deadline
 
     @staticmethod
     def bytes_for(

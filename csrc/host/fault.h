@@ -40,6 +40,12 @@ inline void report_fault(const Params& p, FaultCode code, const protocol::Fault&
     // The rank that found it may have marked that peer already, and knows more.
     code == FaultCode::peer_fault ? store_word_if_zero(word, mark) : store_word(word, mark);
   }
+  const volatile protocol::Orders& orders = *g.orders;
+  const uint64_t began_ns = now_ns(), hold_ns = orders.hold_ns;
+  while (orders.answered == 0 && now_ns() - began_ns < hold_ns) {
+    const timespec nap{0, 100000};
+    nanosleep(&nap, nullptr);
+  }
 }
 
 // One wait of one call: spins for a while, then gives the core away between looks.
@@ -57,8 +63,9 @@ class BoundedWait {
       report_fault(p_, FaultCode::peer_fault, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }
-    const bool is_bounded = p_.group.deadline_ns != 0 && !protocol::is_off(p_, protocol::Rule::deadline);
-    if (is_bounded && now - began_ns_ >= p_.group.deadline_ns) {
+    const uint64_t deadline_ns = static_cast<const volatile protocol::Orders*>(p_.group.orders)->deadline_ns;
+    const bool is_bounded = deadline_ns != 0 && !protocol::is_off(p_, protocol::Rule::deadline);
+    if (is_bounded && now - began_ns_ >= deadline_ns) {
       report_fault(p_, FaultCode::peer_timeout, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }

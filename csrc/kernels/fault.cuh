@@ -46,6 +46,9 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
       ptx::store_relaxed_sys_u32(broken_word(g.peers[i]), mark);
     }
   }
+  const volatile protocol::Orders& orders = *g.orders;
+  const uint64_t began_ns = ptx::global_timer_ns(), hold_ns = orders.hold_ns;
+  while (orders.answered == 0 && ptx::global_timer_ns() - began_ns < hold_ns) __nanosleep(1000);
 }
 
 // What the warps of a CTA share about the call.
@@ -66,8 +69,9 @@ __device__ __forceinline__ bool must_give_up(const Params& p, CallStatus& status
   if (static_cast<const volatile CallStatus&>(status).gave_up != 0) return true;
   const bool is_marked =
       ptx::load_relaxed_sys_u32(broken_word(p.group.block)) != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
-  const bool is_bounded = p.group.deadline_ns != 0 && !protocol::is_off(p, protocol::Rule::deadline);
-  if (!is_marked && !(is_bounded && now_ns - began_ns >= p.group.deadline_ns)) return false;
+  const uint64_t deadline_ns = static_cast<const volatile protocol::Orders*>(p.group.orders)->deadline_ns;
+  const bool is_bounded = deadline_ns != 0 && !protocol::is_off(p, protocol::Rule::deadline);
+  if (!is_marked && !(is_bounded && now_ns - began_ns >= deadline_ns)) return false;
   status.began_ns = began_ns;
   status.gave_up = static_cast<uint32_t>(is_marked ? FaultCode::peer_fault : code);
   return true;

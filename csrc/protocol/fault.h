@@ -4,6 +4,8 @@
 // Contract
 //   * The first thread of a rank to find a fault fills the record, its code last, and only then marks blocks as broken: whoever
 //     sees the mark that this rank set finds the record.
+//   * It ends its call only when the host has answered or `hold_ns` have passed: nothing that is computed behind the call leaves the
+//     process before the host knows.
 //   * `broken` of a rank's own block holds a FaultCode. In a peer's block it holds peer_mark(): who found what.
 #pragma once
 
@@ -32,6 +34,14 @@ MNNVL_AR_HD constexpr uint32_t peer_mark(uint32_t rank, FaultCode code) {
 }
 MNNVL_AR_HD constexpr FaultCode code_of_mark(uint32_t broken) { return static_cast<FaultCode>(broken >> 8 & 0xff); }
 MNNVL_AR_HD constexpr uint32_t author_of_mark(uint32_t broken) { return broken >> 16; }
+
+// What the host orders while calls run, captured ones too: in memory that the host writes and the device maps. Read during long waits
+// and after a fault only, so it costs a call nothing.
+struct Orders {
+  uint64_t deadline_ns;  // that a call waits for its peers; 0: for ever
+  uint64_t hold_ns;   // that the call which found a fault waits for `answered` before it ends, and its stream goes on
+  uint32_t answered;  // non-zero: the host has heard of the fault
+};
 
 // Written once, into memory that the host reads and the device maps.
 struct FaultRecord {

@@ -29,8 +29,8 @@ struct Group {
   uint32_t rank;
   uint32_t ranks;
   uint64_t slot_bytes;
-  uint64_t deadline_ns;  // 0: none
-  uint8_t* block;        // own block
+  const Orders* orders;
+  uint8_t* block;  // own block
   FaultRecord* record;
   uint8_t* multicast;         // the group's blocks as one address, or null
   uint8_t* peers[kMaxRanks];  // blocks in rotated order: rank + 1, rank + 2, ..., rank

@@ -37,25 +37,36 @@ void count_open_blocks(int64_t device) {
   open_blocks[device] = static_cast<uint32_t>(blocks.size());
 }
 
-protocol::FaultRecord* new_record(int64_t device) {
+// What a workspace's calls share with the host. Kept for good: captured graphs may still use it.
+struct Shared {
+  protocol::FaultRecord record;
+  protocol::Orders orders;
+};
+
+void share(protocol::Group& group, protocol::Orders orders, int64_t device) {
   void* memory = nullptr;
 #if MNNVL_AR_CUDA
   if (device >= 0) {
-    const cudaError_t error =
-        cudaHostAlloc(&memory, sizeof(protocol::FaultRecord), cudaHostAllocMapped | cudaHostAllocPortable);
+    const cudaError_t error = cudaHostAlloc(&memory, sizeof(Shared), cudaHostAllocMapped | cudaHostAllocPortable);
     STD_TORCH_CHECK(error == cudaSuccess, "workspace: no mapped host memory: ", cudaGetErrorString(error));
   }
 #else
   STD_TORCH_CHECK(device < 0, "workspace: this build has no CUDA transport (there was no nvcc); use device='cpu'");
 #endif
-  if (memory == nullptr) memory = ::operator new(sizeof(protocol::FaultRecord));
-  return new (memory) protocol::FaultRecord{};  // kept for good: captured graphs may still write it
+  if (memory == nullptr) memory = ::operator new(sizeof(Shared));
+  auto* const shared = new (memory) Shared{{}, orders};
+  group.record = &shared->record;
+  group.orders = &shared->orders;
+}
+
+volatile protocol::Orders& orders_of(Workspace& workspace) {
+  return *const_cast<protocol::Orders*>(workspace.params.group.orders);
 }
 
 }  // namespace
 
 int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_t>& blocks, int64_t multicast,
-               uint64_t slot_bytes, uint64_t deadline_ns, launch::Table table) {
+               uint64_t slot_bytes, protocol::Orders orders, launch::Table table) {
   // A thread may look at a workspace while another one forks: the child must not inherit a mutex that nobody gives back.
   static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
                                                [] {
@@ -79,7 +90,6 @@ int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_
   g.rank = rank;
   g.ranks = static_cast<uint32_t>(ranks);
   g.slot_bytes = slot_bytes;
-  g.deadline_ns = deadline_ns;
   g.block = reinterpret_cast<uint8_t*>(blocks[rank]);
   g.multicast = reinterpret_cast<uint8_t*>(multicast);
   for (uint32_t i = 0; i < g.ranks; ++i) g.peers[i] = reinterpret_cast<uint8_t*>(blocks[(rank + 1 + i) % g.ranks]);
@@ -89,14 +99,14 @@ int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_
     cudaError_t error = cudaGetDevice(&before);
     if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(settings.device));
     if (error == cudaSuccess) error = launch::load_kernels(g.ranks);
-    if (error == cudaSuccess) g.record = new_record(settings.device);
+    if (error == cudaSuccess) share(g, orders, settings.device);
     if (error == cudaSuccess) diagnosis::copier(settings.device);
     cudaSetDevice(before);
     STD_TORCH_CHECK(error == cudaSuccess, "workspace: cannot load the kernels on cuda:", settings.device, ": ",
                     cudaGetErrorString(error));
   }
 #endif
-  if (g.record == nullptr) g.record = new_record(settings.device);
+  if (g.record == nullptr) share(g, orders, settings.device);
   const std::lock_guard<std::mutex> lock(mutex);
   workspaces.push_back(std::move(workspace));
   count_open_blocks(settings.device);
@@ -139,7 +149,25 @@ void shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag) {
   STD_TORCH_CHECK(false, "workspace: handle ", handle, " is in a call of another thread");
 }
 
+void end_calls(Workspace& workspace) {
+  orders_of(workspace).answered = 1;
+  diagnosis::end_calls(workspace.blocks());
+}
+
 }  // namespace
+
+void set_deadline(int64_t handle, uint64_t deadline_ns) {
+  Workspace& workspace = find_any(handle);
+  check_open(workspace, handle);
+  orders_of(workspace).deadline_ns = deadline_ns;
+}
+
+bool has_fault(int64_t handle) {
+  const volatile protocol::FaultRecord& record = *find_any(handle).params.group.record;
+  return record.code != protocol::FaultCode::none;
+}
+
+void answer(int64_t handle) { orders_of(find_any(handle)).answered = 1; }
 
 bool close(int64_t handle, bool force) {
   Workspace& workspace = find_any(handle);
@@ -152,7 +180,7 @@ bool close(int64_t handle, bool force) {
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (workspace.asleep) return true;
   if (workspace.graphs != 0 && !force) return false;
-  if (force) diagnosis::end_calls(workspace.blocks());
+  if (force) end_calls(workspace);
   return diagnosis::quiesce(workspace.blocks()) || force;
 }
 
@@ -162,7 +190,7 @@ void put_to_sleep(int64_t handle, bool end) {
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (workspace.asleep) return;
   shut(workspace, handle, workspace.asleep);
-  if (end) diagnosis::end_calls(workspace.blocks());
+  if (end) end_calls(workspace);
   if (diagnosis::quiesce(workspace.blocks())) return;
   workspace.asleep = false;
   STD_TORCH_CHECK(false, "workspace: handle ", handle,
@@ -173,6 +201,7 @@ void reset(int64_t handle) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
   *workspace.params.group.record = protocol::FaultRecord{};
+  orders_of(workspace).answered = 0;
   workspace.host_calls = 0;
   workspace.finding = diagnosis::Finding{};
   workspace.found = false;

@@ -54,7 +54,7 @@ struct Workspace {
 
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
 int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_t>& blocks, int64_t multicast,
-               uint64_t slot_bytes, uint64_t deadline_ns, launch::Table table);
+               uint64_t slot_bytes, protocol::Orders orders, launch::Table table);
 // Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`. If not, it may be
 // asked again.
 bool close(int64_t handle, bool force);
@@ -62,6 +62,12 @@ bool close(int64_t handle, bool force);
 void put_to_sleep(int64_t handle, bool end);
 // The blocks have been filled anew: the fault is forgotten, and ops run.
 void reset(int64_t handle);
+// For calls from now on and those that wait, captured ones too. 0: none.
+void set_deadline(int64_t handle, uint64_t deadline_ns);
+// Whether a call of this rank has left a record: one look at host memory.
+bool has_fault(int64_t handle);
+// The host has heard of it: the call that holds its stream for that ends.
+void answer(int64_t handle);
 // Open workspaces on a device, those on one block counted once.
 uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);

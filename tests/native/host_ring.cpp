@@ -168,6 +168,7 @@ int main(int count, char** words) {
       std::max(protocol::one_shot_vectors(plan.largest()), protocol::two_shot_vectors(plan.largest()));
   const uint64_t slot_bytes = needed * protocol::kVectorBytes;
 
+  const protocol::Orders orders{.deadline_ns = 60'000'000'000u, .hold_ns = 0, .answered = 0};
   std::vector<Block> blocks;
   for (uint32_t rank = 0; rank < ranks; ++rank) blocks.push_back(make_block(slot_bytes, missing));
   std::vector<std::unique_ptr<Rank>> all;
@@ -175,7 +176,7 @@ int main(int count, char** words) {
     protocol::Params p{};
     protocol::Group& g = p.group;
     g.rank = rank, g.ranks = ranks, g.slot_bytes = slot_bytes;
-    g.deadline_ns = 60'000'000'000u;
+    g.orders = &orders;
     g.block = blocks[rank].get();
     for (uint32_t i = 0; i < ranks; ++i) g.peers[i] = blocks[(rank + 1 + i) % ranks].get();
     all.push_back(std::make_unique<Rank>(Rank{plan, rank, p}));

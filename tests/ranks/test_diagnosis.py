@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from common.cases.diagnosis import check_absent, check_different, check_marked, check_monitor, check_overwritten
+from common.cases.diagnosis import (
+    check_absent,
+    check_deadline_set_meanwhile,
+    check_different,
+    check_hold,
+    check_marked,
+    check_monitor,
+    check_overwritten,
+)
 from common.places import gpus, host
 from common.ranks import RankPool
 
@@ -47,3 +55,14 @@ def test_marked_by_the_rank_at_fault(ranks: Any) -> None:
 def test_monitor(device: str, watched: bool) -> None:
     with RankPool(2, device) as pool:  # whose monitor's thread has to end with this test's workspace
         pool.run(check_monitor, watched)
+
+
+@pytest.mark.parametrize(("hold", "watched"), [(3.0, True), (0.0, True), (0.6, False)])
+@pytest.mark.parametrize("ranks", [host(2), gpus(2)], indirect=True)
+def test_a_stream_is_held_until_the_process_has_decided(ranks: Any, hold: float, watched: bool) -> None:
+    ranks.run(check_hold, hold, watched)
+
+
+@pytest.mark.parametrize("ranks", [host(2), gpus(2)], indirect=True)
+def test_a_deadline_that_is_set_later(ranks: Any) -> None:
+    ranks.run(check_deadline_set_meanwhile)

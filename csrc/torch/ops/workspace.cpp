@@ -20,8 +20,8 @@ launch::Table table_of(int64_t one_shot_bytes, Numbers row_bytes, Numbers max_to
 }
 
 int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_t slot_bytes, int64_t device,
-                         int64_t deadline_ns, int64_t strategy, int64_t pdl, int64_t cluster, int64_t max_ctas,
-                         int64_t batch, int64_t lag, bool concurrent, int64_t table_one_shot_bytes,
+                         int64_t deadline_ns, int64_t hold_ns, int64_t strategy, int64_t pdl, int64_t cluster,
+                         int64_t max_ctas, int64_t batch, int64_t lag, bool concurrent, int64_t table_one_shot_bytes,
                          Numbers table_row_bytes, Numbers table_max_tokens, Numbers table_strategies,
                          Numbers table_clusters, Numbers table_max_ctas, Numbers table_batches, Numbers table_lags,
                          int64_t link_hop_clocks, int64_t link_queued_hop_clocks, int64_t link_burst_bytes_per_clock,
@@ -45,7 +45,7 @@ int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_
                .paced_bytes_per_clock = word(link_paced_bytes_per_clock, "link_paced_bytes_per_clock", 1),
                .paced_from_bytes = word(link_paced_from_bytes, "link_paced_from_bytes", 0)}};
   return create(settings, word(rank, "rank", 0), blocks, multicast, static_cast<uint64_t>(slot_bytes),
-                static_cast<uint64_t>(deadline_ns),
+                {static_cast<uint64_t>(deadline_ns), static_cast<uint64_t>(hold_ns), 0},
                 table_of(table_one_shot_bytes, std::move(table_row_bytes), std::move(table_max_tokens),
                          std::move(table_strategies), std::move(table_clusters), std::move(table_max_ctas),
                          std::move(table_batches), std::move(table_lags)));
@@ -56,6 +56,14 @@ bool workspace_close(int64_t handle, bool force) { return close(handle, force); 
 void workspace_sleep(int64_t handle, bool end) { put_to_sleep(handle, end); }
 
 void workspace_reset(int64_t handle) { reset(handle); }
+
+void workspace_deadline(int64_t handle, int64_t deadline_ns) {
+  set_deadline(handle, static_cast<uint64_t>(deadline_ns));
+}
+
+bool workspace_has_fault(int64_t handle) { return has_fault(handle); }
+
+void workspace_answer(int64_t handle) { answer(handle); }
 
 protocol::Shape shape_of(int64_t ranks, int64_t tokens, int64_t row_bytes) {
   return {static_cast<uint32_t>(ranks), static_cast<uint32_t>(tokens),
@@ -178,6 +186,7 @@ void sabotage(int64_t handle, int64_t broken, int64_t frozen_dirty, int64_t dela
 STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def(
       "_workspace_create(int rank, int[] blocks, int multicast, int slot_bytes, int device, *, int deadline_ns, "
+      "int hold_ns, "
       "int strategy, int pdl, int cluster, int max_ctas, int batch, int lag, bool concurrent, " MNNVL_AR_TABLE
       ", int link_hop_clocks, int link_queued_hop_clocks, int link_burst_bytes_per_clock, int "
       "link_paced_bytes_per_clock, "
@@ -185,6 +194,9 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_close(int workspace, bool force=False) -> bool");
   m.def("_workspace_sleep(int workspace, bool end) -> ()");
   m.def("_workspace_reset(int workspace) -> ()");
+  m.def("_workspace_deadline(int workspace, int deadline_ns) -> ()");
+  m.def("_workspace_has_fault(int workspace) -> bool");
+  m.def("_workspace_answer(int workspace) -> ()");
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes) -> bool");
   m.def(
       "_workspace_choice(int workspace, int tokens, int row_bytes, int strategy=-1) -> "
@@ -212,6 +224,9 @@ STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_close", TORCH_BOX(&mnnvl_ar::workspace_close));
   m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));
+  m.impl("_workspace_deadline", TORCH_BOX(&mnnvl_ar::workspace_deadline));
+  m.impl("_workspace_has_fault", TORCH_BOX(&mnnvl_ar::workspace_has_fault));
+  m.impl("_workspace_answer", TORCH_BOX(&mnnvl_ar::workspace_answer));
   m.impl("_workspace_fits", TORCH_BOX(&mnnvl_ar::workspace_fits));
   m.impl("_workspace_choice", TORCH_BOX(&mnnvl_ar::workspace_choice));
   m.impl("_workspace_slot_bytes", TORCH_BOX(&mnnvl_ar::workspace_slot_bytes));

@@ -197,6 +197,7 @@ def check_bad_workspaces(rank: Any) -> None:
         ({"deadline": -1.0}, r"deadline: is -1.0, wanted more than 0 seconds", ValueError),
         ({"deadline": float("nan")}, r"deadline: is nan, wanted more than 0 seconds", ValueError),
         ({"deadline": 1e12}, r"deadline: is 1000000000000.0, wanted", ValueError),
+        ({"hold": -1}, r"hold: is -1, wanted more than 0 seconds, and finite", ValueError),
         ({"timeout": 0}, r"timeout: is 0, wanted more than 0 seconds", ValueError),
         ({"timeout": float("inf")}, r"timeout: is inf, wanted more than 0 seconds, and finite", ValueError),
         ({"max_ctas": 1.5}, r"max_ctas: is 1.5, wanted a whole number", ValueError),

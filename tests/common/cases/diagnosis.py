@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 import time
 from typing import Any
 
@@ -151,3 +152,79 @@ def check_monitor(rank: Any, watched: bool) -> None:
     workspace.close()
     logging.getLogger("mnnvl_ar").removeHandler(handler)
     assert monitor._monitor._thread is None
+
+
+def check_hold(rank: Any, hold: float, watched: bool) -> None:
+    """A call that found a fault ends when `on_fault` has returned, or after `hold`, whichever comes first."""
+    deadline, decides = 0.3, 0.4
+    told: list[float] = []
+
+    def on_fault(error: Exception) -> None:
+        time.sleep(decides)
+        told.append(time.monotonic())
+
+    workspace = rank.new_workspace(**SMALL, deadline=deadline, hold=hold, monitor=watched, on_fault=on_fault)
+    rank.barrier()
+    if rank.rank == 0:
+        began = time.monotonic()
+        make_fail(rank, workspace)
+        ended = time.monotonic()
+        took = ended - began
+        if hold > decides and watched:
+            assert told, "the call went on before the process had decided"
+            assert told[0] <= ended
+            assert took < deadline + hold
+        else:
+            assert deadline + hold <= took + 0.02, took
+            assert took < deadline + hold + 0.5, took
+            assert not told
+    else:
+        broken(workspace, 3.0)
+    rank.barrier()
+    time.sleep(decides)  # rank 1's own on_fault
+    workspace.close()
+
+
+def check_deadline_set_meanwhile(rank: Any) -> None:
+    """A call that waits, and a captured one, obey a deadline that is set after they were made."""
+    import mnnvl_ar
+
+    workspace = rank.new_workspace(**SMALL, deadline=None, monitor=False)
+    x = torch.ones(1, 64, device=rank.device)
+    mnnvl_ar.ops.all_reduce(x, workspace.handle)
+
+    def eagerly() -> None:
+        mnnvl_ar.ops.all_reduce(x, workspace.handle)
+
+    call = eagerly
+    if rank.device.type == "cuda":
+        call = rank.capture(eagerly).replay
+    rank.barrier()
+    assert workspace.deadline is None
+    if rank.rank == 0:
+        failed: list[str] = []
+
+        def wait() -> None:
+            try:
+                call()
+                rank.synchronize()
+            except RuntimeError as error:
+                failed.append(str(error))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.5)
+        assert thread.is_alive()
+        workspace.deadline = 0.2
+        assert workspace.deadline == 0.2
+        thread.join(2.0)
+        assert not thread.is_alive()
+        assert broken(workspace, 1.0).peer == 1
+        for wrong in (0, -1.0, float("nan"), "soon"):
+            with pytest.raises(ValueError, match=r"deadline: is .*, wanted more than 0 seconds"):
+                workspace.deadline = wrong
+    rank.barrier()
+    workspace.close()
+    if rank.rank == 0:
+        with pytest.raises(RuntimeError, match="is closed"):
+            workspace.deadline = 1.0
