@@ -75,7 +75,7 @@ def pairs(workspace: FusionWorkspace, device: str) -> dict[str, tuple[Callable[[
     }
 
     def norm() -> None:
-        ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, x, residual, handle, weight_bias=0.0, pdl=-1)
+        ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, x, residual, handle)
 
     def front_norm() -> None:
         front(
@@ -84,7 +84,7 @@ def pairs(workspace: FusionWorkspace, device: str) -> dict[str, tuple[Callable[[
         )  # fmt: skip
 
     def total() -> None:
-        ops.all_reduce(x, handle, pdl=-1)
+        ops.all_reduce(x, handle)
 
     def front_total() -> None:
         front(input=x, workspace=workspace, pattern=0, launch_with_pdl=True, trigger_completion_at_end=False)

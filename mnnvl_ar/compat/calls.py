@@ -89,9 +89,14 @@ def fused(
         if residual_out is None:
             residual_out = torch.empty_like(input)
         try:
-            ops.all_reduce_rms_norm_out(
-                input, residual_in, rms_gamma, rms_eps, norm_out, residual_out, handle, weight_bias=weight_bias, pdl=pdl
-            )
+            if pdl == _AS_THE_WORKSPACE and not weight_bias:  # a keyword that an op is given costs half a microsecond
+                ops.all_reduce_rms_norm_out(input, residual_in, rms_gamma, rms_eps, norm_out, residual_out, handle)
+            else:
+                ops.all_reduce_rms_norm_out(
+                    *(input, residual_in, rms_gamma, rms_eps, norm_out, residual_out, handle),
+                    weight_bias=weight_bias,
+                    pdl=pdl,
+                )
         except RuntimeError as error:
             raise _in_their_words(error) from None
         return norm_out

@@ -58,7 +58,7 @@ REPLACEMENTS = {CREATE: created, FUSE: fuse}
 def install() -> str:
     """Puts ours in place, once; says what is in place then. `MnnvlArError` says what is not as we know it, and then
     nothing was touched; `ImportError` where there is no FlashInfer."""
-    comm = checked()
+    comm = adopted()
     for name in REPLACEMENTS:
         original = getattr(comm, name)
         if not hasattr(original, _MARK):
@@ -78,10 +78,16 @@ def uninstall() -> None:
 
 
 def checked() -> ModuleType:
-    """`flashinfer.comm`, which is as we know it, and knows our workspaces as its own."""
+    """`flashinfer.comm`, which is as we know it."""
     comm = importlib.import_module(MODULE)
     if problems := wrong(comm):
         raise MnnvlArError(f"FlashInfer {_their_version()} is left as it is: {'; '.join(problems)}")
+    return comm
+
+
+def adopted() -> ModuleType:
+    """The same, and our workspaces are instances of its abstract class, for as long as the process lives."""
+    comm = checked()
     comm.AllReduceFusionWorkspace.register(FusionWorkspace)
     return comm
 

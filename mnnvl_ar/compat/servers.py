@@ -6,7 +6,7 @@ Our log lines go where the server's go: vLLM gives handlers to its own logger on
 
 A plugin that cannot do what it was asked for leaves FlashInfer alone and says so; but it ends the process where that
 would be no better: where MNNVL_AR_FALLBACK=0 says so, and where multicast is switched off, which FlashInfer's mnnvl
-would use all the same.
+would use all the same. By SystemExit, since SGLang goes on after any other error of a plugin.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sglang() -> None:
 
 def _hook() -> str:
     """SGLang applies the hooks when all plugins are loaded, once a process."""
-    flashinfer.checked()
+    flashinfer.adopted()
     registry: Any = importlib.import_module("sglang.srt.plugins.hook_registry")
     for name, replacement in flashinfer.REPLACEMENTS.items():
         registry.HookRegistry.register(f"{flashinfer.MODULE}.{name}", replacement, registry.HookType.AROUND)
@@ -49,7 +49,10 @@ def _hook() -> str:
 
 
 def _activate(put_in_place: Callable[[], str]) -> None:
-    settings = Settings.read()
+    try:
+        settings = Settings.read()
+    except ValueError as error:
+        raise SystemExit(f"mnnvl_ar: {error}") from error
     try:
         what = put_in_place()
     except (ImportError, MnnvlArError) as error:
@@ -58,7 +61,7 @@ def _activate(put_in_place: Callable[[], str]) -> None:
             _log.warning("mnnvl_ar is not active: %s", error)
             return
         why = f"multicast is switched off by {switched_off}" if settings.fallback else "MNNVL_AR_FALLBACK=0"
-        raise MnnvlArError(f"mnnvl_ar cannot be active ({error}), and FlashInfer is no choice: {why}") from error
+        raise SystemExit(f"mnnvl_ar cannot be active ({error}), and FlashInfer is no choice: {why}") from error
     otherwise = "all ranks go to FlashInfer's trtllm" if settings.fallback else "all ranks raise"
     _log.info(
         "%s, backends %s; where a workspace cannot be made, %s", what, ", ".join(settings.backends) or "none", otherwise

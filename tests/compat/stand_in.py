@@ -45,7 +45,7 @@ def module(version: str) -> ModuleType:
         calls=calls,
         AllReduceFusionPattern=type("AllReduceFusionPattern", (), codes(version)),
         QuantizationSFLayout=enum.IntEnum("QuantizationSFLayout", codes(version, "QuantizationSFLayout")),
-        AllReduceFusionWorkspace=AllReduceFusionWorkspace,
+        AllReduceFusionWorkspace=type("AllReduceFusionWorkspace", (AllReduceFusionWorkspace,), {}),
         TorchDistBackend=TorchDistBackend,
         __path__=[],
     )

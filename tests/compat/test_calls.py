@@ -177,7 +177,7 @@ def pdl(rank: Rank) -> list[int]:
     """launch_with_pdl, trigger_completion_at_end -> how the op is launched."""
     seen: list[int] = []
 
-    def note(*arguments: Any, pdl: int, **named: Any) -> Any:
+    def note(*arguments: Any, pdl: int = int(Pdl.AUTO), **named: Any) -> Any:
         seen.append(pdl)
 
     with installed() as comm:

@@ -21,8 +21,8 @@ from common.ranks import ROOT
 from compat.stand_in import FUNCTIONS, standing_in
 from compat.wheels import executed, text_of
 from mnnvl_ar.compat import servers
+from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.doctor import show
-from mnnvl_ar.errors import MnnvlArError
 
 
 def entry_points(group: str) -> dict[str, str]:
@@ -187,12 +187,21 @@ def test_a_flashinfer_that_is_not_known(
         del comm.allreduce_fusion
         before = dict(vars(comm))
         if ends:
-            with pytest.raises(MnnvlArError, match=r"cannot be active .*there is no allreduce_fusion.*no choice"):
+            with pytest.raises(SystemExit, match=r"cannot be active .*there is no allreduce_fusion.*no choice"):
                 mnnvl_ar_plugins.vllm()
         else:
             mnnvl_ar_plugins.vllm()
             assert "mnnvl_ar is not active: FlashInfer 0.6.14 is left as it is" in lines["vllm"][0]
         assert dict(vars(comm)) == before
+
+
+@pytest.mark.parametrize("server", servers.GROUPS)
+def test_settings_without_sense_end_the_process(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang goes on after an exception of a plugin, with FlashInfer's own functions."""
+    monkeypatch.setenv("MNNVL_AR", "1")
+    monkeypatch.setenv("MNNVL_AR_FALLBACK", "never")
+    with standing_in("0.6.14"), pytest.raises(SystemExit, match="mnnvl_ar: MNNVL_AR_FALLBACK: is 'never'"):
+        getattr(mnnvl_ar_plugins, server)()
 
 
 # ---- doctor
@@ -228,6 +237,7 @@ def test_doctor_says_what_would_be_replaced(monkeypatch: pytest.MonkeyPatch) -> 
         before = {name: getattr(comm, name) for name in FUNCTIONS}
         found = examined("vllm")
         assert {name: getattr(comm, name) for name in FUNCTIONS} == before
+        assert not issubclass(FusionWorkspace, comm.AllReduceFusionWorkspace)
     assert (found["version"], found["active"], found["why_not"]) == ("0.26.0", True, "")
     assert show._server(found) == (
         "vLLM 0.26.0: active, mnnvl_ar 0.1.0 stands in for create_allreduce_fusion_workspace and allreduce_fusion of "

@@ -126,7 +126,6 @@ def sglang(rank: Rank, version: str, text: str, hooks: str, backend: str) -> Non
             exec(compile(text, name, "exec"), vars(module))
             for target, around in flashinfer.REPLACEMENTS.items():
                 registry.HookRegistry.register(f"flashinfer.comm.{target}", around, registry.HookType.AROUND)
-            flashinfer.checked()
             registry.HookRegistry.apply_hooks()
         manager = module.FlashInferWorkspaceManager()
         vars(module).update(
