@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -15,19 +16,26 @@ from unittest import mock
 
 import pytest
 
+PATIENCE = {"PIP_RETRIES": "1", "PIP_DEFAULT_TIMEOUT": "10"}  # where there is no network, say so soon
+
 
 @functools.cache
 def _read(project: str, version: str, path: str) -> tuple[str, str]:
     """The file's text; or why it is not to be had."""
     try:
+        with _index(project).wheel(version) as wheel:
+            return wheel.read([path])[path], ""
+    except Exception as error:
+        why = "not on the package index, or that is out of reach" if isinstance(error, KeyError) else str(error)
+        return "", f"{type(error).__name__}: {why}"
+
+
+@functools.cache
+def _index(project: str) -> Any:
+    with mock.patch.dict(os.environ, PATIENCE):
         from tools.contracts.index import Index
 
-        with Index(project).wheel(version) as wheel:
-            return wheel.read([path])[path], ""
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # pip's own way to give up is SystemExit
-        return "", f"{type(error).__name__}: {error}"
+        return Index(project)
 
 
 def text_of(project: str, version: str, path: str) -> str:
