@@ -268,7 +268,7 @@ def dies(rank: Rank) -> str:
             os.kill(os.getpid(), signal.SIGKILL)
 
     hooks.enter = enter
-    with installed("0.7.4", MNNVL_AR_TIMEOUT="4") as comm:
+    with installed("0.7.4", MNNVL_AR_TIMEOUT="10") as comm:
         with pytest.raises(BringUpError, match="its process died") as caught:
             create(comm, rank)
         assert comm.calls == []  # FlashInfer would wait for the dead rank for ever
@@ -354,11 +354,12 @@ def alone(group: Any, told: Any = None, **_: Any) -> list[Any]:
 
 
 def shares_alone(rank: Rank) -> str:
-    with installed(MNNVL_AR_TIMEOUT="2") as comm:
+    with installed() as comm:
         first = create(comm, rank)
+        assert isinstance(first, FusionWorkspace)
         if rank.rank == 1:
             first.destroy()
-        with mock.patch.object(creation, "agree", alone):
+        with mock.patch.object(creation, "agree", alone), mock.patch.dict(os.environ, MNNVL_AR_TIMEOUT="2"):
             second = create(comm, rank)
         kind = type(second).__name__
         for each in (first, second):
