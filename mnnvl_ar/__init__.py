@@ -2,12 +2,14 @@
 
 from mnnvl_ar import ops, reference
 from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerTimeout, WorkspaceBroken
+from mnnvl_ar.memory import Group
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.workspace import Workspace
 
 __all__ = [
     "BringUpError",
     "CallMismatch",
+    "Group",
     "MnnvlArError",
     "Pdl",
     "PeerTimeout",

@@ -7,16 +7,9 @@ import operator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 _INT32_MAX = 2**31 - 1
 _MOST_SECONDS = 9e9  # in nanoseconds it has to fit 64 bits
-
-
-def group_of(group: Any) -> dist.ProcessGroup:
-    if not isinstance(group, dist.ProcessGroup):
-        raise ValueError(f"group: is {group!r}, wanted a process group that this process is a member of")
-    return group
 
 
 def count(name: str, value: Any) -> int:

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from types import TracebackType
 
 import torch
-import torch.distributed as dist
 
 from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
-from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, group_of, seconds, with_index
+from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, seconds, with_index
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create, nanoseconds
-from mnnvl_ar.memory import Request, SymmetricMemory, allocate
+from mnnvl_ar.memory import AnyGroup, Members, Request, SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
 
@@ -32,7 +31,8 @@ _kept: list[tuple[int, SymmetricMemory]] = []  # of closed workspaces that captu
 class Workspace:
     """What the ops need to exchange data within `group`. Making one is collective over `group`; nothing else is.
 
-    group:      the `ProcessGroup` of the ranks, gloo or NCCL, any subgroup; there is no default
+    group:      the ranks: a `torch.distributed.ProcessGroup`, gloo or NCCL, any subgroup; or, for ranks of another
+                launcher, any `mnnvl_ar.Group`, or a communicator of mpi4py or FlashInfer; there is no default
     max_tokens, hidden, dtype: the largest call that is expected, [max_tokens, hidden]: the memory is for it. Others
                 may share the workspace, larger ones too, `fits` tells
     device:     a CUDA device, by default the current one; "cpu" for the host transport, the default where PyTorch sees
@@ -47,15 +47,15 @@ class Workspace:
     hold:       seconds, at most, that a call which found a fault holds its stream until `on_fault` has returned, so
                 that nothing computed behind it is used before the process has decided what to do. 0: it goes on, with
                 NaN
-    timeout:    seconds that making the workspace may take
+    timeout:    seconds that making the workspace may take; with a `Group`, from the end of its all-gather
     retry:      try again what the driver refused this group before (a kind of handle, multicast); otherwise that is
                 remembered as long as the group lives, and not tried again
     max_ctas:   an upper bound on the CTAs of a call; None: what the device holds at once
     concurrent: whether calls on other workspaces of this device may run at the same time, on other streams. Then, from
                 the second workspace on, each has its share of the device, and "early" counts as "late". False is
                 quicker where calls on all workspaces follow each other
-    monitor:    whether a thread, one for all workspaces of the process, logs a fault: that of a call of this rank within
-                0.1 s, what peers say within half a second
+    monitor:    whether a thread, one for all workspaces of the process, logs a fault: that of a call of this rank
+                within 0.1 s, what peers say within half a second
     on_fault:   called once by that thread with the error, after it has been logged: for a server that only replays
                 graphs, where no op is called that could raise
 
@@ -66,7 +66,7 @@ class Workspace:
 
     def __init__(
         self,
-        group: dist.ProcessGroup,
+        group: AnyGroup,
         max_tokens: int,
         hidden: int,
         dtype: torch.dtype,
@@ -89,7 +89,7 @@ class Workspace:
         self.handle, self._monitor, self._on_fault, self._pid = 0, monitor, on_fault, os.getpid()
         if dtype not in DTYPES:
             raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
-        group, max_tokens, hidden = group_of(group), count("max_tokens", max_tokens), count("hidden", hidden)
+        members, max_tokens, hidden = Members(group), count("max_tokens", max_tokens), count("hidden", hidden)
         hold = 0.0 if hold == 0 else seconds("hold", hold)
         deadline, timeout, max_bytes = (
             deadline_of(deadline),
@@ -97,7 +97,7 @@ class Workspace:
             bytes_or_none("max_bytes", max_bytes),
         )
         most_ctas = 0 if max_ctas is None else count("max_ctas", max_ctas)
-        self.device, self.world_size, self.rank = device_of(device), group.size(), group.rank()
+        self.device, self.world_size, self.rank = device_of(device), members.size, members.rank
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
         row_bytes, table, own_too = hidden * dtype.itemsize, Table(), _brings_own_rows(self.device, transport)
 
@@ -223,7 +223,7 @@ class Workspace:
         watchers.forget(self.handle)
         memory.drop()
 
-    def wake(self, group: dist.ProcessGroup, timeout: float = 60.0) -> None:
+    def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
         of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
         memory = self._mapped("wake")
@@ -233,7 +233,7 @@ class Workspace:
         ops._workspace_reset(self.handle)
         self._watch()
 
-    def recover(self, group: dist.ProcessGroup, timeout: float = 60.0) -> None:
+    def recover(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """After a fault: brings the full group back, the same processes, without a restart. As `wake`; captured graphs
         work again. Calls that still wait on this rank end, with NaN. If a rank is lost, close, and make another
         workspace over the survivors."""

@@ -1,4 +1,5 @@
-"""`python -m mnnvl_ar doctor`: what this machine has, what a group on it would get and why, and a short self-test.
+"""`python -m mnnvl_ar doctor`: what this machine has, what a group on it would get and why, a short self-test, and
+which of the servers that are installed here would run on this library.
 
 Nothing is changed, and the self-test gives back what it takes. Under torchrun (RANK and WORLD_SIZE set) the given group
 is tested, over several hosts if it spans them, and rank 0 reports for all, whatever becomes of the others. Exit status:
@@ -11,6 +12,7 @@ import argparse
 import json
 from typing import Any
 
+from mnnvl_ar.compat import servers
 from mnnvl_ar.doctor import group, merge, outlook, selftest, show
 from mnnvl_ar.doctor.machine import examine
 from mnnvl_ar.doctor.problems import problems
@@ -48,6 +50,7 @@ def _report(
     found: dict[str, Any] = {"world_size": size, "missing": missing, "hosts": merge.hosts(machines)}
     found["outlook"] = outlook.of(merge.members(machines, args.group_size or size - len(missing)))
     found["self_test"] = self_test
+    found["servers"] = servers.examine()
     found["problems"] = problems(found)
     print(json.dumps(found, indent=2) if args.json else show.text(found))
     return int(bool(found["problems"]))

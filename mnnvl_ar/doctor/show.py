@@ -13,7 +13,7 @@ def text(found: dict[str, Any]) -> str:
     for host in found["hosts"]:
         lines += [*_host(host, several), ""]
     came = f" ({ranks_text(found['missing'])} did not come)" if found["missing"] else ""
-    lines += [*_outlook(found["outlook"], came), *_self_test(found)]
+    lines += [*_outlook(found["outlook"], came), *_self_test(found), *map(_server, found["servers"])]
     lines += [f"PROBLEM: {line}" for line in found["problems"]] or ["No problem found."]
     return "\n".join(lines)
 
@@ -26,6 +26,12 @@ def _outlook(plan: dict[str, Any], came: str) -> list[str]:
         f"Outlook: a group of {size} would get transport {plan['transport']} ({plan['why']}),",
         f'  and strategy "auto" would be {plan["strategy"]}.',
     ]
+
+
+def _server(about: dict[str, Any]) -> str:
+    name = {"vllm": "vLLM", "sglang": "SGLang"}[about["server"]]
+    state = f"active, {about['replaces']}" if about["active"] else f"not active, {about['why_not']}"
+    return f"{name} {about['version']}: {state}." if about["version"] else f"{name}: {state}."
 
 
 def _self_test(found: dict[str, Any]) -> list[str]:

@@ -3,25 +3,32 @@
 `allocate(group, Request(...))` is the way in. Each room uses only rooms below it:
 
     symmetric                          the way in, and what comes of it
+    agreement                          one vote on its own
     bringup, multicast                 the order of steps, the ways tried, and how all ranks fall back together
     block                              a block, its views, and the proof that all see one memory
-    rendezvous, group, hosts           how ranks find each other and connect
+    rendezvous, place, group, hosts    how ranks find each other and connect
     vote, failures, connection         a step is done here and voted on everywhere; what a failure says
     request                            what a rank asks for, and what must be alike
     verbs, cuda_driver, host_driver    the few verbs that bring-up needs from a GPU or the host
 """
 
+from .agreement import agree
+from .group import AnyGroup, Group, Members
 from .request import Fill, Request
 from .symmetric import SymmetricMemory, allocate
 from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_multicast, multicast_refusal
 
 __all__ = [
     "MULTICAST_SWITCHES",
+    "AnyGroup",
     "DriverError",
     "Fill",
+    "Group",
+    "Members",
     "MulticastRefused",
     "Request",
     "SymmetricMemory",
+    "agree",
     "allocate",
     "forbid_multicast",
     "multicast_refusal",

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch.distributed as dist
-
 from ..errors import BringUpError
 from .verbs import DriverError
 
@@ -119,15 +117,19 @@ def lasts(error: BaseException) -> bool:
 
 
 class Refusals(dict[str, Failure]):
-    """What the driver refused a group, by way: a handle kind, or MULTICAST. Kept by process group, and gone with it.
+    """What the driver refused a group, by way: a handle kind, or MULTICAST. Kept by group, and gone with it; an
+    object that cannot be kept so is forgotten at once.
 
     All ranks go by what any of them remembers: they exchange it when they meet (`agree`), so they go the same way even
     if one of them was interrupted before it could note what the others did.
     """
 
     @staticmethod
-    def of(group: dist.ProcessGroup) -> Refusals:
-        return _by_group.setdefault(group, Refusals())
+    def of(group: Any) -> Refusals:
+        try:
+            return _by_group.setdefault(group, Refusals())
+        except TypeError:  # no hash, or no weak references
+            return Refusals()
 
     def note(self, way: str, failure: Failure) -> None:
         if failure.lasting:
@@ -156,4 +158,4 @@ class Refusals(dict[str, Failure]):
         self.update(everyone)
 
 
-_by_group: WeakKeyDictionary[dist.ProcessGroup, Refusals] = WeakKeyDictionary()
+_by_group: WeakKeyDictionary[Any, Refusals] = WeakKeyDictionary()

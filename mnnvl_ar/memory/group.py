@@ -1,117 +1,72 @@
-"""All that bring-up needs of a group: a rank, a size, and a way for rank 0 to make known where it can be reached.
+"""The ranks of a group, however they were launched: all that bring-up needs of a group is a rank, a size, and a way for
+rank 0 to make known where it can be reached.
 
-`GroupStore` has them from a `torch.distributed` process group, through the store that the group was made with. No
-collective runs on the group, so it may be gloo, NCCL or anything else, a subgroup of whatever, with a communicator not
-even initialised; and nothing of what other users of the group do can be put out of step (pytorch#196082). Another way
-for ranks to find each other would have the same attributes and methods, and belongs here.
+A `torch.distributed` process group has that in its store, and no collective runs on it. Any other launcher has it if it
+can gather one short text from all ranks: `Group` is that, and no more. A communicator as mpi4py has it, and as
+FlashInfer's `CommBackend` repeats it, is taken as it is: `Comm`.
 """
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias, Union, runtime_checkable
 
 import torch.distributed as dist
 
-from ..errors import BringUpError
 
-STEP = "rendezvous"
-KEY = "mnnvl_ar/address"  # in the store
-_T = TypeVar("_T")
+@runtime_checkable
+class Group(Protocol):
+    """Ranks that any launcher started, for `Workspace` and its `wake` and `recover`.
 
-
-@dataclass(frozen=True)
-class Address:
-    """Where rank 0 listens.
-
-    name:  of this listener, random; on rank 0's host, of its abstract unix socket, too.
-    token: proves that whoever shows it has read this.
-    host:  `hosts.identity` of rank 0.
-    tcp:   (address, port), likeliest first, for ranks of other hosts; empty until one of them asks.
+    rank, size: of this process, from 0; of all.
+    all_gather: collective; what every rank gave, by rank, the same on every rank. It is called once a bring-up, in the
+                thread that makes the workspace, with at most some kilobytes of ASCII. It is the only wait that is not
+                bounded by us: a rank that does not come is noticed by whatever its launcher has for that. From then on
+                ranks talk over sockets of our own, with our time limits.
     """
 
-    name: str
-    token: str
-    host: str
-    tcp: list[tuple[str, int]]
+    @property
+    def rank(self) -> int: ...
 
     @property
-    def unix(self) -> str:
-        return f"\0mnnvl_ar-{self.name}"
+    def size(self) -> int: ...
 
-    def from_host(self, host: str) -> list[tuple[int, Any]]:
-        """Family and address of the sockets to try from `host`."""
-        if host == self.host:
-            return [(socket.AF_UNIX, self.unix)]
-        return [(socket.AF_INET6 if ":" in at else socket.AF_INET, (at, port)) for at, port in self.tcp]
+    def all_gather(self, text: str) -> Sequence[str]: ...
 
 
-class GroupStore:
-    """A process group's rank, size and store. Each access to the store is bounded by `deadline` (time.monotonic): one
-    whose host is stopped would block for ever inside C++. Raises `BringUpError`, here alone, if it fails."""
+class Comm(Protocol):
+    """The part of an MPI communicator that makes it a group: mpi4py's `Comm`, FlashInfer's `CommBackend`."""
 
-    def __init__(self, group: dist.ProcessGroup, deadline: float) -> None:
-        self.rank, self.size = group.rank(), group.size()
-        self.deadline, self._group = deadline, group
+    def Get_rank(self) -> int: ...
 
-    def publish(self, address: Address) -> None:
-        """On rank 0: over whatever was published before, by an earlier bring-up, too."""
-        self._set(KEY, json.dumps(asdict(address)))
+    def Get_size(self) -> int: ...
 
-    def find(self) -> Address | None:
-        """What rank 0 published last, if anything; perhaps in an earlier bring-up, and then nobody listens there."""
-        text = self._get(KEY)
-        return Address(**json.loads(text)) if text else None
-
-    def ask_for_tcp(self, address: Address) -> None:
-        """On a rank of another host: that rank 0 listens on TCP, too, and publishes that."""
-        self._set(f"{KEY}/tcp", address.name)
-
-    def asked_for_tcp(self, address: Address) -> bool:
-        """On rank 0."""
-        return self._get(f"{KEY}/tcp") == address.name
-
-    def _set(self, key: str, value: str) -> None:
-        self._bounded(lambda store: store.set(key, value))
-
-    def _get(self, key: str) -> str | None:
-        return self._bounded(lambda store: store.get(key).decode() if store.check([key]) else None)
-
-    def _bounded(self, call: Callable[[Any], _T]) -> _T:
-        store = _store_of(self._group)
-        box: list[Any] = []
-
-        def run() -> None:
-            try:
-                box.append((call(store), None))
-            except Exception as error:
-                box.append((None, error))
-
-        thread = threading.Thread(target=run, daemon=True, name="mnnvl_ar-store")
-        thread.start()
-        thread.join(max(self.deadline - time.monotonic(), 0.0))
-        advice = "The process that hosts it (torchrun's agent, or the first rank) is gone, stopped or out of reach."
-        if not box:
-            raise BringUpError(-1, STEP, "the process group's store does not answer", advice)
-        value, error = box[0]
-        if error is not None:
-            raise BringUpError(-1, STEP, f"the process group's store failed: {error}", advice) from error
-        return value  # type: ignore[no-any-return]
+    def allgather(self, data: Any, /) -> Any: ...
 
 
-def _store_of(group: dist.ProcessGroup) -> Any:
-    try:
-        return group.get_group_store()
-    except (AttributeError, RuntimeError):
-        pass
-    try:  # older PyTorch
-        return dist.distributed_c10d._world.pg_map[group][1]
-    except (AttributeError, KeyError) as error:
-        raise BringUpError(
-            group.rank(), STEP, "this process group has no store", "Make it with torch.distributed.new_group."
-        ) from error
+AnyGroup: TypeAlias = Union[dist.ProcessGroup, Group, Comm]  # noqa: UP007  # a protocol has no | at run time
+
+
+class Members:
+    """A group's ranks alike, whatever kind of group it is. `group` is what was given."""
+
+    def __init__(self, group: AnyGroup) -> None:
+        """`ValueError` for what is no group, and for a process group that this process is not in."""
+        self.group = group
+        if isinstance(group, dist.ProcessGroup):
+            self.rank, self.size = group.rank(), group.size()
+        elif all(callable(getattr(group, name, None)) for name in ("Get_rank", "Get_size", "allgather")):
+            self.rank, self.size = group.Get_rank(), group.Get_size()  # type: ignore[union-attr]
+        elif isinstance(group, Group):
+            self.rank, self.size = group.rank, group.size
+        else:
+            wanted = "a process group that this process is a member of, a mnnvl_ar.Group, or an MPI communicator"
+            raise ValueError(f"group: is {group!r}, wanted {wanted}")
+        if not (isinstance(self.rank, int) and isinstance(self.size, int) and 0 <= self.rank < self.size):
+            raise ValueError(f"group: has rank {self.rank!r} of {self.size!r}, wanted one from 0 to size - 1")
+
+    def all_gather(self, text: str) -> Sequence[str]:
+        """Of what is no process group, which has a store instead."""
+        group: Any = self.group
+        gathered: Sequence[str] = (group.allgather if hasattr(group, "allgather") else group.all_gather)(text)
+        return gathered

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 
 from ..errors import MnnvlArError
 from .block import Block
 from .bringup import BringUp, Use
 from .cuda_driver import CudaDriver
 from .failures import Refusals
+from .group import AnyGroup, Members
 from .host_driver import HostDriver
 from .rendezvous import meet
 from .request import Request
@@ -58,9 +58,7 @@ class SymmetricMemory:
         self._check_usable("drop")
         self._block.drop()
 
-    def restore(
-        self, group: dist.ProcessGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None
-    ) -> None:
+    def restore(self, group: AnyGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None) -> None:
         """New memory with its initial content, at the same addresses. Collective over `group`, which may be a new one
         with the same ranks. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed.
 
@@ -68,8 +66,9 @@ class SymmetricMemory:
         is, and it is a failure of all ranks like any other.
         """
         self._check_usable("restore")
-        if (group.rank(), group.size()) != (self.rank, self.world_size):
-            got, wanted = f"rank {group.rank()} of {group.size()}", f"rank {self.rank} of {self.world_size}"
+        members = Members(group)
+        if (members.rank, members.size) != (self.rank, self.world_size):
+            got, wanted = f"rank {members.rank} of {members.size}", f"rank {self.rank} of {self.world_size}"
             raise ValueError(f"restore: got a group in which this is {got}, wanted {wanted}")
         trouble: Exception | None = None
         try:
@@ -87,7 +86,7 @@ class SymmetricMemory:
 
         # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
         try:
-            made = _bring_up(self._block, group, timeout, prepare, Refusals())
+            made = _bring_up(self._block, members, timeout, prepare, Refusals())
         except BaseException:
             if trouble is None:
                 self._block.drop()
@@ -102,7 +101,7 @@ class SymmetricMemory:
 
 
 def allocate(
-    group: dist.ProcessGroup,
+    group: AnyGroup,
     request: Request | Callable[[], Request],
     *,
     timeout: float = 60.0,
@@ -114,7 +113,7 @@ def allocate(
     request: a `Request`, or what makes it, for a rank whose need depends on its machine (files, the device), so that
              finding it out may fail here alone. That is run in the first voted step: whatever it raises is every rank's
              `BringUpError` at once.
-    timeout: seconds for all of it, waiting for late ranks included.
+    timeout: seconds for all of it, waiting for late ranks included, but for the wait in a `Group`'s all-gather.
     use:     called last, with the pointers and the multicast pointer, to make what the memory is for; a failure in it
              is voted on like any other, so it fails on all ranks or on none. Returns what undoes it.
     driver:  for tests; the one that fits the device if None.
@@ -122,9 +121,8 @@ def allocate(
     Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
     a process that is not in the group.
     """
-    if not isinstance(group, dist.ProcessGroup):
-        raise ValueError(f"group: got {group!r}, wanted a process group that this process is a member of")
-    block = Block(group.rank(), group.size())
+    members = Members(group)
+    block = Block(members.rank, members.size)
 
     def prepare() -> Request:
         asked = request() if callable(request) else request
@@ -133,7 +131,7 @@ def allocate(
         return asked
 
     try:
-        memory = SymmetricMemory(block, _bring_up(block, group, timeout, prepare, Refusals.of(group), use))
+        memory = SymmetricMemory(block, _bring_up(block, members, timeout, prepare, Refusals.of(group), use))
     except BaseException:
         block.close()
         raise
@@ -144,13 +142,13 @@ def allocate(
 
 def _bring_up(
     block: Block,
-    group: dist.ProcessGroup,
+    members: Members,
     timeout: float,
     prepare: Callable[[], Request],
     refused: Refusals,
     use: Use | None = None,
 ) -> BringUp:
-    voter = meet(group, timeout)
+    voter = meet(members, timeout)
     try:
         bring_up = BringUp(block, voter, prepare, refused, use)
         bring_up.run()

@@ -27,6 +27,8 @@ def test_text() -> None:
         'strategy "auto" would be one_shot',
         "every bit right",
         "us for 16 KiB",
+        "vLLM",
+        "SGLang",
         "No problem found",
     ):
         assert words in got.stdout

@@ -32,7 +32,13 @@ def here(*gpus: dict[str, Any], host: str = "a", uses: int | None = 0, **more: A
 
 def report(machines: dict[int, dict[str, Any]], size: int = 0) -> dict[str, Any]:
     size = size or len(machines)
-    found = {"hosts": merge.hosts(machines), "self_test": {"ran": False}, "world_size": size, "missing": []}
+    found = {
+        "hosts": merge.hosts(machines),
+        "self_test": {"ran": False},
+        "world_size": size,
+        "missing": [],
+        "servers": [],
+    }
     found["outlook"] = outlook.of(merge.members(machines, size))
     found["problems"] = problems(found)
     json.dumps(found)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from memory import ranks
 from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import DriverError, Fill, Request, SymmetricMemory, allocate
+from mnnvl_ar.memory import AnyGroup, DriverError, Fill, Members, Request, SymmetricMemory, allocate
 from mnnvl_ar.memory.vote import hooks
 
 STEPS = [
@@ -43,12 +43,12 @@ CONTENT = WORD.to_bytes(4, "little") * 16_384
 _LEAKABLE = ("fds", "mapped", "threads", "sockets")
 
 
-def make(group: dist.ProcessGroup, kind: str, timeout: float, driver: SimulatedDriver | None = None) -> SymmetricMemory:
+def make(group: AnyGroup, kind: str, timeout: float, driver: SimulatedDriver | None = None) -> SymmetricMemory:
     """`kind`: "host", "cuda", "multicast" or "auto"."""
     request = Request(65_536, [Fill(0, 65_536, WORD)], 1024, torch.device("cpu"))
     if kind == "host":
         return allocate(group, request, timeout=timeout)
-    driver = driver or SimulatedDriver(group.rank(), multicast=True)
+    driver = driver or SimulatedDriver(Members(group).rank, multicast=True)
     allow_simulated_multicast()
     request = replace(request, device=torch.device("cuda", 0), transport="unicast" if kind == "cuda" else kind)
     return allocate(group, request, timeout=timeout, driver=driver)
@@ -68,7 +68,7 @@ def go_wrong(mode: str, seconds: float) -> None:
 
 
 def attempt(
-    group: dist.ProcessGroup, kind: str, timeout: float, wrong: Mapping[str, str], memory: SymmetricMemory | None = None
+    group: AnyGroup, kind: str, timeout: float, wrong: Mapping[str, str], memory: SymmetricMemory | None = None
 ) -> tuple[Told | None, float]:
     """One bring-up, or restoration of `memory`, in which this rank goes wrong as `wrong` says (mode by step): its error
     if any, and seconds."""
@@ -78,7 +78,7 @@ def attempt(
             go_wrong(wrong[step], timeout * 1.4)
 
     hooks.enter = enter
-    driver = SimulatedDriver(group.rank(), multicast=True)
+    driver = SimulatedDriver(Members(group).rank, multicast=True)
     start = time.monotonic()
     try:
         if memory is None:

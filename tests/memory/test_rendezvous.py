@@ -21,7 +21,7 @@ from memory.simulated_driver import SimulatedDriver
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError
 from mnnvl_ar.memory import Fill, Request, allocate, hosts
-from mnnvl_ar.memory.group import KEY
+from mnnvl_ar.memory.place import KEY
 
 
 def on_host(name: str) -> Any:

@@ -1,0 +1,184 @@
+"""`create_allreduce_fusion_workspace`: ours if it can be made, else what all ranks do together.
+
+    vote      every rank's arguments make sense, and what it has to share
+    bring-up  voted by itself; its failure is the same on all ranks
+    vote      after a failure: is everybody still there, and may all of them go to FlashInfer's trtllm?
+
+So either all ranks get a workspace of ours, or all go to the original with "trtllm", or all raise. None ever gets
+FlashInfer's mnnvl from here: that makes NVLink multicast, which on a shared machine can take other users' GPUs down.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mnnvl_ar.arguments import count
+from mnnvl_ar.compat.settings import Settings
+from mnnvl_ar.compat.shared import Shared
+from mnnvl_ar.compat.workspace import FusionWorkspace
+from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
+from mnnvl_ar.memory import AnyGroup, Members, agree, multicast_refusal
+from mnnvl_ar.workspace import DEFAULT_DEADLINE, DTYPES, Workspace
+
+PATIENCE = 30.0  # seconds between ranks after a failure, which was the same on all of them
+# For a server's policy: called once with the error when a call on a workspace made from now on has failed.
+on_fault: Callable[[WorkspaceBroken], object] | None = None
+
+_log = logging.getLogger("mnnvl_ar")
+_told: set[str] = set()  # reasons that were logged
+
+
+def created(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """In place of `original`, FlashInfer's function, of any release from 0.6.8.post1 on; collective, as it is.
+
+    Ours if `backend` is (`Settings.ours`). Then of the arguments
+      world_size, rank:     have to be the group's
+      max_token_num, hidden_dim, dtype: of the largest input. A promise in bytes: other shapes of as many are taken too
+      group, comm_backend:  the ranks: a ProcessGroup's store, else one all-gather of the CommBackend, else all ranks
+      gpus_per_node, force_oneshot_support, use_fp32_lamport: ignored
+    and any other that is not None is a `TypeError` that names it. Raises what FlashInfer raises if all ranks go there,
+    and else `MnnvlArError`, alike on all ranks.
+    """
+    settings = Settings.read()
+    backend = kwargs.get("backend", args[0] if args else "auto")
+    pose = settings.ours(backend)
+    if not pose:
+        _refuse_by_accident(backend)
+        return original(*args, **kwargs)
+    asked = _Asked(*args, **kwargs)
+    try:
+        return _made(asked, pose, settings)
+    except MnnvlArError as error:
+        _agree_to_fall_back(asked.group, settings, error)
+    if args:
+        return original("trtllm", *args[1:], **kwargs)
+    return original(**{**kwargs, "backend": "trtllm"})
+
+
+class _Asked:
+    """FlashInfer's arguments, in its order, as they are given."""
+
+    def __init__(
+        self,
+        backend: str = "auto",
+        world_size: int | None = None,
+        rank: int | None = None,
+        max_token_num: int | None = None,
+        hidden_dim: int | None = None,
+        dtype: torch.dtype | None = None,
+        gpus_per_node: int | None = None,
+        comm_backend: AnyGroup | None = None,
+        force_oneshot_support: bool = False,
+        group: AnyGroup | None = None,
+        *,
+        use_fp32_lamport: bool | None = None,
+        **newer: Any,
+    ) -> None:
+        self.world_size, self.rank = world_size, rank
+        self.tokens, self.hidden, self.dtype = max_token_num, hidden_dim, dtype
+        self.unknown = [name for name, value in newer.items() if value is not None]
+        # A process group's store needs no collective, and bounds every wait.
+        self.group: Any = next((given for given in (group, comm_backend, dist.group.WORLD) if given is not None), None)
+        if self.group is None:
+            raise ValueError("group: neither it nor comm_backend is given, and torch.distributed is not initialised")
+        self.members = Members(self.group)
+
+    def checked(self) -> tuple[int, int, torch.dtype]:
+        """Tokens, hidden and dtype; or what makes no sense here, which may be so on one rank alone."""
+        if self.unknown:
+            raise TypeError(f"{self.unknown[0]}: mnnvl_ar's create_allreduce_fusion_workspace does not know it")
+        for name, value, of_group in (
+            ("world_size", self.world_size, self.members.size),
+            ("rank", self.rank, self.members.rank),
+        ):
+            if value is not None and value != of_group:
+                raise ValueError(f"{name}: is {value}, the group has {of_group}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: is {self.dtype}, wanted one of {', '.join(map(str, DTYPES))}")
+        size = count("max_token_num", self.tokens), count("hidden_dim", self.hidden), self.dtype
+        Workspace.bytes_for(self.members.size, *size)  # raises for rows, or a group, that no op takes
+        return size
+
+
+def _made(asked: _Asked, pose: str, settings: Settings) -> FusionWorkspace:
+    """Raises `BringUpError`, alike on all ranks."""
+    trouble: Exception | None = None
+    size: tuple[int, int, torch.dtype] = (1, 8, torch.float32)  # of nothing; what goes wrong below is voted on
+    try:
+        size = asked.checked()
+    except (TypeError, ValueError, RuntimeError) as error:
+        trouble = error
+    with Shared.of(asked.group, *size) as found:
+        alike = {"backend": pose, "max_token_num": size[0], "hidden_dim": size[1], "dtype": str(size[2])}
+        mine = {"ticket": found.ticket if found else 0, **alike}
+        told = agree(asked.group, mine, step="arguments", trouble=trouble, timeout=settings.timeout)
+        for rank, each in enumerate(told):
+            if odd := next((name for name in alike if each[name] != told[0][name]), ""):
+                raise MnnvlArError(f"{odd} differs: rank {rank} has {each[odd]}, rank 0 has {told[0][odd]}")
+        if found is not None and all(each["ticket"] == found.ticket for each in told):
+            shared = found
+        else:
+            inner = Workspace(
+                asked.group,
+                *size,
+                concurrent=False,  # calls of a server follow each other; two at once end in an error that says so
+                timeout=settings.timeout,
+                on_fault=on_fault,
+            )
+            shared = Shared(inner, asked.group)
+        made = FusionWorkspace(shared, pose, *size)
+    _log.info("%s", _described(made, shared, size))
+    return made
+
+
+def _described(made: FusionWorkspace, shared: Shared, size: tuple[int, int, torch.dtype]) -> str:
+    inner, (tokens, hidden, dtype) = shared.workspace, size
+    fault = "a fault is logged, and calls end with NaN" if on_fault is None else "a fault is handled by the server"
+    others = f", shared with {shared.users - 1} more" if shared.users > 1 else ""
+    return (
+        f"mnnvl_ar {version()}: workspace {made.handle} for {made.backend}, rank {made.rank} of {made.world_size}, "
+        f"up to [{tokens}, {hidden}] {dtype}: {inner.transport_reason}; {inner.nbytes} bytes of each GPU{others}; "
+        f"deadline {DEFAULT_DEADLINE:g} s, {fault}"
+    )
+
+
+def _agree_to_fall_back(group: AnyGroup, settings: Settings, error: MnnvlArError) -> None:
+    """Returns, on all ranks, if all are there and none minds; else raises `error` on all."""
+    try:
+        willing = agree(group, settings.fallback, step="fallback", timeout=min(PATIENCE, settings.timeout))
+    except MnnvlArError as later:
+        raise error from later
+    if not all(willing):
+        unwilling = f"MNNVL_AR_FALLBACK=0 on rank {willing.index(False)}"
+        _tell_once(f"no workspace of mnnvl_ar, and no other ({unwilling}): {error}")
+        raise error
+    _tell_once(f"FlashInfer's trtllm instead of mnnvl_ar, on all ranks (rank {Members(group).rank} here): {error}")
+
+
+def _refuse_by_accident(backend: str) -> None:
+    """MNNVL_AR_BACKENDS may leave "mnnvl" to FlashInfer, but not where multicast is switched off: it would try."""
+    why = multicast_refusal()
+    if backend in ("mnnvl", "auto") and why:
+        raise MnnvlArError(
+            f"backend: {backend!r} is FlashInfer's by MNNVL_AR_BACKENDS, and would make NVLink multicast, which is "
+            f"switched off by {why}; ask for 'trtllm', or leave 'mnnvl' to mnnvl_ar"
+        )
+
+
+def _tell_once(text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        _log.warning("%s", text)
+
+
+def version() -> str:
+    try:
+        return metadata.version("mnnvl-ar")
+    except metadata.PackageNotFoundError:  # a bare folder on PYTHONPATH
+        return "(not installed)"

@@ -1,0 +1,21 @@
+"""Entry points of vLLM (`vllm.general_plugins`) and SGLang (`sglang.srt.plugins`): active with MNNVL_AR=1.
+
+Apart from `mnnvl_ar`, whose import loads PyTorch and the compiled library: servers load every plugin that is installed,
+in every process, and one that is not wanted must cost nothing.
+"""
+
+import os
+
+
+def vllm() -> None:
+    if os.environ.get("MNNVL_AR") == "1":
+        from mnnvl_ar.compat import servers
+
+        servers.vllm()
+
+
+def sglang() -> None:
+    if os.environ.get("MNNVL_AR") == "1":
+        from mnnvl_ar.compat import servers
+
+        servers.sglang()

@@ -1,0 +1,204 @@
+"""`allreduce_fusion` on the host transport: all aliasing of the servers, bit for bit, and input without sense."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from common.ranks import Rank, rank_pool
+from compat.front import HIDDEN, TOKENS, create, installed, rows, works
+from mnnvl_ar import ops, reference
+from mnnvl_ar.compat import calls
+from mnnvl_ar.compat.patterns import PATTERNS, REFUSED
+from mnnvl_ar.errors import MnnvlArError
+from mnnvl_ar.ops import Pdl
+
+EPS = 1e-6
+# As vLLM passes them; they change nothing here.
+MEANINGLESS = {"use_oneshot": True, "fp32_acc": True, "layout_code": 0, "launch_with_pdl": True}
+
+
+def aliasing(rank: Rank, dtype: torch.dtype) -> None:
+    """Cases A to E of the servers: who is whose output, and what has to be left as it is."""
+    weight = 1 + rows(9, 1, dtype=dtype)[0]
+    with installed() as comm:
+        workspace = create(comm, rank, dtype=dtype)
+        for tokens, bias in ((1, 0.0), (5, 1.0), (TOKENS, 0.0)):
+            xs = [rows(each, tokens, dtype=dtype) for each in range(rank.world_size)]
+            residual = rows(77, tokens, dtype=dtype)
+            zeros = torch.zeros_like(residual)
+
+            def call(x: torch.Tensor, residual_in: torch.Tensor, bias: float = bias, **out: Any) -> torch.Tensor:
+                given = {"rms_gamma": weight, "rms_eps": EPS, "weight_bias": bias, **MEANINGLESS, **out}
+                got = comm.allreduce_fusion(input=x, workspace=workspace, pattern=1, residual_in=residual_in, **given)
+                return got  # type: ignore[no-any-return]
+
+            norm, total = reference.all_reduce_rms_norm(xs, residual, weight, EPS, bias)
+            bare_norm, bare_total = reference.all_reduce_rms_norm(xs, zeros, weight, EPS, bias)
+
+            x, r = xs[rank.rank].clone(), residual.clone()  # A: in place
+            assert call(x, r, norm_out=x, residual_out=r) is x
+            assert reference.same_bits(x, norm)
+            assert reference.same_bits(r, total)
+
+            x, fresh = xs[rank.rank].clone(), torch.empty_like(residual)  # B: no residual yet; C: one that is read only
+            for given, wants in ((zeros.clone(), (bare_norm, bare_total)), (residual.clone(), (norm, total))):
+                before, x = given.clone(), xs[rank.rank].clone()
+                assert call(x, given, norm_out=fresh, residual_out=x) is fresh
+                assert reference.same_bits(fresh, wants[0])
+                assert reference.same_bits(x, wants[1])
+                assert reference.same_bits(given, before)
+
+            x, r, w = xs[rank.rank].clone(), residual.clone(), weight.clone()  # E: all fresh, inputs preserved
+            out = [torch.empty_like(residual), torch.empty_like(residual)]
+            assert call(x, r, norm_out=out[0], residual_out=out[1], trigger_completion_at_end=False) is out[0]
+            assert reference.same_bits(out[0], norm)
+            assert reference.same_bits(out[1], total)
+            for now, before in ((x, xs[rank.rank]), (r, residual), (weight, w)):
+                assert reference.same_bits(now, before)
+
+            only = torch.empty_like(residual)  # what is left out is made
+            assert reference.same_bits(call(x, r), norm)
+            assert reference.same_bits(call(x, r, residual_out=only), norm)
+            assert reference.same_bits(only, total)
+
+            summed = reference.all_reduce(xs)
+            given = {"input": x, "workspace": workspace, "pattern": comm.AllReduceFusionPattern.kAllReduce}
+            assert reference.same_bits(comm.allreduce_fusion(**given), summed)
+            assert comm.allreduce_fusion(**given, output=only) is only
+            assert reference.same_bits(only, summed)
+            assert comm.allreduce_fusion(x, workspace, 0, True, False, x) is x  # by position, in place
+            assert reference.same_bits(x, summed)
+        assert comm.calls == []
+        workspace.destroy()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_aliasing(dtype: torch.dtype) -> None:
+    rank_pool(2).run(aliasing, dtype)
+
+
+def other_shapes(rank: Rank) -> None:
+    """A promise in bytes: other hidden sizes, no tokens, another dtype, an outer batch; larger is refused."""
+    with installed() as comm:
+        workspace = create(comm, rank)  # 16 x 64 bf16: 2048 bytes
+        for shape, dtype in (
+            ((1, 1024), torch.bfloat16),
+            ((128, 8), torch.bfloat16),
+            ((8, 64), torch.float32),
+            ((2, 8, 64), torch.bfloat16),
+            ((0, 64), torch.bfloat16),
+        ):
+            xs = [torch.full(shape, 1.0 + each, dtype=dtype) for each in range(rank.world_size)]
+            got = comm.allreduce_fusion(xs[rank.rank], workspace, 0)
+            assert reference.same_bits(got, reference.all_reduce(xs))
+            if len(shape) == 2:
+                assert workspace.is_buffer_size_sufficient(rank.world_size, *shape, dtype)
+        for tokens, hidden in ((17, 64), (1, 1032)):
+            assert not workspace.is_buffer_size_sufficient(rank.world_size, tokens, hidden, torch.bfloat16)
+            with pytest.raises(ValueError, match=r"input: has \d+ bytes, the workspace was made for 2048 at most"):
+                comm.allreduce_fusion(torch.ones(tokens, hidden, dtype=torch.bfloat16), workspace, 0)
+        assert not workspace.is_buffer_size_sufficient(rank.world_size, 4, 60, torch.bfloat16)  # rows of 120 bytes
+        assert not workspace.is_buffer_size_sufficient(rank.world_size, 4, 64, torch.int32)
+        assert not workspace.is_buffer_size_sufficient(rank.world_size + 1, 4, 64, torch.bfloat16)
+        for choice in ({"use_oneshot": True}, {"strategy": "AUTO"}):
+            assert workspace.is_buffer_size_sufficient(rank.world_size, 4, 64, torch.bfloat16, **choice)
+        before = workspace.is_buffer_size_sufficient(rank.world_size, 4, 64, torch.bfloat16)
+        workspace.destroy()
+        assert workspace.is_buffer_size_sufficient(rank.world_size, 4, 64, torch.bfloat16) is before
+
+
+def test_sizes_are_a_promise_in_bytes() -> None:
+    rank_pool(2).run(other_shapes)
+
+
+def bad_input(rank: Rank) -> list[str]:
+    """Each is refused on all ranks, by name, and the workspace goes on."""
+    x, r, w, out = rows(rank.rank), rows(5), rows(6)[0], torch.empty(4, HIDDEN, dtype=torch.bfloat16)
+    norm = {"pattern": 1, "residual_in": r, "rms_gamma": w}
+    told = []
+    with installed() as comm:
+        workspace = create(comm, rank)
+        wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
+            *(
+                (ValueError, rf"pattern: is {code} \(kARRes", {**norm, "pattern": code})
+                for code in PATTERNS
+                if code > 1
+            ),
+            *((ValueError, rf"pattern: is {code} \(kMoE.*does not", {"pattern": code}) for code in REFUSED),
+            (ValueError, "pattern: is 99, wanted one of 0, 1", {"pattern": 99}),
+            (ValueError, "pattern: is 'norm', wanted", {"pattern": "norm"}),
+            (ValueError, "residual_in: pattern 1 needs it", {"pattern": 1, "rms_gamma": w}),
+            (ValueError, "rms_gamma: pattern 1 needs it", {"pattern": 1, "residual_in": r}),
+            (ValueError, "output: pattern 1 does not write it", {**norm, "output": out}),
+            (ValueError, "quant_out: pattern 1 does not", {**norm, "quant_out": out}),
+            (ValueError, "scale_out: pattern 1 does not", {**norm, "scale_out": out}),
+            (ValueError, "norm_out: pattern 0 does not", {"norm_out": out}),
+            (ValueError, "residual_out: pattern 0 does not", {"residual_out": out}),
+            (TypeError, "stream: mnnvl_ar's allreduce_fusion does not know", {"stream": 3}),
+            (RuntimeError, "residual_in: has shape .2, 64., wanted .4, 64. like input", {**norm, "residual_in": r[:2]}),
+            (RuntimeError, "residual_in: is float32, wanted", {**norm, "residual_in": r.float()}),
+            (RuntimeError, "rms_gamma: has shape .3., wanted .64.", {**norm, "rms_gamma": w[:3]}),
+            (RuntimeError, "argument 'rms_eps'", {**norm, "rms_eps": None}),
+            (RuntimeError, "norm_out: is float32, wanted bfloat16 like input", {**norm, "norm_out": out.float()}),
+            (RuntimeError, "norm_out: has shape", {**norm, "norm_out": out[:3]}),
+            (RuntimeError, "norm_out: overlaps residual_out", {**norm, "norm_out": out, "residual_out": out}),
+            (RuntimeError, "output: is float32, wanted bfloat16", {"output": out.float()}),
+            (RuntimeError, "output: .*contiguous", {"output": torch.empty(HIDDEN, 4, dtype=x.dtype).t()}),
+            (RuntimeError, "input: .*contiguous", {"input": torch.empty(HIDDEN, 4, dtype=x.dtype).t()}),
+            (RuntimeError, "input: is float64, wanted", {"input": x[:1].double()}),
+        ]
+        with mock.patch.object(ops, "all_reduce", side_effect=ops.all_reduce) as launched:
+            for kind, words, given in wrong:
+                with pytest.raises(kind, match=words) as caught:
+                    comm.allreduce_fusion(**{"input": x, "workspace": workspace, "pattern": 0, **given})
+                told.append(str(caught.value))
+            assert works(workspace, comm)
+            assert launched.call_count == 3  # the two bad inputs of a call that is like a good one, and this one
+        assert comm.allreduce_fusion(x, workspace, 0, newest=None) is not None  # of no consequence
+        assert comm.calls == []
+        workspace.destroy()
+        with pytest.raises(MnnvlArError, match="workspace: was destroyed"):
+            comm.allreduce_fusion(input=x, workspace=workspace, pattern=0)
+        with pytest.raises(MnnvlArError, match="was destroyed"):
+            workspace.checkpoint_prepare()
+    return told
+
+
+def test_bad_input_is_refused_by_name_on_all_ranks() -> None:
+    told = rank_pool(2).run(bad_input)
+    assert told[0] == told[1]
+
+
+def pdl(rank: Rank) -> list[int]:
+    """launch_with_pdl, trigger_completion_at_end -> how the op is launched."""
+    seen: list[int] = []
+
+    def note(*arguments: Any, pdl: int = int(Pdl.AUTO), **named: Any) -> Any:
+        seen.append(pdl)
+
+    with installed() as comm:
+        workspace = create(comm, rank)
+        with (
+            mock.patch.object(calls.ops, "all_reduce_out", note),
+            mock.patch.object(calls.ops, "all_reduce_rms_norm_out", note),
+        ):
+            x = rows(rank.rank)
+            for given in ({}, *({"launch_with_pdl": on, "trigger_completion_at_end": at_end}
+                                for on in (False, True) for at_end in (True, False))):  # fmt: skip
+                comm.allreduce_fusion(input=x, workspace=workspace, pattern=0, output=x, **given)
+                comm.allreduce_fusion(
+                    input=x, workspace=workspace, pattern=1, residual_in=x, rms_gamma=x[0], norm_out=x, **given
+                )
+        workspace.destroy()
+    assert seen[::2] == seen[1::2]
+    return seen[::2]
+
+
+def test_what_pdl_and_the_trigger_mean() -> None:
+    """As FlashInfer's defaults have it, neither; an early launch is only permitted, never asked for."""
+    off, late, workspaces = int(Pdl.OFF), int(Pdl.LATE), int(Pdl.AUTO)
+    assert rank_pool(2).run(pdl)[0] == [off, off, off, late, workspaces]
