@@ -68,7 +68,7 @@ ROOMS = {
         "mnnvl_ar/handle.py",
         "mnnvl_ar/ops.py",
         "mnnvl_ar/ranks.py",
-        "mnnvl_ar/reference.py",
+        "mnnvl_ar/reference/",
         "mnnvl_ar/tuning/",
         "setup.py",
     ),
