@@ -20,8 +20,8 @@ def e2m1(x: torch.Tensor) -> torch.Tensor:
     """fp32 -> codes 0 to 15 as uint8: to the nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6, ties to even codes; beyond 6, and
     NaN, which e2m1 has not, to the code of 6 (NaN: +6). The sign is bit 3."""
     a = x.abs()
-    code = sum((a > low).to(torch.uint8) for low in (0.25, 1.25, 2.5, 5.0))
-    code = code + sum((a >= low).to(torch.uint8) for low in (0.75, 1.75, 3.5))
+    beyond = [a > 0.25, a >= 0.75, a > 1.25, a >= 1.75, a > 2.5, a >= 3.5, a > 5.0]
+    code = torch.stack(beyond).sum(0).to(torch.uint8)
     return torch.where(x.isnan(), 7, code | x.signbit().to(torch.uint8) << 3).to(torch.uint8)
 
 
