@@ -15,6 +15,7 @@ enum class Op : uint32_t {
   all_reduce = 0,
   all_reduce_rms_norm = 1,
   all_reduce_rms_norm_static_fp8 = 2,
+  all_reduce_rms_norm_per_token_fp8 = 3,
 #ifdef MNNVL_AR_TEST_BUILD
   row_peak = 15,
 #endif
@@ -32,10 +33,11 @@ using KernelOf = const void* (*)(protocol::Dtype dtype, uint32_t ranks, launch::
 const void* plain_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* rms_norm_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* static_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+const void* per_token_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* row_peak_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 #else
 inline constexpr KernelOf plain_kernel = nullptr, rms_norm_kernel = nullptr, static_fp8_kernel = nullptr,
-                          row_peak_kernel = nullptr;
+                          per_token_fp8_kernel = nullptr, row_peak_kernel = nullptr;
 #endif
 
 struct Listed {
@@ -48,6 +50,7 @@ inline constexpr Listed kEpilogues[] = {
     {protocol::Op::all_reduce, "all_reduce", plain_kernel},
     {protocol::Op::all_reduce_rms_norm, "all_reduce_rms_norm", rms_norm_kernel},
     {protocol::Op::all_reduce_rms_norm_static_fp8, "all_reduce_rms_norm_static_fp8", static_fp8_kernel},
+    {protocol::Op::all_reduce_rms_norm_per_token_fp8, "all_reduce_rms_norm_per_token_fp8", per_token_fp8_kernel},
 #ifdef MNNVL_AR_TEST_BUILD
     {protocol::Op::row_peak, "row_peak", row_peak_kernel},
 #endif

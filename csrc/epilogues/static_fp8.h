@@ -7,7 +7,6 @@
 
 #include "epilogues/epilogue.h"
 #include "epilogues/list.h"
-#include "protocol/numerics_fp8.h"
 
 namespace mnnvl_ar::epilogues {
 

@@ -14,7 +14,7 @@ import torch
 import torch._inductor.config
 
 from common.cases.calls import ALIASING, Call, Prepared, wanted
-from common.cases.outputs import Output
+from common.cases.outputs import UNWRITTEN, Output
 from common.cases.rules import DEADLINES, launch_that_breaks
 
 SHAPES = ((1, 64), (3, 264), (7, 2880), (40, 4096), (300, 264), (2, 8192))
@@ -23,11 +23,17 @@ SCALES = (0.37, 0.25, 3e-3, -2.0, 0.0, 1e-40, float("inf"), float("nan"))
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """An op. `outputs(call)` are (shape, dtype) of what is not like x; `of_norm(norm, scale)` what they should hold."""
+    """An op. `outputs(call)` are (name, shape, dtype) of what is not like x; `of_norm(norm, scale)` what they should
+    hold; `takes_scale`: whether the op is given one."""
 
     op: str
-    outputs: Callable[[Call], list[tuple[tuple[int, ...], torch.dtype]]]
+    outputs: Callable[[Call], list[tuple[str, tuple[int, ...], torch.dtype]]]
     of_norm: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+    takes_scale: bool = False
+
+
+def _codes(call: Call) -> tuple[str, tuple[int, ...], torch.dtype]:
+    return "quant_out", call.shape, torch.float8_e4m3fn
 
 
 def _static(norm: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -36,8 +42,19 @@ def _static(norm: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, ...]
     return (reference.static_fp8(norm, scale),)
 
 
+def _per_token(norm: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    from mnnvl_ar import reference
+
+    return reference.per_token_fp8(norm)
+
+
 KINDS = {
-    "static_fp8": Kind("all_reduce_rms_norm_static_fp8", lambda call: [(call.shape, torch.float8_e4m3fn)], _static),
+    "static_fp8": Kind("all_reduce_rms_norm_static_fp8", lambda call: [_codes(call)], _static, takes_scale=True),
+    "per_token_fp8": Kind(
+        "all_reduce_rms_norm_per_token_fp8",
+        lambda call: [_codes(call), ("scale_out", (call.tokens, 1), torch.float32)],
+        _per_token,
+    ),
 }
 
 
@@ -48,29 +65,29 @@ class Quantised:
         self.rank, self.call, self.kind, self.with_norm = rank, call, KINDS[kind], with_norm
         self.prepared = Prepared(rank, dataclasses.replace(call, out=call.out or "E"))
         self.scale = torch.tensor([scale], device=rank.device)
-        self.outputs = [Output(shape, dtype, rank.device) for shape, dtype in self.kind.outputs(call)]
+        self.outputs = {name: Output(shape, dtype, rank.device) for name, shape, dtype in self.kind.outputs(call)}
         self.norm = self.prepared.norm_out if with_norm else None
         self.fresh: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def _given(self) -> tuple[Any, ...]:
+        p = self.prepared
+        scale = (self.scale,) if self.kind.takes_scale else ()
+        return (p.x, p.residual, p.weight, self.call.eps, *scale)
 
     @property
     def _choice(self) -> dict[str, Any]:
         return {"weight_bias": self.call.weight_bias, "strategy": self.call.strategy, "pdl": self.call.pdl}
 
     def launch(self, handle: int) -> None:
-        p, c = self.prepared, self.call
         out = getattr(torch.ops.mnnvl_ar, f"{self.kind.op}_out")
-        quant = [output.tensor for output in self.outputs]
-        out(
-            p.x, p.residual, p.weight, c.eps, self.scale, *quant, self.norm, p.residual_out, handle, **self._choice
-        )  # fmt: skip
+        quant = [output.tensor for output in self.outputs.values()]
+        out(*self._given, *quant, self.norm, self.prepared.residual_out, handle, **self._choice)
 
     def launch_fresh(self, handle: int) -> None:
         """The functional form. The inputs are as they were."""
-        p, c = self.prepared, self.call
         op = getattr(torch.ops.mnnvl_ar, self.kind.op)
-        self.fresh = op(
-            p.x, p.residual, p.weight, c.eps, self.scale, handle, with_norm=self.with_norm, **self._choice
-        )  # fmt: skip
+        self.fresh = op(*self._given, handle, with_norm=self.with_norm, **self._choice)
 
     def _wanted(self) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
         norm, residual_out = wanted(self.prepared.call, self.rank.world_size)
@@ -81,13 +98,11 @@ class Quantised:
 
         norm, quant, residual_out = self._wanted()
         pairs = [("residual_out", self.prepared.residual_out, residual_out)]
-        pairs += [
-            (f"output {i}", got.tensor, want) for i, (got, want) in enumerate(zip(self.outputs, quant, strict=True))
-        ]
+        pairs += [(name, got.tensor, want) for (name, got), want in zip(self.outputs.items(), quant, strict=True)]
         pairs += [("norm_out", self.norm, norm)] if self.norm is not None else []
         says = f"{self.kind.op} of {self.call}, scale {self.scale.item()}, rank {self.rank.rank}"
         found = [f"{says}: {name} differs" for name, got, want in pairs if not same_bits(got, want)]
-        found += [f"{says}: output {i} is overrun" for i, output in enumerate(self.outputs) if output.is_overrun()]
+        found += [f"{says}: {name} is overrun" for name, output in self.outputs.items() if output.is_overrun()]
         if self.norm is None and self.call.out == "" and not self.prepared.norm_out.eq(3.0).all():
             found.append(f"{says}: a norm that was not wanted was written")
         return found
@@ -103,7 +118,7 @@ class Quantised:
 
     def is_poisoned(self) -> bool:
         """Every output is NaN, or has a scale that is, and nothing beside it is written."""
-        codes = all(bool(o.tensor.view(torch.uint8).eq(0x7F).all()) and not o.is_overrun() for o in self.outputs)
+        codes = all(bool(o.tensor.float().isnan().all()) and not o.is_overrun() for o in self.outputs.values())
         norm = self.norm is None or bool(self.norm.isnan().all())
         return codes and norm and bool(self.prepared.residual_out.isnan().all())
 
@@ -182,33 +197,41 @@ def check_refusals(rank: Any, kind: str) -> None:
     def codes(first: int) -> torch.Tensor:
         return flat[first : first + 4 * 264].view(torch.float8_e4m3fn).view(4, 264)
 
-    good = codes(0)
+    halves = flat[: 4 * 264 * 2].view(torch.bfloat16).view(4, 264)
     bad: dict[str, dict[str, torch.Tensor]] = {
-        "quant_out: is uint8, wanted float8_e4m3fn": {"quant_out": good.view(torch.uint8)},
-        r"quant_out: has shape \[264, 4\], wanted \[4, 264\]": {"quant_out": good.view(264, 4)},
-        "quant_out: is not contiguous": {"quant_out": good.view(264, 4).t()},
+        "quant_out: is uint8, wanted float8_e4m3fn": {"quant_out": codes(0).view(torch.uint8)},
+        r"quant_out: has shape \[264, 4\], wanted \[4, 264\]": {"quant_out": codes(0).view(264, 4)},
+        "quant_out: is not contiguous": {"quant_out": codes(0).view(264, 4).t()},
         "quant_out: starts 4 bytes past a 8-byte boundary": {"quant_out": codes(4)},
-        "quant_out: overlaps x": {"quant_out": codes(0), "x": flat[: 4 * 264 * 2].view(torch.bfloat16).view(4, 264)},
-        "quant_out: overlaps norm_out": {
-            "quant_out": codes(0),
-            "norm_out": flat[: 4 * 264 * 2].view(torch.bfloat16).view(4, 264),
-        },
-        "quant_out: overlaps residual_out": {
-            "quant_out": codes(1056),
-            "residual_out": flat[: 4 * 264 * 2].view(torch.bfloat16).view(4, 264),
-        },
-        "quant_out: overlaps scale": {"quant_out": codes(0), "scale": flat[16:20].view(torch.float32)},
-        "scale: is float64, wanted float32": {"scale": torch.ones(1, dtype=torch.float64, **on)},
-        r"scale: has shape \[2\], wanted \[1\]": {"scale": torch.ones(2, **on)},
+        "quant_out: overlaps x": {"quant_out": codes(0), "x": halves},
+        "quant_out: overlaps residual": {"quant_out": codes(8), "residual": halves},
+        "quant_out: overlaps norm_out": {"quant_out": codes(0), "norm_out": halves},
+        "quant_out: overlaps residual_out": {"quant_out": codes(1056), "residual_out": halves},
+        "norm_out: overlaps residual_out": {"norm_out": halves, "residual_out": halves},
         "x: is float32, wanted bfloat16 or float16": {"x": torch.zeros(4, 264, **on)},
     }
-    if rank.device.type == "cuda":
+    if KINDS[kind].takes_scale:
+        bad |= {
+            "quant_out: overlaps scale": {"quant_out": codes(0), "scale": flat[16:20].view(torch.float32)},
+            "scale: is float64, wanted float32": {"scale": torch.ones(1, dtype=torch.float64, **on)},
+            r"scale: has shape \[2\], wanted \[1\]": {"scale": torch.ones(2, **on)},
+        }
+    if kind == "per_token_fp8":
+        bad |= {
+            "scale_out: is float64, wanted float32": {"scale_out": torch.ones(4, 1, dtype=torch.float64, **on)},
+            r"scale_out: has shape \[4\], wanted \[4, 1\]": {"scale_out": torch.ones(4, **on)},
+            "scale_out: overlaps quant_out": {
+                "quant_out": codes(0),
+                "scale_out": flat[16:32].view(torch.float32).view(4, 1),
+            },
+        }
+    if rank.device.type == "cuda" and KINDS[kind].takes_scale:
         bad["scale: is on cpu, wanted cuda"] = {"scale": torch.ones(1)}
     for says, changes in bad.items():
         made = Quantised(rank, kind, call)
         for name, tensor in changes.items():
-            if name == "quant_out":
-                made.outputs[0].tensor = tensor
+            if name in made.outputs:
+                made.outputs[name].tensor = tensor
             elif name == "norm_out":
                 made.norm = tensor
             elif name == "scale":
@@ -229,7 +252,7 @@ def check_poison(rank: Any, kind: str) -> None:
         if rank.rank == 0:
             call = Quantised(rank, kind, Call("all_reduce_rms_norm", 5, 264, "bf16", strategy=strategy))
             launch_that_breaks(rank, call, workspace.handle)
-            assert call.is_poisoned(), (strategy, [output.tensor for output in call.outputs], call.norm)
+            assert call.is_poisoned(), (strategy, call.outputs, call.norm)
             with pytest.raises(RuntimeError, match=f"in {KINDS[kind].op}"):
                 workspace.check()
         rank.barrier()
@@ -237,17 +260,21 @@ def check_poison(rank: Any, kind: str) -> None:
 
 
 def check_a_wrong_output_is_seen(rank: Any, kind: str) -> None:
-    """The control: an output that is another scale's, one that nobody wrote, and one with a byte too many."""
+    """The control: an output nobody wrote, one with other bits, one with a byte too many."""
     workspace = rank.new_workspace(max_tokens=40, hidden=264, deadline=DEADLINES[rank.device.type])
     call = Quantised(rank, kind, Call("all_reduce_rms_norm", 40, 264, "bf16", strategy=0))
     assert call.wrong()
     _check(rank, workspace, [call])
-    call.scale.mul_(1.01)
-    assert call.wrong()
-    call.scale.fill_(SCALES[0])
-    assert not call.wrong()
-    call.outputs[0].memory[-1] = 0
-    assert "overrun" in call.wrong()[-1]
+    for name, output in call.outputs.items():
+        size = output.tensor.element_size()
+        signs = output.tensor.view(torch.uint8).view(-1)[size - 1 :: size]
+        signs ^= 0x80
+        assert f"{name} differs" in call.wrong()[0]
+        signs ^= 0x80
+        assert not call.wrong()
+        output.memory[-1] = 0
+        assert f"{name} is overrun" in call.wrong()[-1]
+        output.memory[-1] = UNWRITTEN
     rank.barrier()
     workspace.close()
 
@@ -267,9 +294,9 @@ def check_ops(rank: Any, kind: str) -> None:
     functional, out = (getattr(torch.ops.mnnvl_ar, name).default for name in (op, f"{op}_out"))
     x, residual, weight, scale = _compiler_inputs(rank, 3)
     made = KINDS[kind].outputs(Call(tokens=3, hidden=64))
-    quant = [torch.zeros(shape, dtype=dtype, device=rank.device) for shape, dtype in made]
+    quant = [torch.zeros(shape, dtype=dtype, device=rank.device) for _, shape, dtype in made]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    given = (x, residual, weight, 1e-6, scale)
+    given = (x, residual, weight, 1e-6, *([scale] if KINDS[kind].takes_scale else []))
     for with_norm in (False, True):
         torch.library.opcheck(functional, (*given, handle), {"with_norm": with_norm, "strategy": 1}, test_utils=tests)
         norm = torch.zeros_like(x) if with_norm else None
@@ -278,8 +305,8 @@ def check_ops(rank: Any, kind: str) -> None:
         torch.library.opcheck(out, (*given, *quant, norm, after, handle), test_utils=tests[1:])
         got = functional(*given, handle, with_norm=with_norm)
         with FakeTensorMode() as mode:
-            faked = (mode.from_tensor(t) for t in (x, residual, weight))
-            fakes = functional(*faked, 1e-6, mode.from_tensor(scale), handle, with_norm=with_norm)
+            faked = [mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in given]
+            fakes = functional(*faked, handle, with_norm=with_norm)
         assert [(t.shape, t.dtype, t.stride()) for t in fakes] == [(t.shape, t.dtype, t.stride()) for t in got]
 
 
@@ -293,14 +320,14 @@ def check_compiles(rank: Any, kind: str, backend: str) -> None:
     handle, op = rank.workspace().handle, KINDS[kind].op
     functional, out = getattr(torch.ops.mnnvl_ar, op), getattr(torch.ops.mnnvl_ar, f"{op}_out")
 
-    def layer(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> Any:
-        *quant, norm, residual = functional(x * 1, residual, weight, 1e-6, scale, handle, with_norm=True)
+    def layer(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *scale: torch.Tensor) -> Any:
+        *quant, norm, residual = functional(x * 1, residual, weight, 1e-6, *scale, handle, with_norm=True)
         again = [torch.empty_like(each) for each in quant]
-        out(norm, residual, weight, 1e-6, scale, *again, None, residual, handle)  # residual in place
+        out(norm, residual, weight, 1e-6, *scale, *again, None, residual, handle)  # residual in place
         return (*quant, norm.clone(), *again, residual)
 
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    given = _compiler_inputs(rank, 5)
+    given = _compiler_inputs(rank, 5)[: None if KINDS[kind].takes_scale else -1]
     rank.barrier()
     want = layer(*given)
     rank.barrier()
