@@ -326,7 +326,7 @@ def check_compiles(rank: Any, kind: str, backend: str) -> None:
         out(norm, residual, weight, 1e-6, *scale, *again, None, residual, handle)  # residual in place
         return (*quant, norm.clone(), *again, residual)
 
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend, dynamic=True)
     given = _compiler_inputs(rank, 5)[: None if KINDS[kind].takes_scale else -1]
     rank.barrier()
     want = layer(*given)
