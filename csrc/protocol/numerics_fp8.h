@@ -144,7 +144,7 @@ MNNVL_AR_HD uint32_t mxfp8_scale(uint32_t most) {
 
 MNNVL_AR_HD Times mxfp8_factor(uint32_t scale) {
   if (scale == kE8m0Nan) return {as_float(kPoison)};
-  return {scale == 0 || scale == kE8m0Most ? 0.0f : as_float((254 - scale) << 23)};
+  return {scale == 0 ? 0.0f : as_float((254 - scale) << 23)};  // of 254, an exponent of 0: 0
 }
 
 // ---- at compile time, what these headers promise on every target
