@@ -228,10 +228,9 @@ class BuildProtocol(build_ext):
             print("mnnvl_ar: no Python.h (apt-get install python3-dev): csrc/protocol's tests are skipped", flush=True)
             return
         flags = f"{CXX_FLAGS} -isystem {python} -isystem {package_folder('pybind11')}/include"
-        edges = [
-            f"build build/protocol/protocol.o: cxx tests/native/protocol.cpp\n  flags = {flags}",
-            "build build/protocol/out.so: link build/protocol/protocol.o",
-        ]
+        names = ("protocol", "quantised")
+        edges = [f"build build/protocol/{name}.o: cxx tests/native/{name}.cpp\n  flags = {flags}" for name in names]
+        edges.append(f"build build/protocol/out.so: link {' '.join(f'build/protocol/{name}.o' for name in names)}")
         run_ninja("protocol", {"cxx": find_cxx()}, edges, target)
 
 

@@ -8,6 +8,7 @@ stream and may be captured; CPU tensors run at once.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -129,7 +130,123 @@ def all_reduce_rms_norm_out(
     """
 
 
-NAMES = ("all_reduce", "all_reduce_out", "all_reduce_rms_norm", "all_reduce_rms_norm_out")
+@_op
+def all_reduce_rms_norm_static_fp8(  # type: ignore[empty-body]
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    scale: torch.Tensor,
+    workspace: int,
+    *,
+    with_norm: bool = False,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(quant, norm, residual_out)`, three new tensors: norm and residual_out as in `all_reduce_rms_norm`, and quant =
+    norm as stored, by FP8 codes: norm is about quant * scale.
+
+    x:         [..., hidden], as in `all_reduce_rms_norm`, of bf16 or fp16
+    scale:     fp32, of one element, on the device of `x`; read when the call runs. Codes are multiplied by it to get
+               norm back. The same bits on all ranks
+    with_norm: whether norm is stored; if not, it is returned with no elements
+    quant:     float8_e4m3fn in the shape of `x`: e4m3(norm * (1 / scale)), saturating at 448; NaN is 0x7F
+    residual_out, and norm where it is wanted, are like `x`; residual, weight, eps, workspace and the rest as in
+    `all_reduce_rms_norm`.
+
+    Errors and source: as in `all_reduce`; fp32 rows, too.
+    """
+
+
+@_op
+def all_reduce_rms_norm_static_fp8_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    scale: torch.Tensor,
+    quant_out: torch.Tensor,
+    norm_out: torch.Tensor | None,
+    residual_out: torch.Tensor,
+    workspace: int,
+    *,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> None:
+    """`all_reduce_rms_norm_static_fp8` into `quant_out`, `norm_out` and `residual_out`.
+
+    quant_out:              float8_e4m3fn in the shape of `x`, contiguous, 8-byte aligned, in memory of its own
+    norm_out, residual_out: like `x`, as in `all_reduce_rms_norm_out`; norm_out None: it is not stored
+
+    The rest, and errors, as in `all_reduce_rms_norm_static_fp8`.
+    """
+
+
+@_op
+def all_reduce_rms_norm_per_token_fp8(  # type: ignore[empty-body]
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    workspace: int,
+    *,
+    with_norm: bool = False,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
+    quant = norm as stored, by FP8 codes with a scale for each row: norm is about quant * scale.
+
+    x:         [..., hidden], as in `all_reduce_rms_norm`, of bf16 or fp16; M rows
+    with_norm: whether norm is stored; if not, it is returned with no elements
+    quant:     float8_e4m3fn in the shape of `x`: e4m3(norm / scale); NaN is 0x7F
+    scale:     fp32 [M, 1]: the row's largest magnitude / 448, but no less than 1 / (448 * 512); NaN if the row has one
+    residual_out, and norm where it is wanted, are like `x`; residual, weight, eps, workspace and the rest as in
+    `all_reduce_rms_norm`.
+
+    Errors and source: as in `all_reduce`; fp32 rows, too.
+    """
+
+
+@_op
+def all_reduce_rms_norm_per_token_fp8_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    quant_out: torch.Tensor,
+    scale_out: torch.Tensor,
+    norm_out: torch.Tensor | None,
+    residual_out: torch.Tensor,
+    workspace: int,
+    *,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> None:
+    """`all_reduce_rms_norm_per_token_fp8` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
+
+    quant_out:              float8_e4m3fn in the shape of `x`, contiguous, 8-byte aligned, in memory of its own
+    scale_out:              fp32 [M, 1], contiguous, in memory of its own
+    norm_out, residual_out: like `x`, as in `all_reduce_rms_norm_out`; norm_out None: it is not stored
+
+    The rest, and errors, as in `all_reduce_rms_norm_per_token_fp8`.
+    """
+
+
+NAMES = (
+    "all_reduce",
+    "all_reduce_out",
+    "all_reduce_rms_norm",
+    "all_reduce_rms_norm_out",
+    "all_reduce_rms_norm_static_fp8",
+    "all_reduce_rms_norm_static_fp8_out",
+    "all_reduce_rms_norm_per_token_fp8",
+    "all_reduce_rms_norm_per_token_fp8_out",
+)
 
 
 @torch.library.register_fake("mnnvl_ar::all_reduce")
@@ -154,6 +271,54 @@ def _(
     return torch.empty_like(x), torch.empty_like(x)
 
 
+@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_static_fp8")
+def _(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    scale: torch.Tensor,
+    workspace: int,
+    *,
+    with_norm: bool = False,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _know_in_inductor()
+    norm = torch.empty_like(x) if with_norm else x.new_empty(0)
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn), norm, torch.empty_like(x)
+
+
+@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_per_token_fp8")
+def _(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    workspace: int,
+    *,
+    with_norm: bool = False,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    _know_in_inductor()
+    scale = x.new_empty((math.prod(x.shape[:-1]), 1), dtype=torch.float32)
+    norm = torch.empty_like(x) if with_norm else x.new_empty(0)
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn), scale, norm, torch.empty_like(x)
+
+
+@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_per_token_fp8_out")
+def _(*arguments: object, **choice: object) -> None:
+    _know_in_inductor()
+
+
+@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_static_fp8_out")
+def _(*arguments: object, **choice: object) -> None:
+    _know_in_inductor()
+
+
 @torch.library.register_fake("mnnvl_ar::all_reduce_out")
 def _(*arguments: object, **choice: object) -> None:
     _know_in_inductor()
@@ -176,7 +341,7 @@ def _know_in_inductor() -> None:
     names = {f"mnnvl_ar::{name}" for name in NAMES}
     if lowering is None or names <= set(lowering.FALLBACK_ALLOW_LIST):
         return
-    for op in (all_reduce, all_reduce_out, all_reduce_rms_norm, all_reduce_rms_norm_out):
+    for op in (globals()[name] for name in NAMES):
         if op not in lowering.lowerings:
             lowering.make_fallback(op, lowering.require_contiguous, warn=False)
     lowering.FALLBACK_ALLOW_LIST.update(names)

@@ -68,7 +68,7 @@ ROOMS = {
         "mnnvl_ar/handle.py",
         "mnnvl_ar/ops.py",
         "mnnvl_ar/ranks.py",
-        "mnnvl_ar/reference.py",
+        "mnnvl_ar/reference/",
         "mnnvl_ar/tuning/",
         "setup.py",
     ),
@@ -97,7 +97,9 @@ ROOMS = {
         "tests/gpu/test_gpu_controls.py",
         "tests/gpu/test_gpu_graphs.py",
         "tests/common/cases/outputs.py",
+        "tests/common/cases/quantised.py",
         "tests/ranks/test_outputs.py",
+        "tests/ranks/test_quantised_ops.py",
         "tests/ranks/test_ring_ends.py",
     ),
     # What the tests share: rows, calls, which ranks there are, which tests are skipped.

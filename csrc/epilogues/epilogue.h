@@ -8,6 +8,7 @@
 //   * from(bytes), of Arguments: the same for a later piece of the call, `bytes` of x's rows further on.
 //   * kNormed. False: E is given the sum s. True: Arguments is a NormArguments; residual_out is stored for it, and E is given norm
 //     as stored in the dtype of x (numerics steps 2 to 5).
+//   * kTakesFp32: whether rows may be fp32. If not, its op refuses them, and nothing of it is built for them.
 //   * kNeedsMost, if kNormed: whether it needs one more reduction over the row: the largest of measure<D>(norm) over all vectors of
 //     the row. An integer maximum, so exact in any order. Magnitudes of floats order like integers, and NaN is above all.
 //   * PerCall, and prepare(arguments) that returns one: what all rows need and lies in device memory, such as a scale. It is loaded
@@ -26,6 +27,7 @@
 #include "kernels/ptx.cuh"
 #endif
 #include "protocol/numerics.h"
+#include "protocol/numerics_fp8.h"
 #include "protocol/params.h"
 
 namespace mnnvl_ar::epilogues {
@@ -97,6 +99,11 @@ MNNVL_AR_HD Word load_word(const void* address) {
   std::memcpy(&word, address, sizeof(word));
   return word;
 #endif
+}
+
+// A vector's e4m3 codes, 8-byte aligned.
+MNNVL_AR_HD void store_codes(void* address, protocol::Codes8 codes) {
+  store_word(address, codes.word[0] | uint64_t{codes.word[1]} << 32);
 }
 
 MNNVL_AR_HD uint8_t* at(void* tensor, uint64_t bytes) { return static_cast<uint8_t*>(tensor) + bytes; }

@@ -10,10 +10,12 @@
 
 namespace mnnvl_ar::protocol {
 
-// In a signature, in four bits.
+// In a signature, in six bits.
 enum class Op : uint32_t {
   all_reduce = 0,
   all_reduce_rms_norm = 1,
+  all_reduce_rms_norm_static_fp8 = 2,
+  all_reduce_rms_norm_per_token_fp8 = 3,
 #ifdef MNNVL_AR_TEST_BUILD
   row_peak = 15,
 #endif
@@ -23,16 +25,19 @@ enum class Op : uint32_t {
 
 namespace mnnvl_ar::epilogues {
 
-// A kernel's address, for the CUDA runtime; null if that form is not built for so many ranks. World sizes 2, 4 and 8 have kernels of
+// A kernel's address, for the CUDA runtime; null if that form is not built for so many ranks, or nothing for that dtype. World sizes 2, 4 and 8 have kernels of
 // their own, all others share one.
 using KernelOf = const void* (*)(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 
 #if MNNVL_AR_CUDA
 const void* plain_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* rms_norm_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+const void* static_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+const void* per_token_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* row_peak_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 #else
-inline constexpr KernelOf plain_kernel = nullptr, rms_norm_kernel = nullptr, row_peak_kernel = nullptr;
+inline constexpr KernelOf plain_kernel = nullptr, rms_norm_kernel = nullptr, static_fp8_kernel = nullptr,
+                          per_token_fp8_kernel = nullptr, row_peak_kernel = nullptr;
 #endif
 
 struct Listed {
@@ -44,6 +49,8 @@ struct Listed {
 inline constexpr Listed kEpilogues[] = {
     {protocol::Op::all_reduce, "all_reduce", plain_kernel},
     {protocol::Op::all_reduce_rms_norm, "all_reduce_rms_norm", rms_norm_kernel},
+    {protocol::Op::all_reduce_rms_norm_static_fp8, "all_reduce_rms_norm_static_fp8", static_fp8_kernel},
+    {protocol::Op::all_reduce_rms_norm_per_token_fp8, "all_reduce_rms_norm_per_token_fp8", per_token_fp8_kernel},
 #ifdef MNNVL_AR_TEST_BUILD
     {protocol::Op::row_peak, "row_peak", row_peak_kernel},
 #endif

@@ -9,6 +9,7 @@ namespace mnnvl_ar::epilogues {
 struct Plain {
   static constexpr protocol::Op kOp = protocol::Op::all_reduce;
   static constexpr bool kNormed = false;
+  static constexpr bool kTakesFp32 = true;
 
   struct Arguments {
     void* out;  // like x

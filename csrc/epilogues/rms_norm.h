@@ -9,6 +9,7 @@ namespace mnnvl_ar::epilogues {
 struct RmsNorm {
   static constexpr protocol::Op kOp = protocol::Op::all_reduce_rms_norm;
   static constexpr bool kNormed = true;
+  static constexpr bool kTakesFp32 = true;
   static constexpr bool kNeedsMost = false;
 
   struct Arguments : NormArguments {

@@ -16,6 +16,7 @@ namespace mnnvl_ar::epilogues {
 struct RowPeak {
   static constexpr protocol::Op kOp = protocol::Op::row_peak;
   static constexpr bool kNormed = true;
+  static constexpr bool kTakesFp32 = true;
   static constexpr bool kNeedsMost = true;
 
   struct Arguments : NormArguments {

@@ -259,7 +259,9 @@ bool run(const epilogues::CallOf<E>& call, protocol::Dtype dtype) {
   switch (dtype) {
     case protocol::Dtype::bfloat16: return detail::Call<E, protocol::Bfloat16>(call).run();
     case protocol::Dtype::float16: return detail::Call<E, protocol::Float16>(call).run();
-    case protocol::Dtype::float32: return detail::Call<E, protocol::Float32>(call).run();
+    case protocol::Dtype::float32:
+      if constexpr (E::kTakesFp32) return detail::Call<E, protocol::Float32>(call).run();
+      break;
   }
   return false;
 }

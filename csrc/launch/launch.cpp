@@ -18,8 +18,10 @@ cudaError_t load_kernels(uint32_t ranks) {
     for (Dtype dtype : {Dtype::bfloat16, Dtype::float16, Dtype::float32}) {
       for (Form form : kForms) {
         if (!is_built(form, ranks, static_cast<uint32_t>(generation))) continue;
-        cudaFuncAttributes attributes;  // asking for them loads the kernel, which a capture could not
-        error = cudaFuncGetAttributes(&attributes, epilogue.kernel(dtype, ranks, form));
+        const void* const kernel = epilogue.kernel(dtype, ranks, form);
+        if (kernel == nullptr) continue;  // an epilogue that does not take that dtype
+        cudaFuncAttributes attributes;    // asking for them loads the kernel, which a capture could not
+        error = cudaFuncGetAttributes(&attributes, kernel);
         if (error != cudaSuccess) return error;
       }
     }

@@ -1,9 +1,9 @@
 // The one answer, bit for bit: the order and the rounding of every floating-point step (docs/numerics.md).
 //
 // Contract
-//   * Everything is IEEE binary32, round to nearest even, subnormals kept. A product is rounded before it is added.
+//   * Everything is IEEE binary32 (numerics_base.h). A product is rounded before it is added.
 //   * Elements of a vector are in memory order. Ranks are added in rank order, to +0.
-//   * Host code must be compiled with -ffp-contract=off; device code uses the intrinsics that are never contracted.
+//   * What quantised outputs make of the norm is in numerics_fp8.h and numerics_fp4.h.
 #pragma once
 
 #include <cmath>
@@ -12,46 +12,12 @@
 #if defined(__CUDA_ARCH__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#else
-#include <bit>
 #endif
 
-#include "protocol/portable.h"
+#include "protocol/numerics_base.h"
 #include "protocol/sentinel.h"
 
 namespace mnnvl_ar::protocol {
-
-MNNVL_AR_HD float add(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-
-MNNVL_AR_HD float mul(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-MNNVL_AR_HD float as_float(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(bits);
-#else
-  return std::bit_cast<float>(bits);
-#endif
-}
-
-MNNVL_AR_HD uint32_t as_bits(float value) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
-#else
-  return std::bit_cast<uint32_t>(value);
-#endif
-}
 
 // 1 / sqrt(q / H + eps), each step IEEE.
 MNNVL_AR_HD float reciprocal_root(float square_sum, float hidden, float eps) {
@@ -61,9 +27,6 @@ MNNVL_AR_HD float reciprocal_root(float square_sum, float hidden, float eps) {
   return 1.0f / std::sqrt(square_sum / hidden + eps);
 #endif
 }
-
-// A quiet NaN of any kind: tests compare NaN equal to NaN.
-inline constexpr uint32_t kPoison = 0x7fffffffu;
 
 struct Bfloat16 {
   static constexpr int kPerVector = 8;

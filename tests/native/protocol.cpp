@@ -23,6 +23,7 @@
 #include "protocol/ring.h"
 #include "protocol/sentinel.h"
 #include "protocol/signature.h"
+#include "quantised.h"
 
 namespace py = pybind11;
 using namespace mnnvl_ar::protocol;
@@ -384,4 +385,6 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("reduce_group", &reduce_groups);
   m.def("reciprocal_root", &reciprocal_roots);
   m.def("normalize", &normalize_rows);
+
+  bind_quantised(m);
 }
