@@ -19,12 +19,20 @@ import torch
 
 from mnnvl_ar import ops
 from mnnvl_ar.compat.patterns import NORM, SUM, refusal
+from mnnvl_ar.compat.quantised import QUANTISED, quantised
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.ops import Pdl
 
 _OFF, _LATE, _AS_THE_WORKSPACE = int(Pdl.OFF), int(Pdl.LATE), int(Pdl.AUTO)
-_THEIRS = {"x": "input", "residual": "residual_in", "weight": "rms_gamma", "eps": "rms_eps", "out": "output"}
+_THEIRS = {
+    "x": "input",
+    "residual": "residual_in",
+    "weight": "rms_gamma",
+    "eps": "rms_eps",
+    "scale": "scale_factor",
+    "out": "output",
+}
 _NAMES = re.compile(rf"(?<![\w./])({'|'.join(_THEIRS)})(?=[:']|$)")
 
 
@@ -59,7 +67,8 @@ def fused(
     moe_finalize_backend: str | None = None,
     **newer: Any,
 ) -> torch.Tensor:
-    """The sum over ranks of `input` (pattern 0), or the norm of that and `residual_in` (pattern 1).
+    """The sum over ranks of `input` (pattern 0), the norm of that and `residual_in` (pattern 1), or the norm quantised
+    (`quantised.py`).
 
     input:        [tokens, hidden] (or [..., hidden]), bf16, fp16 or fp32, contiguous; at most the bytes that the
                   workspace was promised for
@@ -112,6 +121,16 @@ def fused(
         except RuntimeError as error:
             raise _in_their_words(error) from None
         return output
+    if pattern in QUANTISED:
+        given = {
+            "input": input, "residual_in": residual_in, "rms_gamma": rms_gamma, "rms_eps": rms_eps, "output": output,
+            "scale_factor": scale_factor, "quant_out": quant_out, "scale_out": scale_out, "norm_out": norm_out,
+            "residual_out": residual_out,
+        }  # fmt: skip
+        try:
+            return quantised(pattern, given, handle, workspace.backend, weight_bias=weight_bias, pdl=pdl)
+        except RuntimeError as error:
+            raise _in_their_words(error) from None
     raise refusal(pattern)
 
 

@@ -38,7 +38,7 @@ REFUSED = {
     7: "kMoEFinalizeARResidualRMSNorm",
     12: "kMoEFinalizeARResidualRMSNormFP8Quant",
 }
-BUILT = ("sum", "norm")
+BUILT = ("sum", "norm", "fp8", "token fp8")
 
 
 def refusal(pattern: object) -> ValueError:

@@ -95,7 +95,7 @@ def test_every_code_is_known() -> None:
 
 
 def test_a_table_of_patterns_pairs_each_epilogue_with_and_without_the_norm() -> None:
-    quantised = [pattern for pattern in PATTERNS.values() if pattern.epilogue not in BUILT]
+    quantised = [pattern for pattern in PATTERNS.values() if pattern.epilogue not in ("sum", "norm")]
     for pattern in quantised:
         assert ("NormOut" in pattern.name) == pattern.norm
         assert [each.norm for each in quantised if each.epilogue == pattern.epilogue] == [False, True]
