@@ -33,7 +33,8 @@ def static_fp8(given: dict[str, Any], handle: int, **choice: Any) -> None:
     ops.all_reduce_rms_norm_static_fp8_out(
         given["input"],
         *(given["residual_in"], given["rms_gamma"], given["rms_eps"], factor),
-        *(given["quant_out"], given["norm_out"], given["residual_out"], handle),
+        *(given["quant_out"], given["norm_out"], given["residual_out"]),
+        handle,
         **choice,
     )
 
@@ -47,7 +48,8 @@ def per_token_fp8(given: dict[str, Any], handle: int, **choice: Any) -> None:
     ops.all_reduce_rms_norm_per_token_fp8_out(
         x,
         *(given["residual_in"], given["rms_gamma"], given["rms_eps"]),
-        *(given["quant_out"], given["scale_out"], given["norm_out"], given["residual_out"], handle),
+        *(given["quant_out"], given["scale_out"], given["norm_out"], given["residual_out"]),
+        handle,
         **choice,
     )
 
@@ -73,13 +75,10 @@ def quantised(pattern: int, given: dict[str, Any], handle: int, backend: str, **
     answer: torch.Tensor = torch.empty_like(x, dtype=CODES) if given["quant_out"] is None else given["quant_out"]
     has_rows = answer.numel() == x.numel() and answer.is_contiguous()
     quant_out = answer.view(x.shape) if has_rows else answer
-    norm_out = given["norm_out"] if with_norm else None
+    norm_out: torch.Tensor | None = given["norm_out"] if with_norm else None
     if with_norm and norm_out is None:
         norm_out = torch.empty_like(x)
     residual_out = given["residual_out"] if given["residual_out"] is not None else torch.empty_like(x)
     made = {"quant_out": quant_out, "norm_out": norm_out, "residual_out": residual_out}
     call({**given, **made}, handle, **choice)
-    if with_norm and backend == "trtllm":
-        assert norm_out is not None
-        return norm_out
-    return answer
+    return norm_out if norm_out is not None and backend == "trtllm" else answer
