@@ -19,15 +19,17 @@ import torch
 import torch.distributed as dist
 
 from mnnvl_ar.arguments import count
+from mnnvl_ar.compat import policy
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.compat.shared import Shared
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.memory import AnyGroup, Members, agree, multicast_refusal
-from mnnvl_ar.workspace import DEFAULT_DEADLINE, DTYPES, Workspace
+from mnnvl_ar.workspace import DTYPES, Workspace
 
 PATIENCE = 30.0  # seconds between ranks after a failure, which was the same on all of them
-# For a server's policy: called once with the error when a call on a workspace made from now on has failed.
+# A program's own, in place of the policy: called once with the error when a call on a workspace made from now on has
+# failed, and that call is held until it has returned.
 on_fault: Callable[[WorkspaceBroken], object] | None = None
 
 _log = logging.getLogger("mnnvl_ar")
@@ -124,27 +126,35 @@ def _made(asked: _Asked, pose: str, settings: Settings) -> FusionWorkspace:
         if found is not None and all(each["ticket"] == found.ticket for each in told):
             shared = found
         else:
+            answer = on_fault or policy.handler(settings)
             inner = Workspace(
                 asked.group,
                 *size,
                 concurrent=False,  # calls of a server follow each other; two at once end in an error that says so
                 timeout=settings.timeout,
-                on_fault=on_fault,
+                deadline=policy.deadline(settings),
+                hold=settings.hold if answer else 0.0,
+                on_fault=answer,
             )
+            policy.adopt(inner, settings)
             shared = Shared(inner, asked.group)
         made = FusionWorkspace(shared, pose, *size)
-    _log.info("%s", _described(made, shared, size))
+    _log.info("%s", _described(made, shared, size, settings))
     return made
 
 
-def _described(made: FusionWorkspace, shared: Shared, size: tuple[int, int, torch.dtype]) -> str:
+def _described(made: FusionWorkspace, shared: Shared, size: tuple[int, int, torch.dtype], settings: Settings) -> str:
     inner, (tokens, hidden, dtype) = shared.workspace, size
-    fault = "a fault is logged, and calls end with NaN" if on_fault is None else "a fault is handled by the server"
+    fault = "a fault is logged, and calls end with NaN"
+    if on_fault or policy.handler(settings):
+        what = "is for this program's on_fault" if on_fault else f"ends the process with status {policy.STATUS}"
+        fault = f"a fault {what}, and its call is held up to {settings.hold:g} s"
+    later = f", {settings.deadline:g} s once it serves" if inner.deadline != settings.deadline else ""
     others = f", shared with {shared.users - 1} more" if shared.users > 1 else ""
     return (
         f"mnnvl_ar {version()}: workspace {made.handle} for {made.backend}, rank {made.rank} of {made.world_size}, "
         f"up to [{tokens}, {hidden}] {dtype}: {inner.transport_reason}; {inner.nbytes} bytes of each GPU{others}; "
-        f"deadline {DEFAULT_DEADLINE:g} s, {fault}"
+        f"deadline {inner.deadline:g} s{later}; {fault}"
     )
 
 

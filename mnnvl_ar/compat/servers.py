@@ -4,6 +4,8 @@ vLLM looks FlashInfer's functions up at each call, so they are put in place on t
 import, so its own registry of hooks puts ours around them, wherever they have been bound.
 Our log lines go where the server's go: vLLM gives handlers to its own logger only, SGLang to the root.
 
+A fault then ends the process, and the deadline becomes short when the server serves (`policy`).
+
 A plugin that cannot do what it was asked for leaves FlashInfer alone and says so; but it ends the process where that
 would be no better: where MNNVL_AR_FALLBACK=0 says so, and where multicast is switched off, which FlashInfer's mnnvl
 would use all the same. By SystemExit, since SGLang goes on after any other error of a plugin.
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from mnnvl_ar.compat import flashinfer
+from mnnvl_ar.compat import flashinfer, policy
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.memory import multicast_refusal
@@ -32,11 +34,11 @@ _log = logging.getLogger("mnnvl_ar")
 
 def vllm() -> None:
     _log.parent = logging.getLogger("vllm")
-    _activate(flashinfer.install)
+    _activate("vllm", flashinfer.install)
 
 
 def sglang() -> None:
-    _activate(_hook)
+    _activate("sglang", _hook)
 
 
 def _hook() -> str:
@@ -48,7 +50,7 @@ def _hook() -> str:
     return flashinfer.described()
 
 
-def _activate(put_in_place: Callable[[], str]) -> None:
+def _activate(server: str, put_in_place: Callable[[], str]) -> None:
     try:
         settings = Settings.read()
     except ValueError as error:
@@ -62,9 +64,12 @@ def _activate(put_in_place: Callable[[], str]) -> None:
             return
         why = f"multicast is switched off by {switched_off}" if settings.fallback else "MNNVL_AR_FALLBACK=0"
         raise SystemExit(f"mnnvl_ar cannot be active ({error}), and FlashInfer is no choice: {why}") from error
+    policy.activate(server)
     otherwise = "all ranks go to FlashInfer's trtllm" if settings.fallback else "all ranks raise"
+    fault = f"ends the process with status {policy.STATUS}" if policy.handler(settings) else "is logged"
     _log.info(
-        "%s, backends %s; where a workspace cannot be made, %s", what, ", ".join(settings.backends) or "none", otherwise
+        "%s, backends %s; where a workspace cannot be made, %s; a fault %s",
+        *(what, ", ".join(settings.backends) or "none", otherwise, fault),
     )
 
 

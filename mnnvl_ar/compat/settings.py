@@ -1,4 +1,5 @@
-"""What the environment says. It has to be the same on all ranks; where it is not, they do the cautious thing together.
+"""What the environment says. The first four have to be the same on all ranks; where they are not, ranks do the cautious
+thing together.
 
 MNNVL_AR=1               the servers' plugins put this library in place; without it they do nothing
 MNNVL_AR_BACKENDS        which of FlashInfer's backends this library stands for, by default "mnnvl,trtllm"; "auto" is
@@ -6,6 +7,15 @@ MNNVL_AR_BACKENDS        which of FlashInfer's backends this library stands for,
 MNNVL_AR_FALLBACK=0      where a workspace cannot be made, all ranks raise; by default all go to FlashInfer's trtllm
 MNNVL_AR_TIMEOUT         seconds that making a workspace may take, by default 600: ranks of a server come to it minutes
                          apart, and FlashInfer would wait for ever
+MNNVL_AR_ON_FAULT        "exit": a fault ends the process (`policy`); "log": it is logged, and calls end with NaN. By
+                         default "exit" where a server's plugin is active, else "log"
+MNNVL_AR_HOLD            seconds, by default 10: the longest that the call which found a fault waits for the process to
+                         be ended before it goes on
+MNNVL_AR_STARTUP_DEADLINE  seconds that a call waits for its peers until the server serves, by default 200, as anywhere
+                         in this library
+MNNVL_AR_DEADLINE        the same from then on, by default 20: shorter than the server's own limit for a step
+
+The last four are about this rank alone.
 """
 
 from __future__ import annotations
@@ -15,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mnnvl_ar.arguments import seconds
+from mnnvl_ar.handle import DEFAULT_DEADLINE
 
 BACKENDS = ("mnnvl", "trtllm")
 
@@ -24,6 +35,10 @@ class Settings:
     backends: tuple[str, ...] = BACKENDS
     fallback: bool = True
     timeout: float = 600.0
+    on_fault: str = ""  # not said: it depends on whether a server's plugin is active
+    hold: float = 10.0
+    startup_deadline: float = DEFAULT_DEADLINE
+    deadline: float = 20.0
 
     @staticmethod
     def read(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -34,15 +49,30 @@ class Settings:
         fallback = environment.get("MNNVL_AR_FALLBACK", "1")
         if fallback not in ("0", "1"):
             raise ValueError(f"MNNVL_AR_FALLBACK: is {fallback!r}, wanted 0 or 1")
-        text = environment.get("MNNVL_AR_TIMEOUT", "600")
-        try:
-            timeout = float(text)
-        except ValueError:
-            timeout = 0.0
-        return Settings(names, fallback == "1", seconds("MNNVL_AR_TIMEOUT", timeout or text))
+        on_fault = environment.get("MNNVL_AR_ON_FAULT", "")
+        if on_fault not in ("exit", "log", ""):
+            raise ValueError(f"MNNVL_AR_ON_FAULT: is {on_fault!r}, wanted exit or log")
+        return Settings(
+            names,
+            fallback == "1",
+            _seconds(environment, "MNNVL_AR_TIMEOUT", Settings.timeout),
+            on_fault,
+            _seconds(environment, "MNNVL_AR_HOLD", Settings.hold),
+            _seconds(environment, "MNNVL_AR_STARTUP_DEADLINE", Settings.startup_deadline),
+            _seconds(environment, "MNNVL_AR_DEADLINE", Settings.deadline),
+        )
 
     def ours(self, backend: str) -> str:
         """The backend to pose as if this one is asked for; empty if it is not ours."""
         if backend == "auto":
             return self.backends[0] if self.backends else ""
         return backend if backend in self.backends else ""
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, str(default))
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    return seconds(name, number or text)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from mnnvl_ar.compat import policy
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.memory import AnyGroup
 from mnnvl_ar.workspace import Workspace
@@ -80,3 +81,4 @@ class Shared:
         if self._asleep:
             self.workspace.wake(group, timeout)
             self._asleep = False
+            policy.obey(self.workspace)

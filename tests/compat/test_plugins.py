@@ -20,7 +20,7 @@ import mnnvl_ar_plugins
 from common.ranks import ROOT
 from compat.stand_in import FUNCTIONS, standing_in
 from compat.wheels import executed, text_of
-from mnnvl_ar.compat import servers
+from mnnvl_ar.compat import policy, servers
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.doctor import show
 
@@ -109,6 +109,7 @@ def test_vllm(lines: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> N
     assert lines[""] == []
     assert len(lines["vllm"]) == 2
     assert "FlashInfer 0.6.14, backends mnnvl, trtllm; where a workspace cannot be made" in lines["vllm"][0]
+    assert lines["vllm"][0].endswith(f"; a fault ends the process with status {policy.STATUS}")
 
 
 class HookType:

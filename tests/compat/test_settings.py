@@ -8,7 +8,7 @@ from mnnvl_ar.compat.settings import Settings
 
 
 def test_defaults() -> None:
-    assert Settings.read({}) == Settings(("mnnvl", "trtllm"), True, 600.0)
+    assert Settings.read({}) == Settings(("mnnvl", "trtllm"), True, 600.0, "", 10.0, 200.0, 20.0)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,10 @@ def test_defaults() -> None:
         ({"MNNVL_AR_BACKENDS": ""}, Settings(())),
         ({"MNNVL_AR_FALLBACK": "0"}, Settings(fallback=False)),
         ({"MNNVL_AR_TIMEOUT": "1.5"}, Settings(timeout=1.5)),
+        ({"MNNVL_AR_ON_FAULT": "log"}, Settings(on_fault="log")),
+        ({"MNNVL_AR_ON_FAULT": "exit", "MNNVL_AR_HOLD": "3"}, Settings(on_fault="exit", hold=3.0)),
+        ({"MNNVL_AR_STARTUP_DEADLINE": "900"}, Settings(startup_deadline=900.0)),
+        ({"MNNVL_AR_DEADLINE": "0.5"}, Settings(deadline=0.5)),
     ],
 )
 def test_words(environment: dict[str, str], wanted: Settings) -> None:
@@ -34,6 +38,12 @@ def test_words(environment: dict[str, str], wanted: Settings) -> None:
         ("TIMEOUT", "0"),
         ("TIMEOUT", "soon"),
         ("TIMEOUT", "nan"),
+        ("ON_FAULT", "raise"),
+        ("HOLD", "0"),
+        ("HOLD", "long"),
+        ("STARTUP_DEADLINE", "-1"),
+        ("STARTUP_DEADLINE", "inf"),
+        ("DEADLINE", "none"),
     ],
 )
 def test_words_without_sense(name: str, value: str) -> None:
