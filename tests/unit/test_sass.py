@@ -137,6 +137,8 @@ def test_the_old_compare_is_found(old_compare: list[sass.Kernel]) -> None:
 
 def test_the_test_build_is_found() -> None:
     for kernel in disassembled(ROOT / "tests" / "_C_test.so"):
+        if is_stub(kernel):
+            continue
         assert kinds(kernel) >= {"compare", "ftz", "float"}, kernel.name
 
 
