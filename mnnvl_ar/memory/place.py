@@ -24,6 +24,7 @@ from .group import Members
 
 STEP = "rendezvous"
 KEY = "mnnvl_ar/address"  # in the store
+_AT_LEAST = 0.3  # seconds for a look: one that begins at the deadline must not pass for a store that is gone
 _T = TypeVar("_T")
 
 
@@ -92,8 +93,8 @@ def place_of(members: Members, timeout: float) -> Place:
 
 
 class GroupStore(Place):
-    """A process group's store. Each access is bounded by `deadline`: one whose host is stopped would block for ever
-    inside C++. Raises `BringUpError`, here alone, if it fails."""
+    """A process group's store. Each access is bounded by `deadline`, or a moment: one whose host is stopped would block
+    for ever inside C++. Raises `BringUpError`, here alone, if it fails."""
 
     def __init__(self, members: Members, timeout: float) -> None:
         super().__init__(members, timeout)
@@ -130,7 +131,7 @@ class GroupStore(Place):
 
         thread = threading.Thread(target=run, daemon=True, name="mnnvl_ar-store")
         thread.start()
-        thread.join(max(self.deadline - time.monotonic(), 0.0))
+        thread.join(max(self.deadline - time.monotonic(), _AT_LEAST))
         advice = "The process that hosts it (torchrun's agent, or the first rank) is gone, stopped or out of reach."
         if not box:
             raise BringUpError(-1, STEP, "the process group's store does not answer", advice)

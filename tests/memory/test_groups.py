@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -17,8 +18,9 @@ from memory.simulated_driver import SimulatedDriver
 from memory.test_allocate import check_content, check_shared, make
 from memory.test_rendezvous import on_host, one
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import agree
+from mnnvl_ar.memory import agree, place
 from mnnvl_ar.memory.group import Members
+from mnnvl_ar.memory.place import GroupStore
 from mnnvl_ar.memory.rendezvous import Listener
 
 
@@ -258,3 +260,27 @@ def test_a_vote_on_its_own() -> None:
     assert told[0] == told[1]
     assert told[2] == told[0][:2]
     assert "ValueError: odd" in told[0][0]
+
+
+class _SlowStore:
+    """Of a group that is its own store: it is empty, and takes a moment to say so."""
+
+    def get_group_store(self) -> _SlowStore:
+        return self
+
+    def check(self, keys: list[str]) -> bool:
+        time.sleep(0.1)
+        return False
+
+
+class _Place(GroupStore):
+    def __init__(self, seconds_left: float) -> None:
+        self._group: Any = _SlowStore()
+        self.deadline = time.monotonic() + seconds_left
+
+
+def test_a_look_that_begins_at_the_deadline_is_not_a_store_that_is_gone() -> None:
+    """Else a rank that waits for one that never comes would blame the store."""
+    assert _Place(0.0).find() is None
+    with mock.patch.object(place, "_AT_LEAST", 0.0), pytest.raises(BringUpError, match="store does not answer"):
+        _Place(0.0).find()
