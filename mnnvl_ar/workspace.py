@@ -87,8 +87,7 @@ class Workspace:
     ) -> None:
         self._memory: SymmetricMemory | None = None
         self.handle, self._monitor, self._on_fault, self._pid = 0, monitor, on_fault, os.getpid()
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
+        dtype = dtype_of(dtype)
         members, max_tokens, hidden = Members(group), count("max_tokens", max_tokens), count("hidden", hidden)
         hold = 0.0 if hold == 0 else seconds("hold", hold)
         deadline, timeout, max_bytes = (
@@ -171,8 +170,7 @@ class Workspace:
         """The bytes of each GPU that a workspace with these arguments takes, in a group of `world_size` ranks; what the
         driver maps is that, rounded up to its granularity (2 MiB, or more with multicast). Makes nothing and waits for
         nobody. Errors: as the workspace's."""
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
+        dtype = dtype_of(dtype)
         place, ranks = device_of(device), count("world_size", world_size)
         slot_bytes = table_for(with_index(place), ranks).slot_bytes(
             ranks,
@@ -266,6 +264,13 @@ class Workspace:
             f"Workspace(handle={self.handle}, rank={self.rank}/{self.world_size}, device={self.device}, "
             f"transport={self.transport}, nbytes={self.nbytes}{'' if self._memory else ', closed'})"
         )
+
+
+def dtype_of(dtype: object) -> torch.dtype:
+    """One that rows may have, or `ValueError`."""
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ValueError(f"dtype: is {dtype}, wanted one of {', '.join(map(str, DTYPES))}")
+    return dtype
 
 
 def _brings_own_rows(device: torch.device, transport: str) -> bool:

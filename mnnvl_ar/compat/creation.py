@@ -25,7 +25,7 @@ from mnnvl_ar.compat.shared import Shared
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.memory import AnyGroup, Members, agree, multicast_refusal
-from mnnvl_ar.workspace import DTYPES, Workspace
+from mnnvl_ar.workspace import Workspace, dtype_of
 
 PATIENCE = 30.0  # seconds between ranks after a failure, which was the same on all of them
 # A program's own, in place of the policy: called once with the error when a call on a workspace made from now on has
@@ -101,9 +101,8 @@ class _Asked:
         ):
             if value is not None and value != of_group:
                 raise ValueError(f"{name}: is {value}, the group has {of_group}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: is {self.dtype}, wanted one of {', '.join(map(str, DTYPES))}")
-        size = count("max_token_num", self.tokens), count("hidden_dim", self.hidden), self.dtype
+        dtype = dtype_of(self.dtype)
+        size = count("max_token_num", self.tokens), count("hidden_dim", self.hidden), dtype
         Workspace.bytes_for(self.members.size, *size)  # raises for rows, or a group, that no op takes
         return size
 

@@ -7,6 +7,7 @@ Every function is run by all ranks, of a test build.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -96,6 +97,30 @@ class RowPeak:
         return nan and not self.high.is_overrun() and not self.peak.is_overrun()
 
 
+# Comparing may load kernels, which waits for the device. So nothing is compared while a virtual rank waits for a call.
+
+
+def check_out_form(rank: Any, handle: int, calls: Sequence[Any]) -> None:
+    """Makes the calls back to back, in their `_out` form, then checks every output of each."""
+    rank.barrier()
+    for call in calls:
+        call.launch(handle)
+    rank.synchronize()
+    wrong = [line for call in calls for line in call.wrong()]
+    assert not wrong, "\n".join(wrong[:8])
+    rank.barrier()
+
+
+def check_functional_form(rank: Any, handle: int, calls: Sequence[Any]) -> None:
+    """The same in the functional form, behind `check_out_form`, whose outputs are what these are compared with."""
+    for call in calls:
+        call.launch_fresh(handle)
+    rank.barrier()
+    wrong = [line for call in calls for line in call.wrong_when_fresh()]
+    assert not wrong, "\n".join(wrong)
+    rank.barrier()
+
+
 def check_outputs(rank: Any) -> None:
     """Right bits of every output, in both strategies, for rows of every dtype and many sizes."""
     workspace = rank.new_workspace(max_tokens=300, hidden=4096, deadline=DEADLINES[rank.device.type])
@@ -106,19 +131,8 @@ def check_outputs(rank: Any) -> None:
         for strategy in (0, 1)
         if workspace_takes(tokens, hidden, dtype)
     ]
-    rank.barrier()
-    for call in calls:
-        call.launch(workspace.handle)
-    rank.synchronize()
-    wrong = [line for call in calls for line in call.wrong()]
-    assert not wrong, "\n".join(wrong[:8])
-    rank.barrier()  # comparing may load kernels, which waits for the device: not while a virtual rank waits for a call
-    for call in calls[:4]:
-        call.launch_fresh(workspace.handle)
-    rank.barrier()
-    wrong = [line for call in calls[:4] for line in call.wrong_when_fresh()]
-    assert not wrong, "\n".join(wrong)
-    rank.barrier()
+    check_out_form(rank, workspace.handle, calls)
+    check_functional_form(rank, workspace.handle, calls[:4])
     workspace.close()
 
 

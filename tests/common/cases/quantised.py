@@ -14,7 +14,7 @@ import torch
 import torch._inductor.config
 
 from common.cases.calls import ALIASING, Call, Prepared, wanted
-from common.cases.outputs import UNWRITTEN, Output
+from common.cases.outputs import UNWRITTEN, Output, check_functional_form, check_out_form
 from common.cases.rules import DEADLINES, launch_that_breaks
 
 SHAPES = ((1, 64), (3, 264), (7, 2880), (40, 4096), (300, 264), (2, 8192))
@@ -123,16 +123,6 @@ class Quantised:
         return codes and norm and bool(self.prepared.residual_out.isnan().all())
 
 
-def _check(rank: Any, workspace: Any, calls: list[Quantised]) -> None:
-    rank.barrier()
-    for call in calls:
-        call.launch(workspace.handle)
-    rank.synchronize()
-    wrong = [line for call in calls for line in call.wrong()]
-    assert not wrong, "\n".join(wrong[:8])
-    rank.barrier()
-
-
 def check_outputs(rank: Any, kind: str) -> None:
     """Right bits of every output, in both strategies, with and without norm, of every dtype, and of many sizes."""
     workspace = rank.new_workspace(max_tokens=300, hidden=4096, deadline=DEADLINES[rank.device.type])
@@ -145,14 +135,8 @@ def check_outputs(rank: Any, kind: str) -> None:
         for strategy in (0, 1)
         for n in (False, True)
     ]
-    _check(rank, workspace, calls)
-    for call in (fresh := [*calls[:4], *calls[-2:]]):
-        call.launch_fresh(workspace.handle)
-    rank.synchronize()
-    rank.barrier()
-    wrong = [line for call in fresh for line in call.wrong_when_fresh()]
-    assert not wrong, "\n".join(wrong)
-    rank.barrier()
+    check_out_form(rank, workspace.handle, calls)
+    check_functional_form(rank, workspace.handle, [*calls[:4], *calls[-2:]])
     workspace.close()
 
 
@@ -167,7 +151,7 @@ def check_arguments(rank: Any, kind: str) -> None:
     calls.append(Quantised(rank, kind, dataclasses.replace(base, tokens=0)))
     calls.append(Quantised(rank, kind, base))
     calls[-1].scale = calls[-1].scale.squeeze()  # no dimensions
-    _check(rank, workspace, calls)
+    check_out_form(rank, workspace.handle, calls)
     workspace.close()
 
 
@@ -183,7 +167,9 @@ def check_pieces(rank: Any, kind: str) -> None:
     for strategy in (0, 1):
         choice = torch.ops.mnnvl_ar._workspace_choice(workspace.handle, 40, 528, strategy)
         assert choice[5] > 1, "pieces"
-        _check(rank, workspace, [Quantised(rank, kind, Call("all_reduce_rms_norm", 40, 264, strategy=strategy))])
+        check_out_form(
+            rank, workspace.handle, [Quantised(rank, kind, Call("all_reduce_rms_norm", 40, 264, strategy=strategy))]
+        )
     workspace.close()
 
 
@@ -240,7 +226,7 @@ def check_refusals(rank: Any, kind: str) -> None:
                 setattr(made.prepared, name, tensor)
         with pytest.raises(RuntimeError, match=says):
             made.launch(workspace.handle)
-    _check(rank, workspace, [Quantised(rank, kind, call)])  # nothing has been broken
+    check_out_form(rank, workspace.handle, [Quantised(rank, kind, call)])  # nothing has been broken
     workspace.close()
 
 
@@ -264,7 +250,7 @@ def check_a_wrong_output_is_seen(rank: Any, kind: str) -> None:
     workspace = rank.new_workspace(max_tokens=40, hidden=264, deadline=DEADLINES[rank.device.type])
     call = Quantised(rank, kind, Call("all_reduce_rms_norm", 40, 264, "bf16", strategy=0))
     assert call.wrong()
-    _check(rank, workspace, [call])
+    check_out_form(rank, workspace.handle, [call])
     for name, output in call.outputs.items():
         size = output.tensor.element_size()
         signs = output.tensor.view(torch.uint8).view(-1)[size - 1 :: size]
