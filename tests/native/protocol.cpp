@@ -1,12 +1,10 @@
 // csrc/protocol, and the pace of one-shot (csrc/launch/pace.h), for the unit tests, as a Python module. Never imported by mnnvl_ar.
 //
 // Contract
-//   * Every function is a thin shell around one of csrc/protocol; nothing of the protocol is written again here, but
-//   for the
-//     one negative control, `flushing`.
+//   * Every function is a thin shell around one of csrc/protocol; nothing of the protocol is written again here, but for
+//     the one negative control, `flushing`.
 //   * Arrays are NumPy's. Floating-point values cross as bits (uint32), so that no conversion touches a NaN or a zero.
 //   * Vectors are uint32 [n, 4]. dtype is "bfloat16", "float16" or "float32".
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -17,6 +15,7 @@
 #include <tuple>
 #include <utility>
 
+#include "arrays.h"
 #include "launch/pace.h"
 #include "protocol/layout.h"
 #include "protocol/numerics.h"
@@ -30,10 +29,6 @@ using namespace mnnvl_ar::protocol;
 
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-using Words = Array<uint32_t>;
-using Halves = Array<uint16_t>;
 using Quad = std::array<uint32_t, 4>;
 
 Vector vector_of(const Quad& q) { return Vector{{q[0], q[1], q[2], q[3]}}; }

@@ -3,7 +3,6 @@
 // Contract: as there. Rows are uint16 bits [rows, hidden] of "bfloat16" or "float16". Codes and byte scales are uint8.
 #include "quantised.h"
 
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "arrays.h"
 #include "protocol/numerics.h"
 #include "protocol/numerics_fp4.h"
 #include "protocol/numerics_fp8.h"
@@ -23,10 +23,6 @@ using namespace mnnvl_ar::protocol;
 
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-using Words = Array<uint32_t>;
-using Halves = Array<uint16_t>;
 using Bytes = Array<uint8_t>;
 
 template <class Convert>
