@@ -73,8 +73,9 @@ def fall(rank: Rank) -> int:
     return rank.rank
 
 
-def fall_late(rank: Rank) -> None:
-    time.sleep(0.5 if rank.rank == 1 else 0.0)
+def fall_when_there(rank: Rank, files: list[Path]) -> None:
+    while not files[rank.rank].exists():
+        time.sleep(0.01)
     raise LookupError(f"rank {rank.rank} fell")
 
 
@@ -138,10 +139,17 @@ def test_a_rank_that_raises(pool: RankPool) -> None:
     assert pool.run(number) == [(0,), (1,)], "and there are new ranks to be had"
 
 
-def test_the_first_to_fail_is_named_first(pool: RankPool) -> None:
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_the_first_to_fail_is_named_first(pool: RankPool, tmp_path: Path, order: list[int]) -> None:
+    files = [tmp_path / str(rank) for rank in range(2)]
+    running = pool.start(fall_when_there, files)
+    files[order[0]].touch()
+    assert running.wait(LIMIT) == []
+    assert list(running.ended) == order[:1]
+    files[order[1]].touch()
     with pytest.raises(RanksFailed) as failed:
-        pool.start(fall_late).results(LIMIT, grace=LIMIT)
-    assert list(failed.value.problems) == [0, 1]
+        running.results(LIMIT, grace=LIMIT)
+    assert list(failed.value.problems) == order
 
 
 def test_others_get_a_little_time_once_one_has_failed(pool: RankPool) -> None:

@@ -406,12 +406,12 @@ def check_one_thread(rank: Any, off: str) -> None:
     if rank.rank == 0:
         thread = threading.Thread(target=prepared[0].launch, args=(workspace.handle,))
         thread.start()
-        time.sleep(0.2)
+        time.sleep(0.5)
         with pytest.raises(RuntimeError, match="another thread is in a call"):
             prepared[1].launch(workspace.handle)
         thread.join()
     else:
-        time.sleep(0.5)
+        time.sleep(2.0)
         prepared[0].launch(workspace.handle)
     assert not prepared[0].wrong()
     rank.barrier()
@@ -420,7 +420,7 @@ def check_one_thread(rank: Any, off: str) -> None:
 
 def check_closed_meanwhile(rank: Any, off: str) -> None:
     """A call that has found its workspace open looks again once nobody can close it any more: rule still_open."""
-    workspace = sabotaged(rank, off, hidden=64, delay_ns=300_000_000)
+    workspace = sabotaged(rank, off, hidden=64, delay_ns=2_000_000_000)
     said = []
 
     def call() -> None:
@@ -431,7 +431,7 @@ def check_closed_meanwhile(rank: Any, off: str) -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
-    time.sleep(0.1)
+    time.sleep(0.5)
     workspace.close()
     thread.join()
     assert len(said) == 1
