@@ -68,7 +68,7 @@ def _two_shot(cell: Cell, processors: int) -> Iterator[LaunchShape]:
         # The library's own takes the widest cluster that leaves room for all rows; what else may win is narrower.
         yield from (LaunchShape(cluster, batch=batch) for cluster in widths[:3] for batch in (1, 2, 4))
         return
-    # Batches queue up: one row at once lost by far (docs/performance.md), and lag has an effect.
+    # Batches queue up: one row at once lost by far (docs/log/2026-11-21-first-kernels.md), and lag has an effect.
     yield from (LaunchShape(cluster, batch=batch) for cluster in widths[:2] for batch in (2, 4))
     yield LaunchShape(lag=2)
     yield LaunchShape(widths[0], batch=4, lag=2)

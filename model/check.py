@@ -219,9 +219,9 @@ BREAKS = [
         r"call 0 CTA \d: starts, reads epoch 5",
     ),
     Config(
-        "steward",
+        "late-readers",
         "R4: a CTA arrives before its row warps have read the state",
-        f"{SIMPLE} -DBREAK_STEWARD",
+        f"{SIMPLE} -DBREAK_LATE_READERS",
         HANG,
         r"call 0 CTA \d: its row warps read epoch 5",
     ),
@@ -369,7 +369,7 @@ BREAKS = [
         "all checks, but row warps load the state for themselves",
         "-DPER_WARP",
         SILENT,
-        r"(call \d CTA \d): its row warps read epoch 0\n(?s:.*)\1: its usher reads epoch 1",
+        r"(call \d CTA \d): its row warps read epoch 0\n(?s:.*)\1: its entry warp reads epoch 1",
         model=OVERLAP,
     ),
 ]

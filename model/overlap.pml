@@ -1,10 +1,12 @@
 /*
- * Kernels of one workspace that run at the same time on several streams of one rank, for Spin. That is an error of the user, and has to
- * be reported: whatever is not reported must have been as if the calls had come one after the other. README.md says more.
+ * Kernels of one workspace that run at the same time on several streams of one rank, for Spin. That is an error of the
+ * user, and has to be reported: whatever is not reported must have been as if the calls had come one after the other.
+ * README.md says more.
  *
- * A process is one CTA of one call. Its usher loads the state, once for all its warps. Data are left out: what counts is which
- * call acts under which epoch, and what becomes of the state. CHECK says which checks a CTA makes. With PER_WARP the row warps
- * load the state for themselves, and nobody compares: what that breaks is why a CTA has one reader.
+ * A process is one CTA of one call. Its entry warp loads the state, once for all its warps. Data are left out: what
+ * counts is which call acts under which epoch, and what becomes of the state. CHECK says which checks a CTA makes. With
+ * PER_WARP the row warps load the state for themselves, and nobody compares: what that breaks is why a CTA has one
+ * reader.
  */
 #ifndef GRIDS
 #define GRIDS { 2, 2 }      /* CTAs of each call; all of them may run at once */
@@ -12,7 +14,8 @@
 #ifndef CALLS
 #define CALLS 2
 #endif
-#define BY_ID    1          /* what a CTA finds in `arrived` must be a multiple of what it adds, which holds its launch's id */
+#define BY_ID    1          /* what a CTA finds in `arrived` must be a multiple of what it adds,
+                               which holds its launch's id */
 #define BY_EPOCH 2          /* with its arrival, in one atomic, a CTA finds the epoch that it has loaded */
 #define BY_CAS   4          /* the last to arrive advances the state by compare-and-swap */
 #define BY_TAG   8          /* what a CTA adds to `arrived` also holds the epoch that it has loaded */
@@ -28,7 +31,7 @@
 #ifdef PER_WARP
 #define ROWS_HOLD_IT (loaded_rows && (reported || finished >= base_rows))
 #else
-#define ROWS_HOLD_IT true   /* the usher hands it to them */
+#define ROWS_HOLD_IT true   /* the entry warp hands it to them */
 #endif
 #define ADDS (1 + ((ID(k) + (CHECK & BY_TAG -> 4 * e : 0)) << 4))
 #define COUNT(x) ((x) & 15)
@@ -63,7 +66,7 @@ inline report() {
 }
 
 proctype cta(byte k; byte c) {
-    byte e, base;           /* as loaded by the usher */
+    byte e, base;           /* as loaded by the entry warp */
     byte stage;
     bool loaded;
 #ifdef PER_WARP
@@ -76,7 +79,7 @@ proctype cta(byte k; byte c) {
         loaded = true;
         e = epoch;
         base = launched;
-        printf("call %d CTA %d: its usher reads epoch %d\n", k, c, e)
+        printf("call %d CTA %d: its entry warp reads epoch %d\n", k, c, e)
        }
 #ifdef PER_WARP
     :: d_step { stage == 0 && !loaded_rows && MAY_START(k) ->
@@ -155,10 +158,12 @@ init {
         c = 0
     };
     d_step { done[0] == grid[0] && done[CALLS - 1] == grid[CALLS - 1] && done[1] == grid[1] ->
-        printf("    ... at the end the state is: epoch %d, launched %d; %d CTAs have finished\n", epoch, launched, finished);
+        printf("    ... at the end the state is: epoch %d, launched %d; %d CTAs have finished\n",
+               epoch, launched, finished);
 #ifndef TWICE
         assert(reported || (WHOLE(0) && WHOLE(1) && WHOLE(CALLS - 1)));         /* no call is torn between two epochs */
-        assert(reported || (least[0] != least[1] && (CALLS == 2 || (least[0] != least[CALLS - 1] && least[1] != least[CALLS - 1]))));
+        assert(reported || (least[0] != least[1] &&
+                            (CALLS == 2 || (least[0] != least[CALLS - 1] && least[1] != least[CALLS - 1]))));
         assert(reported || (epoch == CALLS && launched == finished && arrived == 0));
 #endif
 #ifdef IN_ORDER

@@ -1,9 +1,10 @@
 /*
  * The ring of docs/protocol.md, for Spin. What is abstracted, and why that is sound, is in README.md; check.py runs it.
  *
- * A rank runs calls 0, 1, ... in stream order. A call is one grid of CTAs; a process below is one CTA of one rank, and serves
- * every second call, so that two calls of a rank can be in flight at once (a call may start when all CTAs of the one before it
- * have triggered). Nothing here spins: a wait is a guard, so a wait that never ends shows as an invalid end state.
+ * A rank runs calls 0, 1, ... in stream order. A call is one grid of CTAs; a process below is one CTA of one rank, and
+ * serves every second call, so that two calls of a rank can be in flight at once (a call may start when all CTAs of the
+ * one before it have triggered). Nothing here spins: a wait is a guard, so a wait that never ends shows as an invalid
+ * end state.
  */
 #ifndef RANKS
 #define RANKS 2
@@ -12,7 +13,8 @@
 #define CALLS 6             /* even; with FOREVER a multiple of 6, and calls go round without end */
 #endif
 #ifndef VECS
-#define VECS RANKS          /* vectors of a row in two-shot: rank v owns vector v, so with VECS < RANKS some rank owns none */
+#define VECS RANKS          /* vectors of a row in two-shot: rank v owns vector v, so with VECS < RANKS some
+                               rank owns none */
 #endif
 #ifndef CAP
 #define CAP 8               /* vectors a slot can hold */
@@ -21,11 +23,13 @@
 #define CMAX 2              /* most CTAs in a grid */
 #endif
 #ifndef SELF
-#define SELF 1              /* a send also goes to the sender's own slot, and is awaited there. 1: in steps of its own, torn and late as any
-                               other; 2: in one step with the store, or the poll, before it (README.md: why that is sound); 0: not at all */
+#define SELF 1              /* a send also goes to the sender's own slot, and is awaited there. 1: in steps of its
+                               own, torn and late as any other; 2: in one step with the store, or the poll, before it
+                               (README.md: why that is sound); 0: not at all */
 #endif
 #ifndef EARLY
-#define EARLY 1             /* 0: every call waits for the whole of its predecessor (no kernel between that never waits) */
+#define EARLY 1             /* 0: every call waits for the whole of its predecessor (no kernel between that never
+                               waits) */
 #endif
 #ifndef LINK
 #define LINK 0              /* 1: stores to peers land whenever they like, in any order; 0: at once */
@@ -34,22 +38,23 @@
 #define LOOSE 0             /* 1: a CTA's clear, arrival and polls in any order; 0: in program order */
 #endif
 #ifndef CHECKS
-#define CHECKS 2            /* 2: every assertion; 1: only what a user would see, wrong data read or a hang; 0: only a hang */
+#define CHECKS 2            /* 2: every assertion; 1: only what a user would see, wrong data read or a hang;
+                               0: only a hang */
 #endif
 #ifndef TEAR
 #define TEAR 0              /* 1: a vector lands in two pieces */
 #endif
 #ifndef QUEUE
-#define QUEUE 0             /* most rows of a CTA in one-shot. It sends one, awaits it, and only then sends its next one (AHEAD).
-                               0: at most two, sent and then awaited together */
+#define QUEUE 0             /* most rows of a CTA in one-shot. It sends one, awaits it, and only then sends its next
+                               one (AHEAD). 0: at most two, sent and then awaited together */
 #endif
 #ifndef AHEAD
-#define AHEAD 0             /* 0: in a QUEUE a row is sent only when the one before it has come from all, as in the kernel;
-                               1: one row ahead: it is sent before the one before it is awaited */
+#define AHEAD 0             /* 0: in a QUEUE a row is sent only when the one before it has come from all, as in the
+                               kernel; 1: one row ahead: it is sent before the one before it is awaited */
 #endif
 
-/* Shapes: tokens, CTAs, two-shot. A script gives each call its shape; NONDET lets the first rank to reach a call choose.
-   7 to 9 need QUEUE. 7 is three rows for each CTA, 8 and 9 are five rows and another grid on each rank. */
+/* Shapes: tokens, CTAs, two-shot. A script gives each call its shape; NONDET lets the first rank to reach a call
+   choose. 7 to 9 need QUEUE. 7 is three rows for each CTA, 8 and 9 are five rows and another grid on each rank. */
 #define TOKENS(s)  (((s) == 1 || (s) == 4) -> 2 : ((s) == 2 -> 3 : ((s) == 7 -> 6 : ((s) >= 8 -> 5 : 1))))
 #define CTAS(s)    ((s) == 0 || (s) == 6 || CMAX == 1 || ((s) == 8 && r == 0) || ((s) == 9 && r != 0) -> 1 : 2)
 #define TWOSHOT(s) ((s) == 3 || (s) == 4 || (s) == 6)
@@ -109,10 +114,12 @@ byte shape[CALLS] = SCRIPT;
 byte resident[RANKS];       /* one CTA at a time fits */
 #endif
 
-/* Which call of the program a rank executes j-th. With PIECES every two launches are one call: its rows in two pieces. */
+/* Which call of the program a rank executes j-th. With PIECES every two launches are one call: its rows in two
+   pieces. */
 #ifdef PIECES
 #ifdef BREAK_PIECES
-#define LAUNCH(r, j) ((r) == 1 && (j) > 0 -> ((j) + 1) % CALLS : (j))   /* rank 1 leaves call 0 behind its first piece */
+/* Rank 1 leaves call 0 behind its first piece. */
+#define LAUNCH(r, j) ((r) == 1 && (j) > 0 -> ((j) + 1) % CALLS : (j))
 #else
 #define LAUNCH(r, j) (j)
 #endif
@@ -129,7 +136,7 @@ byte resident[RANKS];       /* one CTA at a time fits */
 
 /* Which slot a call uses and which it clears. */
 #if defined(BREAK_FROZEN_SLOT)
-#define USED(n, j) ((FIRST + (j) % 2) % 3)              /* a graph of two calls, captured once, replayed over and over */
+#define USED(n, j) ((FIRST + (j) % 2) % 3)  /* a graph of two calls, captured once, replayed over and over */
 #define PREVIOUS(n, j) ((USED(n, j) + 2) % 3)
 #elif defined(BREAK_TWO_SLOTS)
 #define USED(n, j) ((n) % 2)
@@ -144,7 +151,8 @@ byte resident[RANKS];       /* one CTA at a time fits */
 #define USED(n, j) ((n) % 3)
 #define PREVIOUS(n, j) (((n) + 2) % 3)
 #endif
-#define GRAPH(j) ((j) % 2)  /* for BREAK_FROZEN_SIZE: calls 1, 3, 5 are replays of one graph of one call, captured at call 1 */
+/* For BREAK_FROZEN_SIZE: calls 1, 3, 5 are replays of one graph of one call, captured at call 1. */
+#define GRAPH(j) ((j) % 2)
 
 #define AT(rank, slot, i) (((rank) * 3 + (slot)) * CAP + (i))
 #define EXTENT(s) (RANKS * TOKENS(s) + (TWOSHOT(s) -> TOKENS(s) * VECS : 0))
@@ -182,8 +190,9 @@ byte resident[RANKS];       /* one CTA at a time fits */
 #define HERE(x) (!LOOKS_CLEAR(x) && (x) != TORN)
 #endif
 
-/* Has the predecessor on this rank finished? `base` is `launched` as this CTA loaded it. CTAs of this very call may already
-   have finished, so the difference is taken as a signed number and must not be negative; equality would be wrong. */
+/* Has the predecessor on this rank finished? `base` is `launched` as this CTA loaded it. CTAs of this very call may
+   already have finished, so the difference is taken as a signed number and must not be negative; equality would be
+   wrong. */
 #ifdef EQUAL
 #define QUIET(r, base) (finished[r] == (base))
 #else
@@ -237,9 +246,9 @@ inline advance() {
     dirty[r] = EXTENT(s);
 }
 
-/* Row warps go through phases, one peer at a time, their own rank last: send, poll, and for two-shot send the sums, poll them.
-   In a QUEUE they send a row, poll for it, send the next, poll for it, and so on. With AHEAD they send two rows, poll for the
-   first, send the third, poll for the second, and so on. */
+/* Row warps go through phases, one peer at a time, their own rank last: send, poll, and for two-shot send the sums,
+   poll them. In a QUEUE they send a row, poll for it, send the next, poll for it, and so on. With AHEAD they send two
+   rows, poll for the first, send the third, poll for the second, and so on. */
 #define PHASE (step / RANKS)
 #define PEER  ((r + 1 + step) % RANKS)
 #if QUEUE > 2
@@ -286,7 +295,8 @@ inline take(x, v) {
     :: cell[x] == TAKEN -> printf("    ... but these are left over: an earlier call has already read them\n")
     :: cell[x] == TORN -> printf("    ... but only part of them\n")
     :: UNREAD(cell[x]) && cell[x] != v ->
-        printf("    ... but they are what rank %d stored there in call %d, for row %d\n", WHO(cell[x]), WHEN(cell[x]), (cell[x] - 1) % ROWS)
+        printf("    ... but they are what rank %d stored there in call %d, for row %d\n",
+               WHO(cell[x]), WHEN(cell[x]), (cell[x] - 1) % ROWS)
     :: else
     fi;
     READS(cell[x] == v);
@@ -298,7 +308,7 @@ inline take(x, v) {
 #define HAS2 HAS(1)
 #define MOST (QUEUE && !TWOS -> QUEUE : 2)
 #ifdef BREAK_FALLING
-#define ROW(k) (r * (TOKENS(s) - 1) + (1 - 2 * r) * (c + (k) * CTAS(s)))     /* rank 1 of two: from the last to the first */
+#define ROW(k) (r * (TOKENS(s) - 1) + (1 - 2 * r) * (c + (k) * CTAS(s)))  /* rank 1 of two: from the last on */
 #else
 #define ROW(k) (c + (k) * CTAS(s))
 #endif
@@ -307,7 +317,8 @@ inline take(x, v) {
 #else
 #define ROW_OF_CALL(k) ROW(k)
 #endif
-#define NTH (PHASE / 2 + (SENDING -> AHEAD : 0))    /* in a QUEUE: which of its rows a phase awaits or, the first phase apart, sends */
+/* In a QUEUE: which of its rows a phase awaits or, the first phase apart, sends. */
+#define NTH (PHASE / 2 + (SENDING -> AHEAD : 0))
 
 #define OTHERS (PEER != r || SELF)
 #define TWOS TWOSHOT(s)
@@ -317,7 +328,8 @@ inline take(x, v) {
 #define ONES (PHASE < 2)
 #endif
 #define APPLIES (c < TOKENS(s) && OTHERS && ((!TWOS && ONES) || (TWOS && \
-    ((PHASE == 0 && PEER < VECS) || (PHASE == 1 && r < VECS) || (PHASE == 2 && r < VECS) || (PHASE == 3 && PEER < VECS)))))
+    ((PHASE == 0 && PEER < VECS) || (PHASE == 1 && r < VECS) || \
+     (PHASE == 2 && r < VECS) || (PHASE == 3 && PEER < VECS)))))
 inline skip_idle() {
     do
     :: step < DONE && !(APPLIES) -> step++
@@ -344,8 +356,11 @@ inline send() {
     if
     :: PHASE == 0 ->
         if
-        :: TOGETHER || AHEAD -> printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER)
-        :: else -> printf("rank %d call %d CTA %d: stores its first row, %d, into slot %d of rank %d\n", r, j, c, ROW(0), use, PEER)
+        :: TOGETHER || AHEAD ->
+            printf("rank %d call %d CTA %d: stores its rows into slot %d of rank %d\n", r, j, c, use, PEER)
+        :: else ->
+            printf("rank %d call %d CTA %d: stores its first row, %d, into slot %d of rank %d\n",
+                   r, j, c, ROW(0), use, PEER)
         fi;
         put(PEER, OUT1(ROW(0)), WIRE(id, TAG(id, 0, r, ROW_OF_CALL(0))));
         if
@@ -354,7 +369,8 @@ inline send() {
         fi
 #if QUEUE
     :: PHASE > 0 && !TWOS ->
-        printf("rank %d call %d CTA %d: stores its next row, %d, into slot %d of rank %d\n", r, j, c, ROW(NTH), use, PEER);
+        printf("rank %d call %d CTA %d: stores its next row, %d, into slot %d of rank %d\n",
+               r, j, c, ROW(NTH), use, PEER);
         put(PEER, OUT1(ROW(NTH)), WIRE(id, TAG(id, 0, r, ROW_OF_CALL(NTH))))
 #endif
     :: else ->
@@ -405,7 +421,7 @@ inline receive2() {
 #elif defined(BREAK_CLEAR_EARLY)
 #define CALM_TO_SEND calm
 #define CALM_TO_CLEAR true
-#elif defined(BREAK_STEWARD)
+#elif defined(BREAK_LATE_READERS)
 #define CALM_TO_SEND rows_calm
 #define CALM_TO_CLEAR rows_calm
 #else
@@ -413,10 +429,10 @@ inline receive2() {
 #define CALM_TO_CLEAR calm
 #endif
 
-#if LOOSE || defined(BREAK_STEWARD)
-#define USHER 1             /* counts the CTA in without regard to how far the row warps are */
+#if LOOSE || defined(BREAK_LATE_READERS)
+#define ENTRY_WARP 1        /* counts the CTA in without regard to how far the row warps are */
 #else
-#define USHER 0
+#define ENTRY_WARP 0
 #endif
 
 /* Program order of a CTA. LOOSE drops what no fence or barrier of the protocol keeps. */
@@ -425,7 +441,7 @@ inline receive2() {
 #else
 #define SENT (PHASE > 0)
 #endif
-#if USHER
+#if ENTRY_WARP
 #define CLEARED true
 #define MAY_POLL true
 #else
@@ -449,13 +465,15 @@ inline receive2() {
 
 proctype cta(byte r; byte c; byte odd) {
     byte j, n, base, d, step, i, id, s, use, old;
-    byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished (BREAK_UNFENCED only) */
+    byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished
+                               (BREAK_UNFENCED only) */
     bool calm, cleared;
 #ifdef PIECES
     byte before;            /* rows of the call that are in an earlier piece */
 #endif
-#ifdef BREAK_STEWARD
-    bool loaded, rows_calm; /* the row warps load the state for themselves when they get to it; the CTA may have arrived by then */
+#ifdef BREAK_LATE_READERS
+    bool loaded, rows_calm; /* the row warps load the state for themselves when they get to it; the CTA may have
+                               arrived by then */
 #endif
 #if TEAR && !LINK
     bool half;
@@ -468,7 +486,8 @@ end_idle:
 #ifndef FOREVER
         ready[r] < CALLS &&
 #endif
-        CHOSEN(r) && ready[r] % 2 == odd && c < CTAS(SHAPE(r, ready[r])) && !(begun[r] & (1 << c)) && MAY_START && FITS ->
+        CHOSEN(r) && ready[r] % 2 == odd && c < CTAS(SHAPE(r, ready[r])) && !(begun[r] & (1 << c)) &&
+        MAY_START && FITS ->
 #ifdef BREAK_GRID
         resident[r]++;
 #endif
@@ -493,20 +512,20 @@ end_idle:
         d = dirty[r];
         printf("rank %d call %d CTA %d: starts, reads epoch %d (slot %d), dirty %d\n", r, j, c, n, use, d);
         assert(!HAS(MOST));                             /* the script asks for no row that the model would leave out */
-        GHOST(n == (FIRST + j) % EPOCHS);               /* every CTA of a call reads the same epoch, that of this call */
+        GHOST(n == (FIRST + j) % EPOCHS);       /* every CTA of a call reads the same epoch, that of this call */
 #ifdef BREAK_TRIGGER
         trigger();
 #endif
         skip_idle()
        };
     do
-    /* 2. Quiescence, awaited by the usher. Only then do the other warps get what it has loaded. */
+    /* 2. Quiescence, awaited by the entry warp. Only then do the other warps get what it has loaded. */
     :: d_step { !calm && CALM ->
         calm = true;
         printf("rank %d call %d CTA %d: goes on, having found finished %d, launched %d\n", r, j, c, finished[r], base)
        }
 
-#ifdef BREAK_STEWARD
+#ifdef BREAK_LATE_READERS
     :: d_step { !loaded ->
         loaded = true;
         n = epoch[r];
@@ -518,7 +537,8 @@ end_idle:
        }
     :: d_step { loaded && !rows_calm && QUIET(r, base) ->
         rows_calm = true;
-        printf("rank %d call %d CTA %d: its row warps go on, having found finished %d, launched %d\n", r, j, c, finished[r], base)
+        printf("rank %d call %d CTA %d: its row warps go on, having found finished %d, launched %d\n",
+               r, j, c, finished[r], base)
        }
 #endif
 
@@ -566,7 +586,8 @@ end_idle:
         :: i < d ->
             if
             :: UNREAD(cell[AT(r, old, i)]) ->
-                printf("    ... and so destroys what rank %d stored there in call %d\n", WHO(cell[AT(r, old, i)]), WHEN(cell[AT(r, old, i)]))
+                printf("    ... and so destroys what rank %d stored there in call %d\n",
+                       WHO(cell[AT(r, old, i)]), WHEN(cell[AT(r, old, i)]))
             :: else
             fi;
             /* a clear never destroys what has not been read, nor what is half there */
@@ -586,9 +607,9 @@ end_idle:
        }
 
     /* 5. Arrive; the last one advances the state; then trigger. Others may trigger as soon as they have arrived. */
-    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || USHER) ->
+    :: d_step { arr == 0 && calm && CLEARED && (PHASE > 0 || ENTRY_WARP) ->
         printf("rank %d call %d CTA %d: arrives\n", r, j, c);
-        GHOST(epoch[r] == n);                           /* the check against overlaps of overlap.pml gives no false alarm */
+        GHOST(epoch[r] == n);           /* the check against overlaps of overlap.pml gives no false alarm */
         arrived[r]++;
 #ifdef BREAK_ADVANCE
         if
@@ -659,7 +680,7 @@ end_idle:
         undone[2 * r + odd]--;
 #endif
         j = 0; n = 0; base = 0; d = 0; step = 0; arr = 0; id = 0;
-#ifdef BREAK_STEWARD
+#ifdef BREAK_LATE_READERS
         loaded = false; rows_calm = false;
 #endif
 #ifdef PIECES

@@ -2,8 +2,8 @@
 //
 //   nvcc -std=c++20 -O3 -arch=native -Icsrc -o link tools/link.cu && ./link
 //
-// Takes seconds. Unicast between GPU 0 and 1, by cudaMalloc and peer access; docs/performance.md has the figures under "The
-// link, and what an SM has stored".
+// Takes seconds. Unicast between GPU 0 and 1, by cudaMalloc and peer access; docs/log/2026-11-22-link.md has the
+// figures.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

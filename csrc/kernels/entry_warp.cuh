@@ -2,7 +2,7 @@
 // dependents start, and compares the peers' signatures.
 //
 // One reader a CTA, so that its warps cannot be in different calls, the CTA can be counted in at once, and a large grid does not
-// crowd one line of L2 (docs/performance.md). All other warps wait for it, so the addresses it needs are computed before the wait
+// crowd one line of L2 (decision 33). All other warps wait for it, so the addresses it needs are computed before the wait
 // for the predecessor.
 //
 // Contract

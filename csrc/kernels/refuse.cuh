@@ -1,7 +1,7 @@
 // A call runs in the shape that it was planned in, or not at all.
 //
 // cudaGraphExecUpdate may leave a node's cluster size as it was while it takes the new grid and parameters (seen with driver
-// 580 on H200: CTAs found no row of theirs and waited for ever, docs/decisions.md). Only the kernel can notice.
+// 580 on H200: CTAs found no row of theirs and waited for ever, decision 19). Only the kernel can notice.
 #pragma once
 
 #include "epilogues/epilogue.h"

@@ -152,7 +152,7 @@ struct RowReduction {
   }
 
   // A cluster of one is launched like no cluster at all, and there a store to the cluster's window may find "cluster target
-  // block not present" (seen on H200 in captured calls; docs/decisions.md). Nor is there anybody to send to.
+  // block not present" (seen on H200 in captured calls; decision 18). Nor is there anybody to send to.
   static __device__ __forceinline__ void exchange_in_cta(const Lane& lane, uint32_t groups,
                                                          const uint32_t (&word)[Tile::kVectors]) {
     if (lane.vector % 32 == 0) {

@@ -1,5 +1,5 @@
 // When one-shot sends its rows, and when it looks for those of its peers, in clocks of an SM. All for speed: every pace gives the
-// same bits, and no rank needs to know another's (docs/performance.md, "When to send, and when to look").
+// same bits, and no rank needs to know another's (docs/log/2026-11-22-send-and-look.md).
 //
 //   * A look that finds nothing costs another whole latency of L2. So the first one is made when all that peers send at the same
 //     time can be there.

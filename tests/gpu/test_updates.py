@@ -1,7 +1,7 @@
 """cudaGraphExecUpdate: an executable graph takes the parameters of another one. Right bits, or an error; never a hang.
 
-The driver may leave a kernel's cluster size as it was (docs/decisions.md), so calls of two sizes whose launch shapes
-differ in it cannot be exchanged. Each case has a process of its own.
+The driver may leave a kernel's cluster size as it was (docs/decisions/0019-launch-shape-check.md), so calls of two
+sizes whose launch shapes differ in it cannot be exchanged. Each case has a process of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The rooms of csrc: what each may include, and which files a new epilogue touches, as CONTRIBUTING.md says."""
+"""The rooms of the code: what each may include or import, and which files a new epilogue touches, as CONTRIBUTING.md
+says."""
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import sys
@@ -42,6 +44,49 @@ def wrong_includes(csrc: Path, rooms: dict[str, str]) -> list[str]:
     return wrong
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """The package's modules by row of CONTRIBUTING's list, from the top."""
+    listed = re.search(r"each row may import the rows below it.*?```\n(.*?)```", text, re.DOTALL)
+    assert listed is not None
+    return [row.split() for row in listed[1].splitlines()]
+
+
+def imports_of(file: Path, package: Path) -> set[str]:
+    """The modules of the package, and their rooms, that a file imports; "workspace" for the package itself."""
+    here = file.relative_to(package.parent).parts
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level]] if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            names = [[*base, alias.name] for alias in node.names]
+        for name in names:
+            if name[0] == package.name:
+                inside = len(name) > 1 and ((package / name[1]).is_dir() or (package / f"{name[1]}.py").exists())
+                found.add(name[1] if inside else "workspace")
+    return found
+
+
+def wrong_imports(package: Path, rows: list[list[str]]) -> list[str]:
+    """Imports that CONTRIBUTING's rows do not allow, and modules that are in none, as "module: what"."""
+    row_of = {module: row for row, modules in enumerate(rows) for module in modules}
+    wrong = []
+    for file in sorted([*package.rglob("*.py"), *(package.parent / f"{package.name}_plugins").rglob("*.py")]):
+        first, *rest = file.relative_to(package.parent).with_suffix("").parts
+        room = rest[0] if first == package.name else first
+        if file == package / "__init__.py":
+            continue
+        if room not in row_of:
+            wrong.append(f"{room}: in no row")
+            continue
+        others = imports_of(file, package) - {room}
+        wrong += [f"{room}: {other}" for other in sorted(others) if row_of.get(other, -1) <= row_of[room]]
+    return wrong
+
+
 def files_of_an_epilogue(text: str) -> list[str]:
     part = text.split("### A new epilogue", 1)[1].split("\n#", 1)[0]
     return re.findall(r"^\d+\. `([^`]+)`", part, re.MULTILINE)
@@ -71,6 +116,16 @@ def test_the_table_names_every_room(text: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_rooms_include_what_they_may(text: str) -> None:
     assert wrong_includes(ROOT / "csrc", rooms_of(text)) == []
+
+
+def test_modules_import_what_lies_below_them(text: str) -> None:
+    assert wrong_imports(ROOT / "mnnvl_ar", rows_of(text)) == []
+
+
+def test_the_picture_shows_every_room(text: str) -> None:
+    shown = (ROOT / "docs/images/rooms.svg").read_text()
+    names = [*rooms_of(text), *(module for row in rows_of(text) for module in row)]
+    assert [name for name in names if not re.search(rf">(?:[^<]*[ ,])?{re.escape(name)}[,:<]", shown)] == []
 
 
 def test_a_new_epilogue_touches_few_files(text: str) -> None:
@@ -112,3 +167,21 @@ def test_a_file_that_knows_an_epilogue_and_is_not_listed_is_found(tmp_path: Path
     (tmp_path / "csrc" / "host").mkdir(parents=True)
     (tmp_path / "csrc" / "host" / "one_rank.h").write_text("if (op == Op::row_peak) ...")
     assert files_that_name(tmp_path, ("row_peak",)) == {"csrc/host/one_rank.h"}
+
+
+def test_an_import_from_above_is_found(tmp_path: Path) -> None:
+    for name, source in {
+        "memory/a.py": "from ..tuning import b\nfrom .c import d\nfrom mnnvl_ar.errors import E",
+        "errors.py": "def f():\n    import mnnvl_ar.memory",
+        "tuning.py": "from mnnvl_ar import memory, Workspace",
+        "new.py": "",
+    }.items():
+        (tmp_path / "mnnvl_ar" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mnnvl_ar" / name).write_text(source)
+    rows = [["workspace"], ["tuning"], ["memory"], ["errors"]]
+    assert wrong_imports(tmp_path / "mnnvl_ar", rows) == [
+        "errors: memory",
+        "memory: tuning",
+        "new: in no row",
+        "tuning: workspace",
+    ]

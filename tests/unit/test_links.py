@@ -1,0 +1,58 @@
+"""The documents: what they link to is there, and the log's index names every file of the log."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+LINK = re.compile(r"\]\(([^)]+)\)")
+
+
+def documents(root: Path) -> list[Path]:
+    return [*root.glob("*.md"), *(path for name in ("docs", "model", "bench") for path in (root / name).rglob("*.md"))]
+
+
+def anchors(text: str) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(document: Path) -> list[str]:
+    """Links to files or headings that are not there. Links to the web are not followed."""
+    broken = []
+    for link in LINK.findall(
+        re.sub(r"^```.*?^```|`[^`\n]+`", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    ):
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        if "://" not in link and not (target.exists() and (not anchor or anchor in anchors(target.read_text()))):
+            broken.append(f"{document.name}: {link}")
+    return broken
+
+
+def unlisted(index: Path) -> set[str]:
+    """Files beside an index that it has no link to."""
+    return {path.name for path in index.parent.glob("*.md")} - {index.name, *LINK.findall(index.read_text())}
+
+
+def test_links_lead_somewhere() -> None:
+    assert [broken for path in documents(ROOT) for broken in broken_links(path)] == []
+
+
+def test_the_index_of_the_log_is_complete() -> None:
+    assert unlisted(ROOT / "docs/log/README.md") == set()
+
+
+# ---- controls
+
+
+def test_what_is_not_there_is_found(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# B, and `c`\n")
+    page = tmp_path / "a.md"
+    page.write_text("[b](b.md) [b](b.md#b-and-c) [d](d.md) [b](b.md#d) [web](https://a/b)\n```\nx[0](e.md)\n```\n")
+    assert broken_links(page) == ["a.md: d.md", "a.md: b.md#d"]
+    assert unlisted(page) == set()
+    page.write_text("")
+    assert unlisted(page) == {"b.md"}
