@@ -21,7 +21,7 @@ from vllm.distributed.parallel_state import get_tp_group
 from mnnvl_ar import ops
 from mnnvl_ar.compat import fusion
 from mnnvl_ar.compat.group_calls import GroupCalls
-from mnnvl_ar.compat.vllm_platform import KEY, brought_up
+from mnnvl_ar.compat.vllm_platform import brought_up, key_of
 
 # Passes that ours comes after: behind them all-reduces and norms are as `fusion` knows them.
 EARLIER = ("NoOpEliminationPass", "SequenceParallelismPass", "AsyncTPPass", "AddRMSNormFusionPass")
@@ -84,15 +84,14 @@ class Passes(PostGradPassManager):
         calls = getattr(group.device_communicator, "mnnvl_ar", None)
         if calls is not None:
             known = [place for place, each in enumerate(self.passes) if type(each).__name__ in EARLIER]
-            self.passes.insert(max(known, default=-1) + 1, Fusion(group.unique_name, calls, config))
+            self.passes.insert(max(known, default=-1) + 1, Fusion(group.unique_name, calls))
 
 
 class Fusion(InductorPass):
     """Our op in the graphs of this process. fused: how many calls it put into them."""
 
-    def __init__(self, group: str, calls: GroupCalls, config: Any) -> None:
+    def __init__(self, group: str, calls: GroupCalls) -> None:
         self.group, self.calls, self.fused = group, calls, 0
-        self._uuid = f"{group} {config.additional_config[KEY]}"
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         calls, most_rows = self.calls, get_pass_context().compile_range.end
@@ -105,4 +104,4 @@ class Fusion(InductorPass):
         return True  # calls are looked at one by one
 
     def uuid(self) -> str:
-        return self._uuid
+        return f"{self.group} {key_of(self.calls)}"

@@ -158,11 +158,11 @@ def brought_up(group: Any, config: Any) -> GroupCalls | None:
     if workspace is None:
         return None
     calls = GroupCalls(workspace, most_bytes(config))
-    config.additional_config[KEY] = f"{version()} {workspace.handle} {calls.most_bytes} {digest()}"
+    config.additional_config[KEY] = key_of(calls)
     return calls
 
 
-@functools.cache
-def digest() -> str:
-    """Of what our pass does to a graph."""
-    return hashlib.sha256(Path(fusion.__file__).read_bytes()).hexdigest()[:16]
+def key_of(calls: GroupCalls) -> str:
+    """All that graphs depend on: what they hold, and what our pass does to them."""
+    digest = hashlib.sha256(Path(fusion.__file__).read_bytes()).hexdigest()[:16]
+    return f"{version()} {calls.workspace.handle} {calls.most_bytes} {digest}"
