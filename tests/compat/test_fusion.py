@@ -236,4 +236,5 @@ def compiled(rank: Rank) -> tuple[int, int]:
 
 
 def test_torch_compile_keeps_our_op_and_its_bits() -> None:
-    assert rank_pool(2).run(compiled, timeout=PATIENCE) == [(2, 2)] * 2
+    for fused_, called in rank_pool(2).run(compiled, timeout=PATIENCE):
+        assert fused_ == called >= 2
