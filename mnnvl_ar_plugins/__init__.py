@@ -1,4 +1,5 @@
-"""Entry points of vLLM (`vllm.general_plugins`) and SGLang (`sglang.srt.plugins`): active with MNNVL_AR=1.
+"""Entry points of vLLM (`vllm.general_plugins`, and `vllm.platform_plugins` for MNNVL_AR_THROUGH=ops) and SGLang
+(`sglang.srt.plugins`): active with MNNVL_AR=1.
 
 Apart from `mnnvl_ar`, whose import loads PyTorch and the compiled library: servers load every plugin that is installed,
 in every process, and one that is not wanted must cost nothing.
@@ -12,6 +13,14 @@ def vllm() -> None:
         from mnnvl_ar.compat import servers
 
         servers.vllm()
+
+
+def vllm_platform() -> str | None:
+    if os.environ.get("MNNVL_AR") == "1" and os.environ.get("MNNVL_AR_THROUGH") == "ops":
+        from mnnvl_ar.compat import servers
+
+        return servers.vllm_platform()
+    return None
 
 
 def sglang() -> None:

@@ -57,10 +57,23 @@ def created(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return _made(asked, pose, settings)
     except MnnvlArError as error:
-        _agree_to_fall_back(asked.group, settings, error)
+        _agree_to_fall_back(asked.group, settings, error, "FlashInfer's trtllm")
     if args:
         return original("trtllm", *args[1:], **kwargs)
     return original(**{**kwargs, "backend": "trtllm"})
+
+
+def joined(
+    group: AnyGroup, tokens: int, hidden: int, dtype: torch.dtype, settings: Settings, instead: str
+) -> FusionWorkspace | None:
+    """For calls of our ops without FlashInfer: a workspace over `group`, by the same policies. None, on all ranks,
+    where it cannot be made and all may go on with `instead`, the server's own; else `MnnvlArError`, alike on all ranks.
+    """
+    try:
+        return _made(_Asked(max_token_num=tokens, hidden_dim=hidden, dtype=dtype, group=group), "ops", settings)
+    except MnnvlArError as error:
+        _agree_to_fall_back(group, settings, error, instead)
+        return None
 
 
 class _Asked:
@@ -148,7 +161,8 @@ def _described(made: FusionWorkspace, shared: Shared, size: tuple[int, int, torc
     if on_fault or policy.handler(settings):
         what = "is for this program's on_fault" if on_fault else f"ends the process with status {policy.STATUS}"
         fault = f"a fault {what}, and its call is held up to {settings.hold:g} s"
-    later = f", {settings.deadline:g} s once it serves" if inner.deadline != settings.deadline else ""
+    served = policy.deadline_served(settings)
+    later = f", {served:g} s once it serves" if inner.deadline != served else ""
     others = f", shared with {shared.users - 1} more" if shared.users > 1 else ""
     return (
         f"mnnvl_ar {version()}: workspace {made.handle} for {made.backend}, rank {made.rank} of {made.world_size}, "
@@ -157,7 +171,7 @@ def _described(made: FusionWorkspace, shared: Shared, size: tuple[int, int, torc
     )
 
 
-def _agree_to_fall_back(group: AnyGroup, settings: Settings, error: MnnvlArError) -> None:
+def _agree_to_fall_back(group: AnyGroup, settings: Settings, error: MnnvlArError, instead: str) -> None:
     """Returns, on all ranks, if all are there and none minds; else raises `error` on all."""
     try:
         willing = agree(group, settings.fallback, step="fallback", timeout=min(PATIENCE, settings.timeout))
@@ -167,7 +181,7 @@ def _agree_to_fall_back(group: AnyGroup, settings: Settings, error: MnnvlArError
         unwilling = f"MNNVL_AR_FALLBACK=0 on rank {willing.index(False)}"
         _tell_once(f"no workspace of mnnvl_ar, and no other ({unwilling}): {error}")
         raise error
-    _tell_once(f"FlashInfer's trtllm instead of mnnvl_ar, on all ranks (rank {Members(group).rank} here): {error}")
+    _tell_once(f"{instead} instead of mnnvl_ar, on all ranks (rank {Members(group).rank} here): {error}")
 
 
 def _refuse_by_accident(backend: str) -> None:

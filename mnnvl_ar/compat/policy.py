@@ -7,7 +7,8 @@ Where a server's plugin is active, or MNNVL_AR_ON_FAULT=exit:
                return meanwhile (MNNVL_AR_HOLD), so nothing computed behind it leaves the process
     deadline   MNNVL_AR_STARTUP_DEADLINE until `serving`, as ranks are far apart while they compile and capture;
                MNNVL_AR_DEADLINE from then on, captured calls included. A program without a plugin says `serving`
-               itself, or leaves it
+               itself, or leaves it. At most half of the server's own limit for a step (`limits`), so that the rank
+               at fault is named before the server ends; before `serving` only where that moment is not known
 
 When a server serves is learnt from a method of its own, wrapped when the first workspace is made: its module is loaded
 by then, and needs not be imported for this. Where it is not found the deadline stays long, and a line says so.
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from mnnvl_ar.compat import limits
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.errors import WorkspaceBroken
 from mnnvl_ar.workspace import Workspace
@@ -45,6 +47,7 @@ _lock = threading.Lock()
 _workspaces: WeakKeyDictionary[Workspace, Settings] = WeakKeyDictionary()
 _server = ""  # whose plugin is active here
 _serving = False
+_limits_told: set[str] = set()
 _told = False  # that it cannot be learnt when the server serves
 
 
@@ -61,12 +64,25 @@ def handler(settings: Settings) -> Callable[[WorkspaceBroken], object] | None:
 
 def deadline(settings: Settings) -> float:
     """Of a workspace that is made now."""
-    return settings.deadline if _serving else settings.startup_deadline
+    if _serving:
+        return deadline_served(settings)
+    return _within_a_step(settings.startup_deadline) if _told else settings.startup_deadline
+
+
+def deadline_served(settings: Settings) -> float:
+    """Once the server serves."""
+    return _within_a_step(settings.deadline)
+
+
+def _within_a_step(wanted: float) -> float:
+    limit = limits.of_a_step(_server)
+    return wanted if limit is None else min(wanted, limits.SHARE * limit.seconds)
 
 
 def adopt(workspace: Workspace, settings: Settings) -> None:
     """A new workspace of the front: `serving` is for it, too, and may have been said while it was made."""
     _learn_when()
+    _tell_of_limits(settings)
     with _lock:
         _workspaces[workspace] = settings
         _set_deadline(workspace, settings)
@@ -90,8 +106,32 @@ def serving() -> None:
         present = list(_workspaces.items())
         for workspace, settings in present:
             _set_deadline(workspace, settings)
-    for seconds in sorted({settings.deadline for _, settings in present}):
+    for seconds in sorted({deadline_served(settings) for _, settings in present}):
         _log.info("mnnvl_ar: the server serves; calls wait %g s for their peers from now on", seconds)
+
+
+def _tell_of_limits(settings: Settings) -> None:
+    """What was made of deadlines that the server's own limit does not allow."""
+    limit = limits.of_a_step(_server)
+    if limit is None:
+        return
+    served = deadline_served(settings)
+    if served != settings.deadline:
+        _tell_once(
+            f"mnnvl_ar: MNNVL_AR_DEADLINE is {settings.deadline:g} s; calls will wait {served:g} s, half of "
+            f"{_server}'s own limit for a step ({limit.name}: {limit.seconds:g} s)"
+        )
+    if deadline(settings) >= limit.seconds:
+        _tell_once(
+            f"mnnvl_ar: until the server serves calls wait {settings.startup_deadline:g} s, longer than {_server}'s "
+            f"own limit for a step ({limit.name}: {limit.seconds:g} s): the first may end unnamed"
+        )
+
+
+def _tell_once(text: str) -> None:
+    if text not in _limits_told:
+        _limits_told.add(text)
+        _log.warning("%s", text)
 
 
 def _set_deadline(workspace: Workspace, settings: Settings) -> None:

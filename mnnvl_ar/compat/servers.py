@@ -1,5 +1,7 @@
 """What vLLM and SGLang load if MNNVL_AR=1 (`mnnvl_ar_plugins`), and what `python -m mnnvl_ar doctor` says of it.
 
+MNNVL_AR_THROUGH=ops, without FlashInfer: vLLM has a platform that names classes of ours (`vllm_platform`), SGLang hooks
+on two functions of its layers (`sglang_layer`). By default in place of FlashInfer's functions (`flashinfer`):
 vLLM looks FlashInfer's functions up at each call, so they are put in place on the module. SGLang binds one of them at
 import, so its own registry of hooks puts ours around them, wherever they have been bound.
 Our log lines go where the server's go: vLLM gives handlers to its own logger only, SGLang to the root.
@@ -20,12 +22,16 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from mnnvl_ar.compat import flashinfer, policy
+from mnnvl_ar.compat import creation, flashinfer, policy
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.memory import multicast_refusal
 
 GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}  # of entry points, by server
+PLATFORMS, CUDA = "vllm.platform_plugins", "vllm.platforms.cuda.CudaPlatform"
+PLATFORM = "mnnvl_ar.compat.vllm_platform.Platform"
+# With our platform: FlashInfer's all-reduce off, and where a model calls its fused op by itself, without multicast.
+ENVIRONMENT = {"VLLM_ALLREDUCE_USE_FLASHINFER": "0", "VLLM_FLASHINFER_ALLREDUCE_BACKEND": "trtllm"}
 FILTERS = {"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}  # variables that choose among plugins
 NAME, SWITCH = "mnnvl_ar", "MNNVL_AR"
 
@@ -34,11 +40,43 @@ _log = logging.getLogger("mnnvl_ar")
 
 def vllm() -> None:
     _log.parent = logging.getLogger("vllm")
-    _activate("vllm", flashinfer.install)
+    _activate("vllm", flashinfer.install if _settings().through == "flashinfer" else _on_our_platform)
+
+
+def vllm_platform() -> str | None:
+    """The platform's name, if vLLM's own would be CUDA. vLLM asks in every process, before it knows its platform."""
+    _log.parent = logging.getLogger("vllm")
+    platforms: Any = importlib.import_module("vllm.platforms")
+    theirs = platforms.cuda_platform_plugin()
+    if theirs is None:
+        return None
+    if theirs != CUDA:
+        refuse(MnnvlArError(f"vLLM's CUDA platform is {theirs}, wanted {CUDA}"), _settings())
+        return None
+    os.environ.update(ENVIRONMENT)
+    return PLATFORM
+
+
+def _on_our_platform() -> str:
+    platforms: Any = importlib.import_module("vllm.platforms")
+    found = f"{type(platforms.current_platform).__module__}.{type(platforms.current_platform).__name__}"
+    if found != PLATFORM:
+        raise MnnvlArError(f"vLLM's platform is {found}, wanted {PLATFORM}, an entry point of {PLATFORMS}")
+    return f"{_by_ops('vLLM')} by its platform"
+
+
+def _by_ops(server: str) -> str:
+    return f"mnnvl_ar {creation.version()} is called as torch.ops.mnnvl_ar in {server}'s graphs,"
 
 
 def sglang() -> None:
-    _activate("sglang", _hook)
+    _activate("sglang", _hook if _settings().through == "flashinfer" else _hook_on_layers)
+
+
+def _hook_on_layers() -> str:
+    from mnnvl_ar.compat import sglang_layer
+
+    return sglang_layer.hook()
 
 
 def _hook() -> str:
@@ -50,27 +88,38 @@ def _hook() -> str:
     return flashinfer.described()
 
 
-def _activate(server: str, put_in_place: Callable[[], str]) -> None:
+def _settings() -> Settings:
     try:
-        settings = Settings.read()
+        return Settings.read()
     except ValueError as error:
         raise SystemExit(f"mnnvl_ar: {error}") from error
+
+
+def refuse(error: Exception, settings: Settings, *, makes_multicast: bool = True) -> None:
+    """Says why the server is left as it is; `SystemExit` where that is no choice, as when FlashInfer may then make the
+    multicast that is switched off."""
+    switched_off = multicast_refusal() if makes_multicast else ""
+    if settings.fallback and not switched_off:
+        _log.warning("mnnvl_ar is not active: %s", error)
+        return
+    why = f"multicast is switched off by {switched_off}" if settings.fallback else "MNNVL_AR_FALLBACK=0"
+    raise SystemExit(f"mnnvl_ar cannot be active ({error}), and FlashInfer is no choice: {why}") from error
+
+
+def _activate(server: str, put_in_place: Callable[[], str]) -> None:
+    settings = _settings()
     try:
         what = put_in_place()
     except (ImportError, MnnvlArError) as error:
-        switched_off = multicast_refusal()
-        if settings.fallback and not switched_off:
-            _log.warning("mnnvl_ar is not active: %s", error)
-            return
-        why = f"multicast is switched off by {switched_off}" if settings.fallback else "MNNVL_AR_FALLBACK=0"
-        raise SystemExit(f"mnnvl_ar cannot be active ({error}), and FlashInfer is no choice: {why}") from error
+        refuse(error, settings)
+        return
     policy.activate(server)
-    otherwise = "all ranks go to FlashInfer's trtllm" if settings.fallback else "all ranks raise"
+    through_ops = settings.through == "ops"
+    instead = "the server's own all-reduce" if through_ops else "FlashInfer's trtllm"
+    backends = "" if through_ops else f", backends {', '.join(settings.backends) or 'none'}"
+    otherwise = f"all ranks go to {instead}" if settings.fallback else "all ranks raise"
     fault = f"ends the process with status {policy.STATUS}" if policy.handler(settings) else "is logged"
-    _log.info(
-        "%s, backends %s; where a workspace cannot be made, %s; a fault %s",
-        *(what, ", ".join(settings.backends) or "none", otherwise, fault),
-    )
+    _log.info("%s%s; where a workspace cannot be made, %s; a fault %s", what, backends, otherwise, fault)
 
 
 def examine() -> list[dict[str, Any]]:
@@ -83,9 +132,13 @@ def _examined(server: str, group: str) -> dict[str, Any]:
     version = _version(server)
     found: dict[str, Any] = {"server": server, "version": version, "active": False, "why_not": "", "replaces": ""}
     allowed = os.environ.get(FILTERS[server])
+    through_ops = os.environ.get("MNNVL_AR_THROUGH") == "ops"
+    groups = [group, PLATFORMS] if through_ops and server == "vllm" else [group]
+    absent = [each for each in groups if NAME not in {entry.name for entry in metadata.entry_points(group=each)}]
     if version is None:
         found["why_not"] = "not installed"
-    elif NAME not in {entry.name for entry in metadata.entry_points(group=group)}:
+    elif absent:
+        group = absent[0]
         found["why_not"] = f"no entry point in {group}: install mnnvl_ar as a package, a bare folder is not found"
     elif allowed is not None and NAME not in map(str.strip, allowed.split(",")):
         found["why_not"] = f"{FILTERS[server]}={allowed} leaves {NAME} out"
@@ -94,11 +147,14 @@ def _examined(server: str, group: str) -> dict[str, Any]:
     else:
         try:
             Settings.read()
-            flashinfer.checked()
+            if not through_ops:
+                flashinfer.checked()
         except (ImportError, MnnvlArError, ValueError) as error:
             found["why_not"] = str(error)
         else:
-            found |= {"active": True, "replaces": flashinfer.described()}
+            title = {"vllm": "vLLM", "sglang": "SGLang"}[server]
+            what = f"{_by_ops(title)} if it is as we know it" if through_ops else flashinfer.described()
+            found |= {"active": True, "replaces": what}
     return found
 
 

@@ -1,7 +1,9 @@
-"""What the environment says. The first four have to be the same on all ranks; where they are not, ranks do the cautious
+"""What the environment says. The first five have to be the same on all ranks; where they are not, ranks do the cautious
 thing together.
 
 MNNVL_AR=1               the servers' plugins put this library in place; without it they do nothing
+MNNVL_AR_THROUGH         how a server comes to it: "flashinfer", by default: in place of two functions of FlashInfer;
+                         "ops": by `torch.ops.mnnvl_ar` in its compiled graphs or its layer, without FlashInfer
 MNNVL_AR_BACKENDS        which of FlashInfer's backends this library stands for, by default "mnnvl,trtllm"; "auto" is
                          ours, as the first of them, unless none is
 MNNVL_AR_FALLBACK=0      where a workspace cannot be made, all ranks raise; by default all go to FlashInfer's trtllm
@@ -15,7 +17,7 @@ MNNVL_AR_STARTUP_DEADLINE  seconds that a call waits for its peers until the ser
                          in this library
 MNNVL_AR_DEADLINE        the same from then on, by default 20: shorter than the server's own limit for a step
 
-The last four are about this rank alone.
+MNNVL_AR_ON_FAULT and what follows it are about this rank alone.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from mnnvl_ar.arguments import seconds
 from mnnvl_ar.handle import DEFAULT_DEADLINE
 
 BACKENDS = ("mnnvl", "trtllm")
+THROUGH = ("flashinfer", "ops")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Settings:
     hold: float = 10.0
     startup_deadline: float = DEFAULT_DEADLINE
     deadline: float = 20.0
+    through: str = THROUGH[0]
 
     @staticmethod
     def read(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -52,6 +56,9 @@ class Settings:
         on_fault = environment.get("MNNVL_AR_ON_FAULT", "")
         if on_fault not in ("exit", "log", ""):
             raise ValueError(f"MNNVL_AR_ON_FAULT: is {on_fault!r}, wanted exit or log")
+        through = environment.get("MNNVL_AR_THROUGH", THROUGH[0])
+        if through not in THROUGH:
+            raise ValueError(f"MNNVL_AR_THROUGH: is {through!r}, wanted {' or '.join(THROUGH)}")
         return Settings(
             names,
             fallback == "1",
@@ -60,6 +67,7 @@ class Settings:
             _seconds(environment, "MNNVL_AR_HOLD", Settings.hold),
             _seconds(environment, "MNNVL_AR_STARTUP_DEADLINE", Settings.startup_deadline),
             _seconds(environment, "MNNVL_AR_DEADLINE", Settings.deadline),
+            through,
         )
 
     def ours(self, backend: str) -> str:

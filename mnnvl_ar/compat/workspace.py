@@ -61,6 +61,10 @@ class FusionWorkspace:
             return False
         return num_tokens * hidden_dim * dtype.itemsize <= self.promised
 
+    def has_room_for(self, hidden: int, dtype: torch.dtype) -> bool:
+        """Whether rows of this kind can be normed, any number of them, in pieces if need be; alike on all ranks."""
+        return self._fits(1, hidden, dtype)
+
     def destroy(self) -> None:
         """May be called twice, at exit, after the group is gone; not collective. Calls on it raise from then on."""
         self.handle = 0

@@ -9,7 +9,8 @@ from common.ranks import close_pools
 from mnnvl_ar.compat import policy
 
 SETTINGS = tuple(
-    f"MNNVL_AR_{name}" for name in ("BACKENDS", "FALLBACK", "TIMEOUT", "ON_FAULT", "HOLD", "STARTUP_", "DEADLINE")
+    f"MNNVL_AR_{name}"
+    for name in ("BACKENDS", "FALLBACK", "TIMEOUT", "ON_FAULT", "HOLD", "STARTUP_", "DEADLINE", "THROUGH")
 )
 
 
@@ -23,5 +24,10 @@ def _ranks_end() -> Iterator[None]:
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [each for each in os.environ if each == "MNNVL_AR" or each.startswith(SETTINGS)]:
         monkeypatch.delenv(name)
-    for name, value in {"_server": "", "_serving": False, "_told": False}.items():  # plugins are active in processes
+    for name, value in {
+        "_server": "",
+        "_serving": False,
+        "_told": False,
+        "_limits_told": set(),
+    }.items():  # plugins are active in processes
         monkeypatch.setattr(policy, name, value)
