@@ -22,7 +22,7 @@ from mnnvl_ar.compat import sglang_layer
 from mnnvl_ar.errors import MnnvlArError
 
 EPS = 1e-5
-VERSIONS = ["0.5.17", "0.5.23"]
+VERSIONS = ["0.5.11", "0.5.17", "0.5.23"]
 ENVIRONMENT = {"MNNVL_AR": "1", "MNNVL_AR_THROUGH": "ops", "MNNVL_AR_TIMEOUT": "20"}
 
 

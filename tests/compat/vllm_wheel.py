@@ -112,7 +112,11 @@ def config(world_size: int, hidden: int, *, max_tokens: int, max_size: int | Non
         model_config=model,
         speculative_config=None,
         parallel_config=SimpleNamespace(
-            tensor_parallel_size=world_size, data_parallel_size=1, all2all_backend="", use_sequence_parallel_moe=False
+            tensor_parallel_size=world_size,
+            data_parallel_size=1,
+            all2all_backend="",
+            enable_expert_parallel=False,
+            use_sequence_parallel_moe=False,
         ),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=max_tokens),
         compilation_config=compilation,
