@@ -130,6 +130,11 @@ def as_residual(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -
     return add_norm(residual, total(x), weight, EPS)
 
 
+def as_residual_in_place(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
+    op = torch.ops._C.fused_add_rms_norm.default
+    return auto_functionalized(op, input=residual, residual=total(x), weight=weight, epsilon=EPS)[1:]
+
+
 def with_itself(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
     summed = total(x)
     return add_norm(summed, summed, weight, EPS)
@@ -143,19 +148,34 @@ def without_weight(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
     return add_norm(total(x), residual, None, EPS)
 
 
+def more_than_1(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
+    return add_norm(total(x), residual, weight.float() + 2.0, EPS)
+
+
 def no_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
     return total(x) + residual
 
 
 @pytest.mark.parametrize(
     "model",
-    [other_group, used_beside, used_before, as_residual, with_itself, part_of_the_row, without_weight, no_norm],
+    [
+        *(other_group, used_beside, used_before, as_residual, as_residual_in_place),
+        *(with_itself, part_of_the_row, without_weight, no_norm),
+    ],
 )
 def test_what_is_left_alone(model: Any) -> None:
     module = graph_of(model, *NORMED)
     before = str(module.graph)
     assert fused(module) == 0
     assert str(module.graph) == before
+
+
+def test_only_1_is_a_bias() -> None:
+    """Another number is a part of the weight."""
+    module = graph_of(more_than_1, *NORMED)
+    assert fused(module) == 1
+    (ours,) = (node for node in module.graph.nodes if fusion._name(node) == OURS)
+    assert (ours.kwargs, fusion._name(ours.args[2])) == ({}, "aten::add.Tensor")
 
 
 @pytest.mark.parametrize(
