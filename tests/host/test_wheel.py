@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -84,11 +85,14 @@ def wheel(sdist: Path, config: dict[str, str], place: Path) -> Path:
 @pytest.fixture(scope="module")
 def python(wheel: Path, place: Path) -> Path:
     """Of an environment that has the wheel, and the PyTorch of this one."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("no pip here")
     environment = place / "venv"
     output(sys.executable, "-m", "venv", "--without-pip", environment, cwd=place)
     python = environment / "bin" / "python"
     packages = Path(output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip())
-    (packages / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")  # not followed: what .pth files are there
+    torch = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    (packages / "torch.pth").write_text("\n".join(torch) + "\n")  # .pth files that lie there are not followed
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index")
     output(*pip, "--ignore-installed", wheel, cwd=place)
     return python
