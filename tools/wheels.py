@@ -29,6 +29,7 @@ from pathlib import Path
 from tools import ROOT
 
 MACHINES = ("x86_64", "aarch64")
+EPOCH = "315532800"  # for auditwheel, as in setup.py: it packs the wheel anew
 # 13.0 and not later: what its compiler makes runs under the oldest driver of CUDA 13.
 COMPILER = ("nvidia-cuda-nvcc==13.0.88", "nvidia-nvvm==13.0.88")
 TARGET = ("nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85", "nvidia-cuda-runtime==13.0.96")
@@ -36,7 +37,7 @@ TARGET = ("nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85", "nvidia-cuda-
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = {**os.environ, "PATH": path, **variables}
+    environment = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ, "PATH": path, **variables}
     got = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE)
     if got.returncode:
         sys.exit(f"{got.stdout}tools.wheels: {' '.join(map(str, command))}: status {got.returncode}")

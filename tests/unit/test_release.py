@@ -4,6 +4,8 @@ import re
 import tarfile
 from pathlib import Path
 
+import pytest
+
 import mnnvl_ar
 from tools import ROOT, wheels
 
@@ -11,6 +13,13 @@ from tools import ROOT, wheels
 def test_the_container_builds_with_the_same_cuda() -> None:
     part = (ROOT / "pyproject.toml").read_text().split("[tool.cibuildwheel]", 1)[1].split("\n[", 1)[0]
     assert set(re.findall(r"nvidia-\S+==[\d.]+", part)) == {*wheels.COMPILER, *wheels.TARGET}
+
+
+def test_whatever_packs_a_wheel_is_told_the_same_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    assert f'"SOURCE_DATE_EPOCH", "{wheels.EPOCH}"' in (ROOT / "setup.py").read_text()
+    assert wheels.run("env").splitlines().count(f"SOURCE_DATE_EPOCH={wheels.EPOCH}") == 1
+    assert "SOURCE_DATE_EPOCH=1" in wheels.run("env", SOURCE_DATE_EPOCH="1").splitlines()
 
 
 def test_the_version_has_its_heading() -> None:
