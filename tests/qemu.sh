@@ -29,7 +29,7 @@ packages="libc6 libgcc-s1 libstdc++6 libgomp1 zlib1g libexpat1 libffi8 libbz2-1.
 for package in *.deb; do dpkg -x "$package" root; done
 platforms=(--platform=manylinux_2_34_aarch64 --platform=manylinux_2_28_aarch64 --platform=manylinux_2_17_aarch64
   --platform=manylinux2014_aarch64)
-PIP_CONSTRAINT='' "$py" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary=:all: --target site \
+PIP_CONSTRAINT=/dev/null "$py" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary=:all: --target site \
   "${platforms[@]}" --python-version 3.11 torch==2.10.0 cuda-bindings==12.9.4 cuda-pathfinder filelock \
   typing-extensions sympy mpmath networkx jinja2 markupsafe fsspec "$wheel"
 

@@ -30,7 +30,7 @@ for group in "vllm.general_plugins", "sglang.srt.plugins":
 check() { # check PYTHON TORCH: the last line says how it went; the rest is in $work/log
   local py=$work/venv/bin/python
   cd "$work" && "$1" -m venv venv &&
-    PIP_CONSTRAINT='' "$py" -m pip --disable-pip-version-check install --quiet --no-cache-dir "torch==$2" numpy "$wheel" &&
+    PIP_CONSTRAINT=/dev/null "$py" -m pip --disable-pip-version-check install --quiet --no-cache-dir "torch==$2" numpy "$wheel" &&
     "$py" -c "$plugins" &&
     "$py" -m mnnvl_ar demo --device cpu --calls 20
 }
