@@ -19,10 +19,11 @@ PY := .venv/bin/python
 READY := .venv/.installed
 READY_DEV := .venv/.dev
 READY_BENCH := .venv/.bench
+READY_RELEASE := .venv/.release
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts clean
+.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts wheel nightly clean
 
 demo: build
 	$(PY) -m mnnvl_ar demo $(ARGS)
@@ -55,6 +56,19 @@ bench-report: $(READY_BENCH)
 tune: build
 	$(PY) bench/tune.py $(ARGS)
 
+# dist: the sdist, a wheel for x86-64 and one for aarch64, cross-built. ARGS='x86_64 --twice' and others: tools/wheels.py
+wheel: $(READY_RELEASE)
+	$(PY) -m tools.wheels $(ARGS)
+
+# Hours, and gigabytes over the network: what is too long for each commit.
+nightly: $(READY_RELEASE) build test-build
+	$(PY) -m tools.wheels --twice
+	@failed=0; \
+	tests/versions.sh || failed=1; \
+	PY=$(PY) tests/qemu.sh || failed=1; \
+	$(PY) -m pytest -m exhaustive || failed=1; \
+	exit $$failed
+
 # ---- building: ninja decides what is out of date
 
 build: $(READY)
@@ -63,7 +77,7 @@ build: $(READY)
 # A test build's CUDA half is of use only where there is a GPU.
 test-build: $(READY)
 	$(PY) setup.py --quiet build_protocol
-	MNNVL_AR_TEST_BUILD=1 MNNVL_AR_CUDA=$(if $(GPU),1,0) $(PY) setup.py --quiet build_ext --inplace
+	MNNVL_AR_TEST_BUILD=1 MNNVL_AR_CUDA=$(if $(GPU),"$${MNNVL_AR_CUDA-}",0) $(PY) setup.py --quiet build_ext --inplace
 
 # For tools/safety_cost.py.
 bare-build: $(READY)
@@ -130,9 +144,13 @@ endif
 	$(PIP_INSTALL) --no-build-isolation -e '.[test,bench]'
 	@touch $@
 
+.venv/.release: .venv/.installed
+	$(PIP_INSTALL) --no-build-isolation -e '.[test,release]'
+	@touch $@
+
 .PHONY: FORCE
 FORCE:
 
 clean:
 	rm -rf build dist *.egg-info mnnvl_ar/_C.so tests/_C_*.so tests/_protocol*.so
-	rm -f .venv/.torch .venv/.torch-wanted .venv/.constraint .venv/.installed .venv/.dev .venv/.bench
+	rm -f .venv/.torch .venv/.torch-wanted .venv/.constraint .venv/.installed .venv/.dev .venv/.bench .venv/.release

@@ -1,11 +1,14 @@
 """Builds `mnnvl_ar/_C.so`, or one of its test variants, with ninja. What is built is chosen by the environment:
 
 MNNVL_AR_ARCHS         GPU code, default "90a;100f;ptx"; never guessed from the GPU at hand
-MNNVL_AR_CUDA=0        leave the CUDA transport out even where there is an nvcc
+MNNVL_AR_CUDA          1: having no nvcc is an error; 0: leave the CUDA transport out even where there is one
 MNNVL_AR_TEST_BUILD=1  -> tests/_C_test.so, in which tests can switch guards off (negative controls)
 MNNVL_AR_BARE=1        -> tests/_C_bare.so, without what ends a wait or notices a mistake; tools/safety_cost.py times it
 MNNVL_AR_SANITIZE      thread -> tests/_C_tsan.so, address -> tests/_C_asan.so; host transport only
-CXX, CUDA_HOME, MAX_JOBS as usual
+CXX, CUDA_HOME, MAX_JOBS, SOURCE_DATE_EPOCH as usual. A CXX for another machine builds for that one (tools/wheels.py).
+
+The same sources, compilers and tools give the same bytes, in whatever folder. A wheel without the CUDA transport is
+version X+host: nobody takes it for the other, and package indexes for the public refuse it.
 
 `setup.py build_ext --inplace` builds that; `setup.py build_protocol` builds the unit tests' pybind11 module
 tests/_protocol.<abi>.so; `setup.py find_nvcc` fails where an nvcc is still to be installed.
@@ -24,12 +27,21 @@ import sysconfig
 from pathlib import Path
 from typing import ClassVar
 
-from setuptools import Command, Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
+import setuptools
+from setuptools import Command, Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # the first that understands pyproject.toml's licence
+    old = f"setuptools {setuptools.__version__} is too old, 77 or later is needed"
+    sys.exit(f"mnnvl_ar: {old}: pip install -U 'setuptools>=77', or build without --no-build-isolation")
+
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
 env = os.environ.get
+os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")  # of the files in a wheel: the first day that a zip file knows
 ARCHS = [arch for arch in env("MNNVL_AR_ARCHS", "90a;100f;ptx").split(";") if arch]
 SANITIZE = env("MNNVL_AR_SANITIZE", "")
 PLAIN = "bare" if env("MNNVL_AR_BARE") == "1" else "test" if env("MNNVL_AR_TEST_BUILD") == "1" else "release"
@@ -38,10 +50,12 @@ CUDA_WANTED = env("MNNVL_AR_CUDA") != "0" and not SANITIZE
 GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvgpu")  # as in the Makefile
 CXX_FLAGS = "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Icsrc"
 NVCC_FLAGS = (
-    "-std=c++20 -O3 -lineinfo -t 1 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --expt-relaxed-constexpr"
+    "-std=c++20 -O3 -t 1 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --expt-relaxed-constexpr"
     " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v"
     " --compress-mode=size -Icsrc"
 )
+# nvcc's temporary files, whose names hold a process id, are named in local symbols, and go into a build id.
+ALIKE = "-Wl,--discard-all,--build-id=none"
 # The rooms of csrc and how each is compiled: "cuda" by nvcc, "host" by the C++ compiler, "torch" with LibTorch's
 # headers as well; None holds headers only. A file in no room, or of a kind that its room does not compile, ends the
 # build.
@@ -62,8 +76,9 @@ rule cxx
   description = C++ $in
   depfile = $out.d
   deps = gcc
+# The names of local functions hold a digest of the source's path: of the one from here, not from the root of the disk.
 rule nvcc
-  command = $nvcc -MD -MF $out.d $flags -c $in -o $out 2> $out.log; s=$$?; $
+  command = $nvcc -MD -MF $out.d -Xcudafe --orig_src_path_name,$in $flags -c $in -o $out 2> $out.log; s=$$?; $
     grep -vE 'ptxas info|bytes stack frame' $out.log >&2; exit $$s
   description = CUDA $in
   depfile = $out.d
@@ -122,19 +137,33 @@ def find_nvcc() -> str | None:
             return nvcc
         if nvcc:
             old.append(f"nvcc {release[0]}.{release[1]} at {nvcc} is too old (12.9 needed)")
-    if old and any(map(os.path.exists, GPUS)):
-        stop(f"{old[0]}: set CUDA_HOME to a newer one, or MNNVL_AR_CUDA=0 to go without")
-    print(f"mnnvl_ar: {old[0] if old else 'no nvcc'}: host transport only", flush=True)
+    why = old[0] if old else "no nvcc"
+    if env("MNNVL_AR_CUDA") == "1" or (old and any(map(os.path.exists, GPUS))):
+        stop(f"{why}: set CUDA_HOME to a newer one, or MNNVL_AR_CUDA=0 to go without")
+    print(f"mnnvl_ar: {why}: host transport only", flush=True)
     return None
 
 
-def toolkit_folders(nvcc: str) -> tuple[list[str], list[str]]:
-    """nvcc's include and library folders, as nvcc itself says: the one on PATH may be a script far from its toolkit."""
-    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], text=True, capture_output=True).stderr
+def toolkit_folders(nvcc: str, ccbin: str) -> tuple[list[str], list[str]]:
+    """nvcc's include and library folders for what `ccbin` builds for, as nvcc itself says: the one on PATH may be a
+    script far from its toolkit.
+    """
+    command = [nvcc, "--dryrun", "-ccbin", ccbin, "-x", "cu", "/dev/null"]
+    said = subprocess.run(command, text=True, capture_output=True).stderr
     words = [word for line in re.findall(r"(?:INCLUDES|LIBRARIES)=(.*)", said) for word in shlex.split(line)]
     libraries = [os.path.normpath(word[2:]) for word in words if word.startswith("-L")]
     includes = [word.removeprefix("-I") for word in words if not word.startswith("-L") and word != "-isystem"]
+    libraries += [folder[:-2] for folder in libraries if folder.endswith("/lib64")]  # pip's has its libraries in lib
     return [os.path.normpath(folder) for folder in includes], libraries
+
+
+def link_flags(torch: str, libraries: list[str], cuda: bool) -> str:
+    """libstdc++ comes before libtorch, as some of those export libstdc++'s functions without versions, and a name is
+    bound to the first library that has it.
+    """
+    link = f"-lstdc++ -L{torch}/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -Wl,--as-needed -Wl,--exclude-libs,ALL"
+    link += "".join(f" -L{folder}" for folder in libraries) + " -lcudart_static" * cuda
+    return link + " -lrt -ldl -lpthread"
 
 
 def sources(csrc: Path) -> list[tuple[Path, str]]:
@@ -179,7 +208,8 @@ class BuildLibrary(build_ext):
     def run(self) -> None:
         target = ROOT / ("mnnvl_ar/_C.so" if VARIANT == "release" else f"tests/_C_{VARIANT}.so")
         cxx, nvcc, torch = find_cxx(), find_nvcc(), package_folder("torch")
-        includes, libraries = toolkit_folders(nvcc) if nvcc else ([], [])
+        ccbin = [word for word in cxx.split() if not word.startswith("-")][-1]
+        includes, libraries = toolkit_folders(nvcc, ccbin) if nvcc else ([], [])
         defines = f"-DMNNVL_AR_CUDA={int(nvcc is not None)}" + {"release": "", "bare": " -DMNNVL_AR_BARE"}.get(
             VARIANT, " -DMNNVL_AR_TEST_BUILD"
         )
@@ -188,8 +218,10 @@ class BuildLibrary(build_ext):
         stable = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # PyTorch 2.10
         flags = {"host": host, "torch": f"{host} -isystem {torch}/include -ffile-prefix-map={torch}=torch {stable}"}
         codes = ("compute_90,code=compute_90" if arch == "ptx" else f"compute_{arch},code=sm_{arch}" for arch in ARCHS)
-        ccbin = [word for word in cxx.split() if not word.startswith("-")][-1]
-        flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS} {defines}" + "".join(f" -gencode=arch={code}" for code in codes)
+        lines = " -lineinfo" * (VARIANT == "test")  # it puts paths and times of files into the code
+        flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS}{lines} {defines}" + "".join(
+            f" -gencode=arch={code}" for code in codes
+        )
         edges, objects, logs = [], [], []
         for source, way in sources(ROOT / "csrc"):
             if way == "cuda" and not nvcc:
@@ -201,9 +233,8 @@ class BuildLibrary(build_ext):
             edges.append(f"build {objects[-1]}{log}: {rule} csrc/{file}\n  flags = {flags[way]}")
         ptxas = "build/ptxas.log" if VARIANT == "release" else f"build/{VARIANT}/ptxas.log"
         edges.append(f"build {ptxas}: gather {' '.join(logs) or '/dev/null'}")
-        link = f"-L{torch}/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -Wl,--as-needed -Wl,--exclude-libs,ALL"
-        link += "".join(f" -L{folder}" for folder in libraries) + " -lcudart_static" * (nvcc is not None)
-        link += " -lrt -ldl -lpthread" + (sanitize or " -Wl,-z,defs")
+        link = link_flags(torch, libraries, nvcc is not None)
+        link += sanitize or f" -Wl,-z,defs {ALIKE}"
         edges.append(f"build build/{VARIANT}/out.so: link {' '.join(objects)}\n  flags = {link}")
         run_ninja(VARIANT, {"cxx": cxx, "nvcc": nvcc or ""}, edges, target)
         config = {
@@ -212,7 +243,9 @@ class BuildLibrary(build_ext):
             "archs": ARCHS if nvcc else [],
             "ptxas": ptxas,
         }
-        (ROOT / "build" / VARIANT / "config.json").write_text(json.dumps(config))
+        file, text = ROOT / "build" / VARIANT / "config.json", json.dumps(config)
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)  # not under the eyes of a test that reads it
         if not self.inplace and not self.editable_mode:
             copy = self.get_ext_fullpath("mnnvl_ar._C")
             self.mkpath(os.path.dirname(copy))
@@ -247,8 +280,47 @@ class FindNvcc(Command):
         sys.exit(CUDA_WANTED and find_nvcc() is None)
 
 
+def mark_host_only(distribution: Distribution) -> None:
+    """Version X becomes X+host where no CUDA will be built in."""
+    if "+" not in distribution.metadata.version and find_nvcc() is None:
+        distribution.metadata.version += "+host"
+
+
+class DistInfo(dist_info):
+    def finalize_options(self) -> None:
+        mark_host_only(self.distribution)
+        super().finalize_options()
+
+
+class Metadata(egg_info):
+    """README.md as a package index shows it, far from its neighbours."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        about = self.distribution.metadata
+        about.long_description = absolute_links(about.long_description, about.project_urls.get("Repository"))
+
+
+def absolute_links(text: str, repository: str | None) -> str:
+    """Markdown whose relative links and images lead to the repository; without one, links become text and images go."""
+
+    def lead(link: re.Match[str]) -> str:
+        image, title, target = link.groups()
+        if re.match(r"[a-z]+:|#", target):
+            return link[0]
+        if not repository:
+            return "" if image else title
+        return f"{image}[{title}]({repository}/{'raw' if image else 'blob'}/main/{target})"
+
+    return re.sub(r"(!?)\[([^]]*)\]\(([^)\s]+)\)", lead, text or "")
+
+
 class OneWheel(bdist_wheel):
     """One wheel for every Python: `_C.so` has no PyInit and is loaded by torch.ops.load_library."""
+
+    def finalize_options(self) -> None:
+        mark_host_only(self.distribution)
+        super().finalize_options()
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
@@ -259,6 +331,8 @@ setup(
     cmdclass={
         "build_ext": BuildLibrary,
         "build_protocol": BuildProtocol,
+        "dist_info": DistInfo,
+        "egg_info": Metadata,
         "find_nvcc": FindNvcc,
         "bdist_wheel": OneWheel,
     },

@@ -25,6 +25,7 @@ ROOMS = {
     NOTHING: (
         "csrc/host/",
         "mnnvl_ar/__*__.py",
+        "mnnvl_ar/binary.py",
         "mnnvl_ar/py.typed",
         "mnnvl_ar/compat/",
         "mnnvl_ar/demo/",
@@ -33,6 +34,7 @@ ROOMS = {
         "tests/common/cases/demo.py",
         "tests/common/sass.py",
         "tools/*.md",
+        "tools/Containerfile",
         "tools/__init__.py",
         "tools/compare_builds.py",
         "tools/contracts/",
@@ -40,6 +42,7 @@ ROOMS = {
         "tools/link.cu",
         "tools/piece_cost.py",
         "tools/sources.py",
+        "tools/wheels.py",
     ),
     # Words: converted, added, sent and seen to have arrived.
     "arithmetic": (

@@ -13,7 +13,6 @@ import torch
 
 from mnnvl_ar import _library
 from mnnvl_ar.doctor import nvml
-from mnnvl_ar.doctor.binary import architectures
 from mnnvl_ar.memory import hosts, multicast_refusal
 
 VARIABLES = (
@@ -37,7 +36,7 @@ def examine(local_rank: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {
         "host": hosts.name_of(identity),
         "identity": identity,
-        "library": {"path": str(_library.PATH), "architectures": architectures(_library.PATH)},
+        "library": {"path": str(_library.PATH), "architectures": _library.ARCHITECTURES},
         "torch": {"version": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()},
         "multicast_refusal": multicast_refusal(),
         "container": _container(),

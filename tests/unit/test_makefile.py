@@ -82,3 +82,9 @@ def test_bench_report_installs_what_draws_and_keeps_torch(tree: Path) -> None:
     reports = [i for i, line in enumerate(log) if line == "bench/report.py"]
     assert len(reports) == 2
     assert extra[0] < reports[0]
+
+
+def test_wheels_are_built_with_what_builds_them(tree: Path) -> None:
+    log = make(tree, "wheel", "ARGS=x86_64")
+    (extra,) = [i for i, line in enumerate(log) if " install -c .venv/.constraint " in line and "release]" in line]
+    assert log.index("-m tools.wheels x86_64") > extra

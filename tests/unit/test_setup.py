@@ -1,7 +1,10 @@
 """setup.py finds the compilers that fit, and says what is wrong in words that tell what to do."""
 
 import importlib.util
+import os
+import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +100,14 @@ def test_an_nvcc_too_old_is_told_and_done_without(
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("release", "says"), [("", "no nvcc"), ("12.4", "nvcc 12.4 at .* is too old")])
+def test_cuda_that_was_asked_for_is_not_left_out(load: Any, tmp_path: Path, release: str, says: str) -> None:
+    if release:
+        nvcc(tmp_path, release)
+    with pytest.raises(SystemExit, match=rf"{says}.*: set CUDA_HOME to a newer one, or MNNVL_AR_CUDA=0"):
+        load(PATH=f"{tmp_path}/bin", MNNVL_AR_CUDA="1")["find_nvcc"]()
+
+
 def test_an_nvcc_too_old_beside_a_gpu_is_an_error(load: Any, tmp_path: Path) -> None:
     program = nvcc(tmp_path, "12.4")
     with pytest.raises(SystemExit, match=rf"nvcc 12.4 at {program} is too old \(12.9 needed\): set CUDA_HOME .*CUDA=0"):
@@ -155,6 +166,121 @@ def test_a_build_that_is_not_in_place(load: Any, tmp_path: Path, monkeypatch: py
     command.ensure_finalized()
     command.run()
     assert (tmp_path / "lib/mnnvl_ar/_C.so").read_bytes() == b"built"
+
+
+def test_nvcc_is_asked_about_the_machine_that_is_built_for(load: Any, tmp_path: Path) -> None:
+    program = Path(nvcc(tmp_path, "13.0"))
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *"-ccbin cross-g++ "*) t=other;; *) t=this;; esac\n'
+        'echo "#$ INCLUDES=-I/$t/include" >&2; echo "#$ LIBRARIES=-L/$t/lib64" >&2\n'
+    )
+    folders = load()["toolkit_folders"]
+    assert folders(str(program), "cross-g++") == (["/other/include"], ["/other/lib64", "/other/lib"])
+    assert folders(str(program), "g++")[0] == ["/this/include"]
+
+
+def test_names_of_libstdcxx_keep_their_versions(load: Any, tmp_path: Path) -> None:
+    """Against a PyTorch that exports them without; and the control, in which it comes first."""
+    path = os.environ["PATH"]
+    link = load(PATH=path)["link_flags"](str(tmp_path), [], False)
+    name = "_ZNSt13runtime_errorC1ERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"
+    (tmp_path / "lib").mkdir()
+    for library, text in (("torch", f"void {name}(void) {{}}"), ("torch_cpu", "")):
+        (tmp_path / "a.c").write_text(text)
+        build(tmp_path, f"gcc -shared -fPIC a.c -o lib/lib{library}.so")
+    (tmp_path / "a.cpp").write_text(
+        "#include <stdexcept>\nvoid f(const std::string& s) { throw std::runtime_error(s); }"
+    )
+    found = []
+    for flags in (link, link.replace("-lstdc++ ", "")):
+        build(tmp_path, f"g++ -shared -fPIC a.cpp {flags} -o a.so")
+        found.append(re.findall(rf"U {name}(\S*)", build(tmp_path, "nm -D a.so")))
+    assert found == [["@GLIBCXX_3.4.21"], [""]]
+
+
+def build(folder: Path, command: str) -> str:
+    return subprocess.run(command.split(), cwd=folder, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+# ---- wheels
+
+KERNEL = """#include "k/sum.h"
+namespace { __device__ __noinline__ int local(int x) { return sum(x, x ^ 7); } }
+__global__ void kernel(int* p) { p[threadIdx.x] = local(p[1]); }
+void launch(int* p) { kernel<<<1, 32>>>(p); }
+"""
+
+
+def test_the_folder_does_not_change_the_bytes(load: Any, tmp_path: Path) -> None:
+    """And the control: with the plain rule it does."""
+    found = load(PATH=os.environ["PATH"], CUDA_HOME=os.environ.get("CUDA_HOME", ""))
+    compiler = found["find_nvcc"]()
+    if compiler is None:
+        pytest.skip("no nvcc on this machine")
+    space = found["run_ninja"].__globals__
+    plain = space["RULES"].replace(" -Xcudafe --orig_src_path_name,$in", "")
+    assert plain != space["RULES"]
+    flags = f"{found['NVCC_FLAGS']} -gencode=arch=compute_90a,code=sm_90a"
+    _, libraries = found["toolkit_folders"](compiler, "g++")
+    link = " ".join(f"-L{each}" for each in libraries) + f" -lcudart_static -lrt -ldl -lpthread {found['ALIKE']}"
+    edges = [
+        f"build build/test/a.o | build/test/a.o.log: nvcc csrc/k/a.cu\n  flags = {flags}",
+        f"build build/test/out.so: link build/test/a.o\n  flags = {link}",
+    ]
+    made = []
+    for rules, folder in ((space["RULES"], "one"), (space["RULES"], "the/other"), (plain, "the/plain")):
+        root = tmp_path / folder
+        (root / "csrc/k").mkdir(parents=True)
+        (root / "csrc/k/sum.h").write_text("__device__ __noinline__ static int sum(int x, int y) { return x + y; }\n")
+        (root / "csrc/k/a.cu").write_text(KERNEL)
+        space.update(ROOT=root, RULES=rules)
+        found["run_ninja"]("test", {"cxx": "g++", "nvcc": compiler}, edges, root / "out.so")
+        made.append((root / "out.so").read_bytes())
+    assert made[0] == made[1]
+    assert made[0] != made[2]
+
+
+@pytest.mark.parametrize(("variables", "version"), [({}, "1.2"), ({"MNNVL_AR_CUDA": "0"}, "1.2+host")])
+def test_a_host_only_wheel_says_so_in_its_version(
+    load: Any, tmp_path: Path, variables: dict[str, str], version: str
+) -> None:
+    nvcc(tmp_path, "13.0")
+    found, distribution = load(PATH=f"{tmp_path}/bin", **variables), Distribution({"name": "x", "version": "1.2"})
+    for _ in range(2):  # by each command of a build
+        found["mark_host_only"](distribution)
+    assert distribution.metadata.version == version
+
+
+TEXT = "[page](docs/a.md#b) ![curve](docs/c.png) [there](https://d.e/f) [above](#g)"
+
+
+@pytest.mark.parametrize(
+    ("repository", "links"),
+    [
+        ("https://h.i/j", "[page](https://h.i/j/blob/main/docs/a.md#b) ![curve](https://h.i/j/raw/main/docs/c.png)"),
+        (None, "page "),
+    ],
+)
+def test_no_link_of_the_description_is_relative(load: Any, repository: str | None, links: str) -> None:
+    absolute_links = load()["absolute_links"]
+    assert absolute_links(TEXT, repository) == f"{links} [there](https://d.e/f) [above](#g)"
+    readme = absolute_links((ROOT / "README.md").read_text(), repository)
+    assert re.findall(r"\]\((?![a-z]+:|#)[^)]*\)", readme) == []
+
+
+def test_a_setuptools_too_old_is_named(tmp_path: Path) -> None:
+    old = tmp_path / "setuptools"
+    (old / "command").mkdir(parents=True)
+    (old / "__init__.py").write_text("__version__ = '65.5.0'\nCommand = Distribution = Extension = setup = object\n")
+    for command in ("build_ext", "egg_info"):
+        (old / "command" / f"{command}.py").write_text(f"{command} = object\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    got = subprocess.run([sys.executable, "setup.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert got.returncode == 1
+    wanted = "mnnvl_ar: setuptools 65.5.0 is too old, 77 or later is needed: pip install -U 'setuptools>=77'"
+    assert got.stderr.startswith(wanted)
+    assert "Traceback" not in got.stderr
 
 
 # ---- the rooms of csrc
