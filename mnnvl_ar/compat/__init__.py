@@ -6,5 +6,6 @@ vLLM and SGLang load. A front on the public API: it knows their names and habits
     creation               create_allreduce_fusion_workspace: the vote, and what all ranks do if it fails
     calls                  allreduce_fusion: FlashInfer's arguments to our ops
     workspace, shared      what is handed out, and the one workspace of a group behind it
+    policy, counted        what a fault does; how many calls were served
     patterns, settings     FlashInfer's codes; the environment
 """

@@ -9,7 +9,8 @@ from common.ranks import close_pools
 from mnnvl_ar.compat import policy
 
 SETTINGS = tuple(
-    f"MNNVL_AR_{name}" for name in ("BACKENDS", "FALLBACK", "TIMEOUT", "ON_FAULT", "HOLD", "STARTUP_", "DEADLINE")
+    f"MNNVL_AR_{name}"
+    for name in ("BACKENDS", "FALLBACK", "TIMEOUT", "ON_FAULT", "HOLD", "STARTUP_", "DEADLINE", "CALLS")
 )
 
 

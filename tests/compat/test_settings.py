@@ -8,7 +8,7 @@ from mnnvl_ar.compat.settings import Settings
 
 
 def test_defaults() -> None:
-    assert Settings.read({}) == Settings(("mnnvl", "trtllm"), True, 600.0, "", 10.0, 200.0, 20.0)
+    assert Settings.read({}) == Settings(("mnnvl", "trtllm"), True, 600.0, "", 10.0, 200.0, 20.0, "")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ def test_defaults() -> None:
         ({"MNNVL_AR_ON_FAULT": "exit", "MNNVL_AR_HOLD": "3"}, Settings(on_fault="exit", hold=3.0)),
         ({"MNNVL_AR_STARTUP_DEADLINE": "900"}, Settings(startup_deadline=900.0)),
         ({"MNNVL_AR_DEADLINE": "0.5"}, Settings(deadline=0.5)),
+        ({"MNNVL_AR_CALLS": "/a/folder"}, Settings(calls="/a/folder")),
     ],
 )
 def test_words(environment: dict[str, str], wanted: Settings) -> None:
