@@ -1,4 +1,4 @@
-"""How many calls a process has served, where MNNVL_AR_CALLS names a folder: proof that fused calls run, graphs included.
+"""How many calls a process has served, replayed ones too, where MNNVL_AR_CALLS names a folder.
 
     FOLDER/PID.json, replaced every PERIOD seconds while there is a workspace of the front:
     {"pid", "rank", "world_size", "when": Unix time,
