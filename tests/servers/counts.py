@@ -44,6 +44,11 @@ def normed(told: list[dict[str, Any]]) -> int:
     return min((sum(n for pattern, n in worker["made"].items() if pattern != "0") for worker in told), default=0)
 
 
+def made(told: list[dict[str, Any]]) -> dict[str, int]:
+    """Calls that Python made on the first rank, by pattern."""
+    return dict(told[0]["made"]) if told else {}
+
+
 def nbytes(told: list[dict[str, Any]]) -> int:
     """Of the largest worker's workspaces."""
     return max((sum(each["nbytes"] for each in worker["workspaces"]) for worker in told), default=0)

@@ -165,6 +165,7 @@ def counted(s: Subject, before: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "calls": counts.served(before, after),
         "normed": counts.normed(after),
+        "made": counts.made(after),
         "workspace_bytes": counts.nbytes(after),
         "workers": len(after),
     }

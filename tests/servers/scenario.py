@@ -7,12 +7,15 @@ WORK has models/, outputs/ and caches that later scenarios find again; FOLDER is
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,8 @@ def run(scenario: Scenario, work: Path, folder: Path) -> None:
     teller.tell("installed", version=words.version(), **versions())
     for model in filter(None, (scenario.model, scenario.drafter)):
         if not (work / "models" / model.name / "config.json").exists():
-            from servers.models.weights import written  # PyTorch takes its time to load
-
-            written(model, work / "models")
+            make = [sys.executable, "-m", "servers.models.make", str(work / "models"), json.dumps(asdict(model))]
+            subprocess.run(make, check=True)
     teller.tell("written")
     given = keywords(scenario, work / "models")
     model_folder, began = work / "models" / scenario.model.name, time.perf_counter()
@@ -109,6 +111,11 @@ def versions() -> dict[str, str]:
 
 if __name__ == "__main__":
     chosen = next(each for each in scenarios() if each.name == sys.argv[1])
-    run(chosen, Path(sys.argv[2]), Path(sys.argv[3]))
+    status = 0
+    try:
+        run(chosen, Path(sys.argv[2]), Path(sys.argv[3]))
+    except BaseException:
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
-    os._exit(0)  # a server's own end can take long, and all has been told; the runner ends what is left
+    os._exit(status)  # a server's own end can take long, and all has been told; the runner ends what is left

@@ -20,6 +20,8 @@ USUAL = {
     "mem_fraction_static": 0.5,
     "disable_radix_cache": True,
     "max_running_requests": 128,
+    "cuda_graph_max_bs_decode": 128,
+    "chunked_prefill_size": 2048,  # more are neither fused nor captured
     "dtype": "bfloat16",
     "random_seed": 0,
     "log_level": "info",

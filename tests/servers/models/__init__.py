@@ -2,6 +2,6 @@
 
 architectures   config.json and the tensors of each architecture
 tensors         safetensors files
-weights         a model's folder
+weights, make   a model's folder; the process that writes it
 reference       its forward, everything in fp32
 """
