@@ -105,4 +105,7 @@ def _look_beside_captures() -> None:
     """This thread may copy from the device although another one captures."""
     from cuda.bindings import driver
 
-    driver.cuThreadExchangeStreamCaptureMode(driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    status, _ = driver.cuThreadExchangeStreamCaptureMode(relaxed)
+    if status != driver.CUresult.CUDA_SUCCESS:  # looking would end the other's capture
+        raise MnnvlArError(f"this thread cannot look beside captures: {status.name}")
