@@ -23,7 +23,7 @@ READY_RELEASE := .venv/.release
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts wheel nightly clean
+.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts servers wheel nightly clean
 
 demo: build
 	$(PY) -m mnnvl_ar demo $(ARGS)
@@ -46,6 +46,10 @@ faults: build test-build
 # Over the network, some 150 MB. ARGS=--accept writes what moved to the committed JSON.
 contracts: $(READY)
 	$(PY) -m tools.contracts renew $(ARGS)
+
+# Of an environment that has vLLM or SGLang, and this library installed: PY=python3 (docs/servers.md).
+servers: $(READY)
+	PYTHONPATH="$${PYTHONPATH:+$$PYTHONPATH:}tests" $(PY) -m servers $(ARGS)
 
 bench: build
 	$(PY) bench/run.py $(ARGS)

@@ -10,10 +10,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import plots, results, targets
+from bench import plots, results, servers, targets
 from bench.results import Row
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+SERVERS = "<!-- servers:begin -->", "<!-- servers:end -->"
 TABLE_HIDDEN = 7168
 
 
@@ -23,11 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=results.ROOT / "docs" / "images")
     parser.add_argument("--readme", type=Path, default=results.ROOT / "README.md")
     args = parser.parse_args(arguments)
+    today = results.source_digest()
+    if of_servers := servers.section(servers.load(args.results), today):
+        print(put_in_readme(of_servers, args.readme, *SERVERS))
     runs = load(args.results)
     if not runs:
         print(f"no recorded run in {args.results}; make one by `make bench` where there are GPUs")
         return 0
-    today = results.source_digest()
     for name, run in runs.items():
         stale = (
             "" if run["source_digest"] == today else f", STALE: of sources {run['source_digest']}, today's are {today}"
@@ -42,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:
     """Recorded runs by file name, the one with the largest group last."""
-    runs = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    files = sorted(set(folder.glob("*.json")) - set(folder.glob(servers.PATTERN)))
+    runs = {file.stem: json.loads(file.read_text()) for file in files}
     runs = {name: run for name, run in runs.items() if usual(run["rows"])}
     return dict(sorted(runs.items(), key=lambda item: max(row["tp"] for row in item[1]["rows"])))
 
@@ -115,14 +119,14 @@ def _entry(cell: tuple[Row | None, Row | None] | None) -> str:
     return f"**{ours['p50_us']:.1f}**{wrong} ({peer}; {floor})"
 
 
-def put_in_readme(section: str, readme: Path) -> str:
+def put_in_readme(section: str, readme: Path, begin: str = BEGIN, end: str = END) -> str:
     """Replaces what is between the markers; says what it did."""
     text = readme.read_text() if readme.exists() else ""
-    if BEGIN not in text or END not in text:
-        return f"{readme.name} has no {BEGIN} ... {END}; the table would be:\n{section}"
-    head, rest = text.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    readme.write_text(f"{head}{BEGIN}\n{section}\n{END}{tail}")
+    if begin not in text or end not in text:
+        return f"{readme.name} has no {begin} ... {end}; the table would be:\n{section}"
+    head, rest = text.split(begin, 1)
+    tail = rest.split(end, 1)[1]
+    readme.write_text(f"{head}{begin}\n{section}\n{end}{tail}")
     return f"wrote the table into {readme.name}"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -24,6 +26,9 @@ __all__ = ["DEFAULT_DEADLINE", "DEFAULT_MAX_BYTES", "DTYPES", "Layout", "Workspa
 
 DEFAULT_MAX_BYTES = 64 << 20  # of each GPU
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+_STATE = struct.Struct("<I24xI")  # State and Progress of csrc/protocol/layout.h: epoch, later
+_EPOCHS = 2**32 - 1  # kEpochs of csrc/protocol/ring.h
 
 _kept: list[tuple[int, SymmetricMemory]] = []  # of closed workspaces that captured graphs may still use
 
@@ -86,6 +91,7 @@ class Workspace:
         on_fault: Callable[[WorkspaceBroken], object] | None = None,
     ) -> None:
         self._memory: SymmetricMemory | None = None
+        self._mapping, self._asleep = threading.RLock(), False  # held while memory is looked at, comes or goes
         self.handle, self._monitor, self._on_fault, self._pid = 0, monitor, on_fault, os.getpid()
         dtype = dtype_of(dtype)
         members, max_tokens, hidden = Members(group), count("max_tokens", max_tokens), count("hidden", hidden)
@@ -155,6 +161,19 @@ class Workspace:
         ops._workspace_deadline(self.handle, nanoseconds(deadline))
         self._deadline = deadline
 
+    @property
+    def calls(self) -> int:
+        """Calls that have begun on this rank since the workspace was made or woken, as the device counts them: a
+        captured call counts each time it runs, and one in pieces once. Modulo 2^32 - 1. A copy of 32 bytes that waits
+        for no call; not for a thread that captures. Raises `MnnvlArError` if it is closed or asleep."""
+        with self._mapping:
+            memory = self._mapped("calls")
+            if self._asleep:
+                raise MnnvlArError("calls: this workspace is asleep")
+            own = memory.pointers[memory.rank]
+            launches, later = _STATE.unpack(memory._block.driver.read(own, _STATE.size))
+        return int((launches - later) % _EPOCHS)
+
     @staticmethod
     def bytes_for(
         world_size: int,
@@ -204,13 +223,14 @@ class Workspace:
         if self._memory is None or os.getpid() != self._pid:
             return
         may_unmap = ops._workspace_close(self.handle, force) if self.handle else True
-        memory, self._memory = self._memory, None
-        self._dropped.detach()
-        watchers.forget(self.handle)
-        if may_unmap:
-            memory.close()
-        else:
-            _kept.append((self.handle, memory))
+        with self._mapping:
+            memory, self._memory = self._memory, None
+            self._dropped.detach()
+            watchers.forget(self.handle)
+            if may_unmap:
+                memory.close()
+            else:
+                _kept.append((self.handle, memory))
         _give_back_kept()
 
     def sleep(self) -> None:
@@ -219,14 +239,19 @@ class Workspace:
         memory = self._mapped("sleep")
         ops._workspace_sleep(self.handle, False)
         watchers.forget(self.handle)
-        memory.drop()
+        with self._mapping:
+            self._asleep = True
+            memory.drop()
 
     def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
         of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
         memory = self._mapped("wake")
         # Sleeping is for `recover`, and does nothing to one that sleeps. It fails on one rank alone if that captures.
-        memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
+        with self._mapping:
+            self._asleep = True
+            memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
+            self._asleep = False
         self.transport, self.transport_reason = memory.transport, memory.reason
         ops._workspace_reset(self.handle)
         self._watch()

@@ -8,5 +8,6 @@ vLLM and SGLang load. A front on the public API: it knows their names and habits
     workspace, shared      what is handed out, and the one workspace of a group behind it
     fusion, group_calls    without FlashInfer: our op in a compiled graph, and which calls of a group are ours
     vllm_platform, vllm_classes, sglang_layer   the servers' own classes and layers, that call our ops
+    policy, counted        what a fault does; how many calls were served
     patterns, settings     FlashInfer's codes; the environment
 """

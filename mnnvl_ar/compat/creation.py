@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from mnnvl_ar.arguments import count
-from mnnvl_ar.compat import policy
+from mnnvl_ar.compat import counted, policy
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.compat.shared import Shared
 from mnnvl_ar.compat.workspace import FusionWorkspace
@@ -149,6 +149,7 @@ def _made(asked: _Asked, pose: str, settings: Settings) -> FusionWorkspace:
                 on_fault=answer,
             )
             policy.adopt(inner, settings)
+            counted.watch(inner, settings)
             shared = Shared(inner, asked.group)
         made = FusionWorkspace(shared, pose, *size)
     _log.info("%s", _described(made, shared, size, settings))

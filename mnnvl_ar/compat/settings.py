@@ -16,6 +16,7 @@ MNNVL_AR_HOLD            seconds, by default 10: the longest that the call which
 MNNVL_AR_STARTUP_DEADLINE  seconds that a call waits for its peers until the server serves, by default 200, as anywhere
                          in this library
 MNNVL_AR_DEADLINE        the same from then on, by default 20: shorter than the server's own limit for a step
+MNNVL_AR_CALLS           a folder in which each process says how many calls it has served (`counted`); by default none
 
 MNNVL_AR_ON_FAULT and what follows it are about this rank alone.
 """
@@ -43,6 +44,7 @@ class Settings:
     startup_deadline: float = DEFAULT_DEADLINE
     deadline: float = 20.0
     through: str = THROUGH[0]
+    calls: str = ""
 
     @staticmethod
     def read(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -68,6 +70,7 @@ class Settings:
             _seconds(environment, "MNNVL_AR_STARTUP_DEADLINE", Settings.startup_deadline),
             _seconds(environment, "MNNVL_AR_DEADLINE", Settings.deadline),
             through,
+            environment.get("MNNVL_AR_CALLS", ""),
         )
 
     def ours(self, backend: str) -> str:

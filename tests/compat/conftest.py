@@ -10,7 +10,7 @@ from mnnvl_ar.compat import policy
 
 SETTINGS = tuple(
     f"MNNVL_AR_{name}"
-    for name in ("BACKENDS", "FALLBACK", "TIMEOUT", "ON_FAULT", "HOLD", "STARTUP_", "DEADLINE", "THROUGH")
+    for name in ("BACKENDS", "FALLBACK", "TIMEOUT", "ON_FAULT", "HOLD", "STARTUP_", "DEADLINE", "THROUGH", "CALLS")
 )
 
 

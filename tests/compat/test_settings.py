@@ -8,7 +8,7 @@ from mnnvl_ar.compat.settings import Settings
 
 
 def test_defaults() -> None:
-    assert Settings.read({}) == Settings(("mnnvl", "trtllm"), True, 600.0, "", 10.0, 200.0, 20.0, "flashinfer")
+    assert Settings.read({}) == Settings(("mnnvl", "trtllm"), True, 600.0, "", 10.0, 200.0, 20.0, "flashinfer", "")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ def test_defaults() -> None:
         ({"MNNVL_AR_STARTUP_DEADLINE": "900"}, Settings(startup_deadline=900.0)),
         ({"MNNVL_AR_DEADLINE": "0.5"}, Settings(deadline=0.5)),
         ({"MNNVL_AR_THROUGH": "ops"}, Settings(through="ops")),
+        ({"MNNVL_AR_CALLS": "/a/folder"}, Settings(calls="/a/folder")),
     ],
 )
 def test_words(environment: dict[str, str], wanted: Settings) -> None:

@@ -1,0 +1,123 @@
+"""README's tables of what servers did (tests/servers), from bench/results/servers_*.json.
+
+Empty where nothing was recorded. What failed is in the table, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PATTERN = "servers_*.json"
+Run = dict[str, Any]
+
+
+def load(folder: Path) -> dict[str, dict[str, Any]]:
+    """Records by file name."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob(PATTERN))}
+
+
+def section(records: dict[str, dict[str, Any]], today: str) -> str:
+    return "\n\n".join(part for record in records.values() for part in _parts(record, today))
+
+
+def _parts(record: dict[str, Any], today: str) -> list[str]:
+    runs: list[Run] = record["runs"]
+    if not runs:
+        return []
+    stale = sum(run["source_digest"] != today for run in runs)
+    age = f", {stale} **of earlier sources**" if stale else ""
+    head = f"{record['machine']}, unmodified servers, TP2: {len(runs)} scenarios{age}"
+    return [
+        f"{head} ([docs/servers.md](docs/servers.md)).",
+        *filter(None, (_speed(runs), _traffic(runs), _faults(runs))),
+    ]
+
+
+def _title(run: Run) -> str:
+    server = run["server"] or run["scenario"].split("/")[0]
+    return f"{server} {run['installed'].get('version', '')}".strip()
+
+
+def _measured(run: Run, kind: str) -> list[dict[str, Any]]:
+    return [each for each in run["measured"] if each["kind"] == kind]
+
+
+def _failed(run: Run) -> str:
+    return "" if run["passed"] else " **FAILED**"
+
+
+def _speed(runs: list[Run]) -> str:
+    """A line a model and mode: milliseconds a step, and how its answers compare."""
+    lines = []
+    compared = {run["scenario"].rsplit("/", 1)[0]: run for run in runs if run["mode"] == "fp32"}
+    for run in runs:
+        if not _measured(run, "answers"):
+            continue
+        subject = run["scenario"].rsplit("/", 1)[0]
+        steps = (_measured(run, "steps") or [{"batches": {}}])[0]["batches"]
+        truth = next(iter(_measured(compared[subject], "reference")), {}) if subject in compared else {}
+        far = truth.get("to_fp32", {}).get(run["mode"])
+        same = truth.get(f"ours_and_{run['mode']}")
+        counted = next((each["counted"] for each in run["measured"] if each.get("counted")), {})
+        cells = [
+            f"{_title(run)}, {run['model']}",
+            f"{run['mode'].replace('_', ' ')}{_failed(run)}",
+            *(f"{steps[b]['median_ms']:.3f}" if b in steps else "-" for b in ("1", "8", "64")),
+            f"{100 * same['equal_tokens']:.1f} %" if same else "-",
+            f"{far['logprob_apart_mean']:.4f}" if far else "-",
+            f"{run['start_up_s']:.0f} s" if run["start_up_s"] else "-",
+            f"{counted['workspace_bytes'] / 2**20:.0f} MiB" if counted else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return ""
+    names = (
+        "server, model",
+        "mode",
+        "ms a step, batch 1",
+        "8",
+        "64",
+        "equal tokens",
+        "from fp32",
+        "start",
+        "workspace",
+    )
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *lines])
+
+
+def _traffic(runs: list[Run]) -> str:
+    lines = []
+    for run in runs:
+        for each in _measured(run, "traffic"):
+            way = "HTTP" if each["http"] else "offline"
+            calls = each["counted"].get("calls", 0) if each.get("counted") else "-"
+            size = f"{each['requests']} at {each['concurrency']}, {way}"
+            cells = (_title(run), f"{run['scenario']}{_failed(run)}", size, each["answered"], calls)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    names = ("server", "scenario", "requests", "answered", "our calls, a rank")
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *lines]) if lines else ""
+
+
+def _faults(runs: list[Run]) -> str:
+    lines = []
+    for run in runs:
+        found = run.get("fault")
+        if not found or not found["harmed"]:
+            continue
+        who = found["named_by_ours"] or found["named_by_server"]
+        by = "ours" if found["named_by_ours"] else "the server"
+        named = f"rank {', '.join(map(str, who))} by {by}" if who else "nobody"
+        after = "" if found["named_after_s"] is None else f", {found['named_after_s']:.1f} s"
+        dead = found["cut"] if found["dead_after_s"] is None else f"{found['dead_after_s']:.1f} s"
+        cells = (
+            _title(run),
+            f"rank {found['rank']}: {found['kind']}, in {found['where']}",
+            f"{run['mode'].replace('_', ' ')}{_failed(run)}",
+            f"{named}{after}",
+            dead or "survived",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    names = ("server", "fault", "mode", "named", "engine dead after")
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *lines]) if lines else ""
