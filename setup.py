@@ -38,7 +38,7 @@ CUDA_WANTED = env("MNNVL_AR_CUDA") != "0" and not SANITIZE
 GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvgpu")  # as in the Makefile
 CXX_FLAGS = "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Icsrc"
 NVCC_FLAGS = (
-    "-std=c++20 -O3 -lineinfo -t 1 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --expt-relaxed-constexpr"
+    "-std=c++20 -O3 -t 1 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true --expt-relaxed-constexpr"
     " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wno-unknown-pragmas -Xptxas -v"
     " --compress-mode=size -Icsrc"
 )
@@ -189,7 +189,10 @@ class BuildLibrary(build_ext):
         flags = {"host": host, "torch": f"{host} -isystem {torch}/include -ffile-prefix-map={torch}=torch {stable}"}
         codes = ("compute_90,code=compute_90" if arch == "ptx" else f"compute_{arch},code=sm_{arch}" for arch in ARCHS)
         ccbin = [word for word in cxx.split() if not word.startswith("-")][-1]
-        flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS} {defines}" + "".join(f" -gencode=arch={code}" for code in codes)
+        lines = "" if VARIANT == "release" else " -lineinfo"  # for sanitizers and profilers; two thirds of a library
+        flags["cuda"] = f"-ccbin {ccbin} {NVCC_FLAGS}{lines} {defines}" + "".join(
+            f" -gencode=arch={code}" for code in codes
+        )
         edges, objects, logs = [], [], []
         for source, way in sources(ROOT / "csrc"):
             if way == "cuda" and not nvcc:

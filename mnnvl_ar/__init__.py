@@ -1,6 +1,6 @@
 """All-reduce kernels for tensor-parallel inference: AllReduce, and AllReduce fused with residual add and RMSNorm."""
 
-from mnnvl_ar import ops, reference
+from mnnvl_ar import ops, reference, scales
 from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerTimeout, WorkspaceBroken
 from mnnvl_ar.memory import Group
 from mnnvl_ar.ops import Pdl, Strategy
@@ -18,4 +18,5 @@ __all__ = [
     "WorkspaceBroken",
     "ops",
     "reference",
+    "scales",
 ]

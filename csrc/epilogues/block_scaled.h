@@ -1,0 +1,83 @@
+// all_reduce_rms_norm_per_token_group_fp8, _mxfp8 and _nvfp4: norm as codes with a scale for each block of neighbouring elements; norm
+// itself too, where it is wanted. One set of kernels for all formats, which differ in a few instructions: one each would take
+// five times as long to compile and to load (docs/decisions.md).
+//
+// Outputs, beside residual_out:
+//   * quant: [call tokens, hidden] codes, of a byte or, in NVFP4, of half a byte;
+//   * scale: one for each block, in any of the layouts that the format has (block_scales.h);
+//   * norm: like x, or null.
+// What codes and scales are, and which is multiplied by which, is in numerics_fp8.h and numerics_fp4.h.
+#pragma once
+
+#include "epilogues/block_scales.h"
+#include "epilogues/quantised.h"
+#include "protocol/numerics_fp4.h"
+
+namespace mnnvl_ar::epilogues {
+
+enum class BlockFormat : uint32_t {
+  group,               // e4m3; 128 elements; fp32
+  group_power_of_two,  // the same; a power of two as fp32
+  group_ue8m0,         // the same; its exponent, packed in fours
+  mxfp8,               // e4m3; 32 elements; an exponent
+  nvfp4,               // e2m1; 16 elements; e4m3, under a scale of the whole tensor
+};
+
+// Vectors of a block are 2 to the power of this; elements are eight times as many.
+MNNVL_AR_HD constexpr uint32_t block_shift(BlockFormat format) {
+  return format == BlockFormat::nvfp4 ? 1 : format == BlockFormat::mxfp8 ? 2 : 4;
+}
+
+struct BlockScaled : Quantised {
+  static constexpr MostOver kMostOver = MostOver::block;
+
+  struct Arguments : QuantisedArguments {
+    BlockFormat format;
+    BlockScales scale;    // of the whole call
+    const float* global;  // NVFP4's: one, on the device
+
+    Arguments from(uint64_t bytes) const { return {QuantisedArguments::from(bytes), format, scale, global}; }
+  };
+
+  struct PerCall {
+    float global;
+  };
+  static MNNVL_AR_HD PerCall prepare(const Arguments& a) {
+    return {a.format == BlockFormat::nvfp4 ? load_word<float>(a.global) : 1.0f};
+  }
+
+  static MNNVL_AR_HD uint32_t block_vectors(const Arguments& a) { return 1u << block_shift(a.format); }
+
+  template <class D>
+  static MNNVL_AR_HD void store(const Arguments& a, PerCall per_call, const Tensors& tensors, Place place,
+                                const Vector& norm, uint32_t most) {
+    const uint32_t shift = block_shift(a.format), within = place.vector & ((1u << shift) - 1);
+    const ScalePlace block{row_of_call(tensors, place), tensors.call_tokens, place.vector >> shift,
+                           tensors.vectors >> shift};
+    uint32_t scale;
+    if (a.format == BlockFormat::group) {
+      const float divisor = protocol::group_scale(most);
+      scale = protocol::as_bits(divisor);
+      store_quantised(a, tensors, place, norm, fp8_codes<D>(norm, protocol::Over{divisor}));
+    } else if (a.format == BlockFormat::nvfp4) {
+      const protocol::Nvfp4Block nvfp4 = protocol::nvfp4_block(most, per_call.global);
+      scale = nvfp4.scale;
+      store_quantised(a, tensors, place, norm, protocol::e2m1_codes<D>(norm, nvfp4.scaled));
+    } else {
+      protocol::Times scaled;
+      if (a.format == BlockFormat::mxfp8) {
+        scale = protocol::mxfp8_scale(most);
+        scaled = protocol::mxfp8_factor(scale);
+      } else {
+        scaled = protocol::group_power_factor(most);
+        scale =
+            a.scale.of_bytes ? protocol::group_scale_e8m0(most) : protocol::as_bits(protocol::group_scale_power(most));
+      }
+      store_quantised(a, tensors, place, norm, fp8_codes<D>(norm, scaled));
+    }
+    if (within == 0) store_scale(a.scale, block, scale);
+    pad_tile(a.scale, block, place.vector, tensors.vectors, 1u << shift);
+  }
+};
+
+}  // namespace mnnvl_ar::epilogues
