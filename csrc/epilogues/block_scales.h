@@ -26,7 +26,7 @@ struct BlockScales {
 };
 
 struct ScalePlace {
-  uint64_t row, rows;
+  uint32_t row, rows;
   uint32_t column, columns;
 };
 
@@ -52,7 +52,7 @@ MNNVL_AR_HD void store_scale(const BlockScales& s, const ScalePlace& p, uint32_t
   if (!s.of_bytes) {
     const uint64_t index =
         s.order == ScaleOrder::rows
-            ? p.row * p.columns + p.column
+            ? uint64_t{p.row} * p.columns + p.column
             : protocol::column_major_at(is_aligned ? protocol::tma_stride(p.rows) : p.rows, p.row, p.column);
     store_word(at(s.data, index * 4), scale);
     if (is_aligned) pad_column(s.data, p, p.column, p.columns);
@@ -73,14 +73,18 @@ MNNVL_AR_HD void store_scale(const BlockScales& s, const ScalePlace& p, uint32_t
 // each of four rows; all vectors of the rows in a tile, in its four columns, take turns.
 MNNVL_AR_HD void pad_tile(const BlockScales& s, const ScalePlace& p, uint32_t vector, uint32_t vectors,
                           uint32_t block_vectors) {
-  const auto used = static_cast<uint32_t>(p.rows % 128);
+  const uint32_t used = p.rows % 128;
   if (s.order != ScaleOrder::tiles || used == 0 || p.row / 128 != p.rows / 128) return;
   const uint32_t first = vector / (4 * block_vectors) * (4 * block_vectors);
   const uint32_t width = vectors - first < 4 * block_vectors ? vectors - first : 4 * block_vectors;
   uint8_t* const tile = at(s.data, protocol::byte_scale_at(protocol::ByteScales::swizzled_128x4, p.row / 128 * 128,
                                                            p.column / 4 * 4, p.columns));
-  for (uint32_t unit = static_cast<uint32_t>(p.row % 128) + used * (vector - first); unit < 32; unit += used * width) {
-    for (uint32_t quarter = 0; quarter < 4; ++quarter) {
+  for (uint32_t unit = p.row % 128 + used * (vector - first); unit < 32; unit += used * width) {
+    if (unit >= used) {
+      store16(tile + unit * 16, Vector{});
+      continue;
+    }
+    for (uint32_t quarter = 1; quarter < 4; ++quarter) {
       if (unit + quarter * 32 >= used) store_word(tile + unit * 16 + quarter * 4, 0u);
     }
   }

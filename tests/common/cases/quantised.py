@@ -367,7 +367,7 @@ def check_refusals(rank: Any, kind: str) -> None:
             },
             "scale_out: overlaps quant_out": {"quant_out": codes(0), "scale_out": is_overlap},
         }
-    bad |= {says: {name: tensor.to(rank.device)} for says, (name, tensor) in BAD_SCALES.get(kind, {}).items()}
+    bad |= {says: {"scale_out": make(rank.device)} for says, make in BAD_SCALES.get(kind, {}).items()}
     if KINDS[kind].block > 8:
         short = torch.zeros(4, 264 if KINDS[kind].block > 16 else 72, dtype=torch.bfloat16, **on)
         says = f"x: rows of {short.shape[1]} elements, wanted a multiple of {KINDS[kind].block}"
@@ -391,19 +391,21 @@ def check_refusals(rank: Any, kind: str) -> None:
     workspace.close()
 
 
-# Of four rows, by kind: of 264 elements up to the kind's next block.
-BAD_SCALES: dict[str, dict[str, tuple[str, torch.Tensor]]] = {
-    "per_token_fp8": {
-        r"scale_out: has shape \[4\], wanted \[4, 1\]": ("scale_out", torch.ones(4)),
-    },
+# scale_out of four rows of 264 elements, up to the kind's next block, by what is said of it.
+BAD_SCALES: dict[str, dict[str, Callable[[Any], torch.Tensor]]] = {
+    "per_token_fp8": {r"scale_out: has shape \[4\], wanted \[4, 1\]": lambda on: torch.ones(4, device=on)},
     "per_token_group_fp8": {
-        r"scale_out: has shape \[3, 4\], wanted \[4, 3\]": ("scale_out", torch.ones(3, 4)),
-        r"scale_out: has strides \[6, 2\], wanted \[1, 4\], or .* row-major": ("scale_out", torch.ones(4, 6)[:, ::2]),
+        r"scale_out: has shape \[3, 4\], wanted \[4, 3\]": lambda on: torch.ones(3, 4, device=on),
+        r"scale_out: has strides \[6, 2\], wanted \[1, 4\], or .* row-major": lambda on: torch.ones(4, 6, device=on)[
+            :, ::2
+        ],
     },
-    "mxfp8": {"scale_out: has 36 elements, wanted 1536": ("scale_out", torch.ones(36, dtype=torch.uint8))},
+    "mxfp8": {
+        "scale_out: has 36 elements, wanted 1536": lambda on: torch.ones(36, dtype=torch.uint8, device=on),
+    },
     "nvfp4": {
-        "scale_out: has 68 elements, wanted 2560": ("scale_out", torch.ones(68).to(torch.float8_e4m3fn)),
-        r"scale_out: is not contiguous": ("scale_out", torch.ones(20, 128).to(torch.float8_e4m3fn).t()),
+        "scale_out: has 68 elements, wanted 2560": lambda on: torch.ones(68, device=on).to(torch.float8_e4m3fn),
+        "scale_out: is not contiguous": lambda on: torch.ones(20, 128, device=on).to(torch.float8_e4m3fn).t(),
     },
 }
 BAD_OPTIONS: dict[str, dict[str, Options]] = {
