@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from bench.cells import Cell
+from bench.quantised import KINDS, memory_of
 
 EPS = 1e-6
 L2_BYTES = 64 << 20  # of an H200 and less than twice it; cold buffers cover it twice
@@ -25,10 +26,11 @@ class Inputs:
 @dataclass(frozen=True)
 class Outputs:
     """Call i writes set i % len: `residuals` in place and `outs`, as a server does. `outs`: the norm, or the sum when
-    plain."""
+    plain; none when quantised. `quants`: what is stored of the norm then."""
 
     residuals: list[torch.Tensor]
     outs: list[torch.Tensor]
+    quants: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
 
 
 def sets(cell: Cell, calls: int) -> int:
@@ -53,8 +55,11 @@ def make_inputs(cell: Cell, rank: int, calls: int, device: torch.device) -> Inpu
     return Inputs(xs, shared, weight)
 
 
-def make_outputs(inputs: Inputs) -> Outputs:
-    return Outputs([r.clone() for r in inputs.residuals], [torch.empty_like(r) for r in inputs.residuals])
+def make_outputs(cell: Cell, inputs: Inputs) -> Outputs:
+    residuals = [r.clone() for r in inputs.residuals]
+    if kind := KINDS.get(cell.op):
+        return Outputs(residuals, [], [kind.outputs(*cell.shape, r.device) for r in residuals])
+    return Outputs(residuals, [torch.empty_like(r) for r in residuals])
 
 
 def reset(inputs: Inputs, outputs: Outputs) -> None:
@@ -63,6 +68,9 @@ def reset(inputs: Inputs, outputs: Outputs) -> None:
         residual.copy_(start)
     for out in outputs.outs:
         out.fill_(float("nan"))
+    for quant in outputs.quants:
+        for each in quant:
+            memory_of(each).fill_(0xA5)
 
 
 def _normal(shape: tuple[int, ...], cell: Cell, generator: torch.Generator) -> torch.Tensor:

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from bench.quantised import KINDS
+
 if TYPE_CHECKING:  # whoever only parses options need not wait for PyTorch
     import torch
 
 DTYPES = ("bfloat16", "float16", "float32")
-OPS = ("fused", "plain")
+OPS = ("fused", "plain", *KINDS)
 TOKENS = tuple(2**i for i in range(12))
 HIDDEN = (2880, 4096, 7168, 8192)
 TPS = (2, 4, 8)
@@ -21,8 +23,9 @@ QUICK_HIDDEN = (7168,)
 
 @dataclass(frozen=True)
 class Cell:
-    """op: "fused" (sum + add + RMSNorm) or "plain" (sum). mode: "graph" or "eager". l2: "warm" (the same buffers each
-    call) or "cold" (other buffers each call, and the L2 cache emptied before each replay)."""
+    """op: "fused" (sum + add + RMSNorm), "plain" (sum), or the fused one with the norm quantised, by its kind.
+    mode: "graph" or "eager". l2: "warm" (the same buffers each call) or "cold" (other buffers each call, and the L2
+    cache emptied before each replay)."""
 
     op: str
     tp: int
@@ -65,6 +68,8 @@ def grid(
     modes: Iterable[str] = ("graph",),
     l2: Iterable[str] = ("warm",),
 ) -> Iterator[Cell]:
-    """All cells; one group's cells follow each other, as making a group is what takes long."""
+    """All cells that there are; one group's cells follow each other, as making a group is what takes long."""
     for tp, op, dtype, mode, state, width, count in product(tps, ops, dtypes, modes, l2, hidden, tokens):
-        yield Cell(op, tp, count, width, dtype, mode, state)
+        kind = KINDS.get(op)
+        if kind is None or (dtype != "float32" and width % kind.block == 0):
+            yield Cell(op, tp, count, width, dtype, mode, state)

@@ -13,6 +13,7 @@ import torch
 
 from bench.buffers import EPS, Inputs, Outputs
 from bench.cells import Cell
+from bench.quantised import KINDS, memory_of
 from bench.team import Team
 from mnnvl_ar import reference
 
@@ -32,6 +33,7 @@ class Oracle:
         """What `calls` calls leave in each set of outputs."""
         residuals: list[torch.Tensor] = []
         outs: list[torch.Tensor] = []
+        quants: list[tuple[torch.Tensor, ...]] = []
         weight = inputs.weight.to(self.device)
         count = len(inputs.residuals)
         with self._here():
@@ -48,8 +50,11 @@ class Oracle:
                     else:
                         z = reference.all_reduce([s, z])  # D(float(s) + float(z)), the numerics' step 2
                 residuals.append(z)
-                outs.append(norm)
-        return Outputs(residuals, outs)
+                if kind := KINDS.get(cell.op):
+                    quants.append(kind.of_norm(norm))
+                else:
+                    outs.append(norm)
+        return Outputs(residuals, outs, quants)
 
     def _here(self) -> contextlib.AbstractContextManager[object]:
         return torch.device(self.device)
@@ -59,12 +64,16 @@ def verdict(cell: Cell, got: Outputs, want: Outputs, exact: bool) -> str | None:
     """None if `got` is right, else what is wrong. exact: bit for bit; otherwise close, as peers round in other
     places."""
     pairs = [("out", g, w) for g, w in zip(got.outs, want.outs, strict=True)]
-    if cell.op == "fused":
+    if cell.op != "plain":
         pairs += [("residual", g, w) for g, w in zip(got.residuals, want.residuals, strict=True)]
     for name, g, w in pairs:
         wrong = None if same_bits(g, w) else "other bits than the reference" if exact else _distance(g, w.to(g.device))
         if wrong is not None:
             return f"{name}: {wrong}"
+    for made, wanted in zip(got.quants, want.quants, strict=True):
+        for i, (g, w) in enumerate(zip(made, wanted, strict=True)):
+            if not torch.equal(memory_of(g), memory_of(w).to(g.device)):
+                return f"quantised output {i}: other bytes than the reference"
     return None
 
 
@@ -101,4 +110,10 @@ def _same_as_on_cpu(device: torch.device) -> bool:
             got = reference.all_reduce_rms_norm(moved, moved[0], weight.to(device), EPS)
         if not all(same_bits(g.cpu(), w) for g, w in zip(got, want, strict=True)):
             return False
+        for kind in KINDS.values() if dtype != torch.float32 and hidden % 128 == 0 else ():
+            quant = kind.of_norm(want[0])
+            with torch.device(device):
+                found = kind.of_norm(want[0].to(device))
+            if not all(torch.equal(memory_of(g).cpu(), memory_of(w)) for g, w in zip(found, quant, strict=True)):
+                return False
     return True

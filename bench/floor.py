@@ -39,5 +39,5 @@ def floor_us(cell: Cell, machine: Machine) -> float:
     one_shot = machine.hop_us + peers * cell.nbytes / machine.bytes_per_us
     two_shot = 2 * machine.hop_us + peers * 2 / cell.tp * cell.nbytes / machine.bytes_per_us
     wire = min(one_shot, two_shot) if peers else 0.0
-    reduction = machine.reduction_us if cell.op == "fused" else 0.0
+    reduction = machine.reduction_us if cell.op != "plain" else 0.0
     return machine.launch_us + read + wire + reduction + machine.write_us

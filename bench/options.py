@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     grid = p.add_argument_group("grid")
     grid.add_argument("--quick", action="store_true", help="a small grid unless given, fewer rounds")
     grid.add_argument("--tp", type=_list(int), help=f"group sizes (those of {TPS} that the machine has)")
-    grid.add_argument("--op", type=_list(str, OPS), default=["fused"], help="fused, plain (fused)")
+    grid.add_argument("--op", type=_list(str, OPS), default=["fused"], help=f"{', '.join(OPS)} (fused)")
     grid.add_argument("--tokens", type=_list(int), help="1 to 2048, powers of two")
     grid.add_argument("--hidden", type=_list(int), help=",".join(map(str, HIDDEN)))
     grid.add_argument("--dtype", type=_list(str, DTYPES), default=["bfloat16"], help="also float16, float32")

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.buffers import EPS, Inputs, Outputs
 from bench.cells import Cell
+from bench.quantised import KINDS, bind
 from bench.team import Team
 from bench.variant import Call, Limits, Variant
 from mnnvl_ar import Pdl, Strategy, Workspace, ops
@@ -69,7 +70,9 @@ class Ours:
 
 
 def bind_call(cell: Cell, inputs: Inputs, outputs: Outputs, handle: int, options: dict[str, Any]) -> Call:
-    """Call i of `cell` on workspace `handle`: residual in place, norm into a buffer of its own."""
+    """Call i of `cell` on workspace `handle`: residual in place, norm or what stands for it into its own buffers."""
+    if kind := KINDS.get(cell.op):
+        return bind(kind, inputs, outputs, EPS, handle, options)
     xs, residuals, outs, weight = inputs.xs, outputs.residuals, outputs.outs, inputs.weight
 
     def fused(i: int) -> None:

@@ -83,7 +83,7 @@ def _race(
     calls = calls_of(cell)
     inputs = make_inputs(cell, team.rank, calls, team.device)
     want = oracle.expected(cell, inputs, oracle.sums(team, inputs), calls)
-    outputs = make_outputs(inputs)  # one set for all: only one shape runs at a time
+    outputs = make_outputs(cell, inputs)  # one set for all: only one shape runs at a time
     replays = []
     for shape in tried:
         call = bind_call(cell, inputs, outputs, handles[shape], {"strategy": int(Strategy[shape.strategy.upper()])})

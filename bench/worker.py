@@ -20,6 +20,7 @@ from bench.check import Oracle, verdict
 from bench.floor import floor_us, machine_of
 from bench.launch import WRONG
 from bench.ours import Ours
+from bench.quantised import KINDS
 from bench.team import Team, join_world, make_team
 from bench.timing import Clock, Replay, calls_of, rounds_of
 from bench.variant import Limits, Peer, Unavailable, Variant
@@ -199,12 +200,12 @@ class Session:
 
     def variants(self, cell: Cell) -> list[tuple[str | None, Variant]]:
         found: list[tuple[str | None, Variant]] = [(None, variant) for variant in self.ours.variants(cell)]
-        for name, peer in self.peers.items():
+        for name, peer in self.peers.items() if cell.op not in KINDS else ():  # which is ours alone
             found += [(name, variant) for variant in peer.variants(cell)]
         return found
 
     def prepare(self, cell: Cell, variant: Variant, inputs: Inputs, calls: int) -> tuple[Variant, Replay, Outputs]:
-        outputs = make_outputs(inputs)
+        outputs = make_outputs(cell, inputs)
         replay = Replay(variant.bind(cell, inputs, outputs), calls, cell, self.team.device)
         if variant.finish is not None:
             variant.finish()

@@ -1,6 +1,6 @@
 """All-reduce kernels for tensor-parallel inference: AllReduce, and AllReduce fused with residual add and RMSNorm."""
 
-from mnnvl_ar import _library, ops, reference
+from mnnvl_ar import _library, ops, reference, scales
 from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerTimeout, WorkspaceBroken
 from mnnvl_ar.memory import Group
 from mnnvl_ar.ops import Pdl, Strategy
@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "ops",
     "reference",
+    "scales",
 ]
 
 __version__ = "0.1.0"  # SemVer; read by setuptools, and a heading of CHANGELOG.md

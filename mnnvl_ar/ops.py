@@ -1,5 +1,5 @@
-"""The ops, `torch.ops.mnnvl_ar.*`. They live in C++ (csrc/torch/ops); here are their names, their shapes for the
-compiler, and their documentation.
+"""The ops, `torch.ops.mnnvl_ar.*`. They live in C++ (csrc/torch/ops); here are their names and their
+documentation.
 
 All ranks of the group make the same calls, with the same shapes, in the same order. CUDA tensors run on the current
 stream and may be captured; CPU tensors run at once.
@@ -8,14 +8,13 @@ stream and may be captured; CPU tensors run at once.
 from __future__ import annotations
 
 import inspect
-import math
-import sys
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, TypeVar, cast
 
 import torch
 
+from mnnvl_ar._compiler import NAMES as NAMES
 from mnnvl_ar._library import ops
 
 
@@ -237,111 +236,185 @@ def all_reduce_rms_norm_per_token_fp8_out(
     """
 
 
-NAMES = (
-    "all_reduce",
-    "all_reduce_out",
-    "all_reduce_rms_norm",
-    "all_reduce_rms_norm_out",
-    "all_reduce_rms_norm_static_fp8",
-    "all_reduce_rms_norm_static_fp8_out",
-    "all_reduce_rms_norm_per_token_fp8",
-    "all_reduce_rms_norm_per_token_fp8_out",
-)
-
-
-@torch.library.register_fake("mnnvl_ar::all_reduce")
-def _(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1) -> torch.Tensor:
-    _know_in_inductor()
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm")
-def _(
+@_op
+def all_reduce_rms_norm_per_token_group_fp8(  # type: ignore[empty-body]
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
     workspace: int,
     *,
-    weight_bias: float = 0.0,
-    strategy: int = -1,
-    pdl: int = -1,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    _know_in_inductor()
-    return torch.empty_like(x), torch.empty_like(x)
-
-
-@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_static_fp8")
-def _(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    scale: torch.Tensor,
-    workspace: int,
-    *,
-    with_norm: bool = False,
-    weight_bias: float = 0.0,
-    strategy: int = -1,
-    pdl: int = -1,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _know_in_inductor()
-    norm = torch.empty_like(x) if with_norm else x.new_empty(0)
-    return torch.empty_like(x, dtype=torch.float8_e4m3fn), norm, torch.empty_like(x)
-
-
-@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_per_token_fp8")
-def _(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    workspace: int,
-    *,
+    scales: int = 0,
+    layout: int = -1,
     with_norm: bool = False,
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    _know_in_inductor()
-    scale = x.new_empty((math.prod(x.shape[:-1]), 1), dtype=torch.float32)
-    norm = torch.empty_like(x) if with_norm else x.new_empty(0)
-    return torch.empty_like(x, dtype=torch.float8_e4m3fn), scale, norm, torch.empty_like(x)
+    """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
+    quant = norm as stored, by FP8 codes with a scale for each 128 neighbouring elements: norm is about quant * scale.
 
+    x:         [..., hidden], as in `all_reduce_rms_norm`, of bf16 or fp16; M rows of a multiple of 128
+    scales:    a `GroupScales`: fp32, the group's largest magnitude / 448, but no less than 1e-10 / 448; or the least
+               power of two that is no smaller than that and 1e-10, as fp32 or as its exponent biased by 127
+    layout:    a `GroupLayout`
+    with_norm: whether norm is stored; if not, it is returned with no elements
+    quant:     float8_e4m3fn in the shape of `x`: e4m3(norm / scale); NaN is 0x7F
+    scale:     as `mnnvl_ar.scales.per_token_group_fp8` allocates it, padding 0; NaN (of an exponent: 0xFF) if the group
+               has one
+    residual_out, and norm where it is wanted, are like `x`; residual, weight, eps, workspace and the rest as in
+    `all_reduce_rms_norm`.
 
-@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_per_token_fp8_out")
-def _(*arguments: object, **choice: object) -> None:
-    _know_in_inductor()
-
-
-@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_static_fp8_out")
-def _(*arguments: object, **choice: object) -> None:
-    _know_in_inductor()
-
-
-@torch.library.register_fake("mnnvl_ar::all_reduce_out")
-def _(*arguments: object, **choice: object) -> None:
-    _know_in_inductor()
-
-
-@torch.library.register_fake("mnnvl_ar::all_reduce_rms_norm_out")
-def _(*arguments: object, **choice: object) -> None:
-    _know_in_inductor()
-
-
-def _know_in_inductor() -> None:
-    """Makes the ops known fallbacks of Inductor, with contiguous inputs. Unknown, each one that is met has the whole
-    graph dumped as a string, which can stall a compile for minutes; on the allow-list alone, it would get inputs of
-    any layout.
-
-    Called by the fakes: what Inductor lowers has been traced through them once Inductor was there, and importing it,
-    which takes seconds, is left to those who compile.
+    Errors and source: as in `all_reduce`; fp32 rows, too.
     """
-    lowering = sys.modules.get("torch._inductor.lowering")
-    names = {f"mnnvl_ar::{name}" for name in NAMES}
-    if lowering is None or names <= set(lowering.FALLBACK_ALLOW_LIST):
-        return
-    for op in (globals()[name] for name in NAMES):
-        if op not in lowering.lowerings:
-            lowering.make_fallback(op, lowering.require_contiguous, warn=False)
-    lowering.FALLBACK_ALLOW_LIST.update(names)
+
+
+@_op
+def all_reduce_rms_norm_per_token_group_fp8_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    quant_out: torch.Tensor,
+    scale_out: torch.Tensor,
+    norm_out: torch.Tensor | None,
+    residual_out: torch.Tensor,
+    workspace: int,
+    *,
+    scales: int = 0,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> None:
+    """`all_reduce_rms_norm_per_token_group_fp8` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
+
+    quant_out:              float8_e4m3fn in the shape of `x`, contiguous, 8-byte aligned, in memory of its own
+    scale_out:              as `mnnvl_ar.scales.per_token_group_fp8` allocates it, in memory of its own; of fp32 its
+                            strides say which layout it has
+    norm_out, residual_out: like `x`, as in `all_reduce_rms_norm_out`; norm_out None: it is not stored
+
+    The rest, and errors, as in `all_reduce_rms_norm_per_token_group_fp8`.
+    """
+
+
+@_op
+def all_reduce_rms_norm_mxfp8(  # type: ignore[empty-body]
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    workspace: int,
+    *,
+    layout: int = 0,
+    with_norm: bool = False,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
+    quant = norm as stored, by MXFP8: FP8 codes with an exponent for each 32 neighbouring elements: norm is about
+    quant * 2 ** (scale - 127).
+
+    x:         [..., hidden], as in `all_reduce_rms_norm`, of bf16 or fp16; M rows of a multiple of 32
+    layout:    a `BlockLayout`
+    with_norm: whether norm is stored; if not, it is returned with no elements
+    quant:     float8_e4m3fn in the shape of `x`: e4m3(norm * 2 ** (127 - scale)); NaN is 0x7F
+    scale:     flat uint8, as `mnnvl_ar.scales.mxfp8` allocates it, padding 0: the exponent, biased by 127, of the least
+               power of two that is no smaller than the block's largest magnitude / 448; 0xFF if the block has a NaN
+    residual_out, and norm where it is wanted, are like `x`; residual, weight, eps, workspace and the rest as in
+    `all_reduce_rms_norm`.
+
+    Errors and source: as in `all_reduce`; fp32 rows, too.
+    """
+
+
+@_op
+def all_reduce_rms_norm_mxfp8_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    quant_out: torch.Tensor,
+    scale_out: torch.Tensor,
+    norm_out: torch.Tensor | None,
+    residual_out: torch.Tensor,
+    workspace: int,
+    *,
+    layout: int = 0,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> None:
+    """`all_reduce_rms_norm_mxfp8` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
+
+    quant_out:              float8_e4m3fn in the shape of `x`, contiguous, 8-byte aligned, in memory of its own
+    scale_out:              uint8 of any shape with as many bytes as `mnnvl_ar.scales.mxfp8` allocates, contiguous,
+                            16-byte aligned, in memory of its own
+    norm_out, residual_out: like `x`, as in `all_reduce_rms_norm_out`; norm_out None: it is not stored
+
+    The rest, and errors, as in `all_reduce_rms_norm_mxfp8`.
+    """
+
+
+@_op
+def all_reduce_rms_norm_nvfp4(  # type: ignore[empty-body]
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    global_scale: torch.Tensor,
+    workspace: int,
+    *,
+    layout: int = 0,
+    with_norm: bool = False,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
+    quant = norm as stored, by NVFP4: e2m1 codes with an e4m3 scale for each 16 neighbouring elements, under one scale
+    of the whole tensor: norm is about code * scale / global_scale.
+
+    x:            [..., hidden], as in `all_reduce_rms_norm`, of bf16 or fp16; M rows of a multiple of 16
+    global_scale: fp32, of one element, on the device of `x`; read when the call runs. Norm is multiplied by it to get
+                  codes: the reverse of `all_reduce_rms_norm_static_fp8`. The same bits on all ranks
+    layout:       a `BlockLayout`
+    with_norm:    whether norm is stored; if not, it is returned with no elements
+    quant:        uint8 [..., hidden / 2], element 2i in the low half of byte i
+    scale:        flat float8_e4m3fn, as `mnnvl_ar.scales.nvfp4` allocates it, padding 0: e4m3(global_scale * the
+                  block's largest magnitude / 6); NaN (0x7F) if the block has one, its codes then say nothing
+    residual_out, and norm where it is wanted, are like `x`; residual, weight, eps, workspace and the rest as in
+    `all_reduce_rms_norm`.
+
+    Errors and source: as in `all_reduce`; fp32 rows, too.
+    """
+
+
+@_op
+def all_reduce_rms_norm_nvfp4_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    global_scale: torch.Tensor,
+    quant_out: torch.Tensor,
+    scale_out: torch.Tensor,
+    norm_out: torch.Tensor | None,
+    residual_out: torch.Tensor,
+    workspace: int,
+    *,
+    layout: int = 0,
+    weight_bias: float = 0.0,
+    strategy: int = -1,
+    pdl: int = -1,
+) -> None:
+    """`all_reduce_rms_norm_nvfp4` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
+
+    quant_out:              uint8 in the shape of `x` but for half its hidden, contiguous, 4-byte aligned, in memory of
+                            its own
+    scale_out:              float8_e4m3fn of any shape with as many bytes as `mnnvl_ar.scales.nvfp4` allocates,
+                            contiguous, 16-byte aligned, in memory of its own
+    norm_out, residual_out: like `x`, as in `all_reduce_rms_norm_out`; norm_out None: it is not stored
+
+    The rest, and errors, as in `all_reduce_rms_norm_nvfp4`.
+    """

@@ -2,19 +2,21 @@
 // (kernels/finish.cuh) and host (host/one_rank.h) alike.
 //
 // Contract. An epilogue is a struct E with
-//   * kOp: what peers compare (list.h).
+//   * kOp: what peers compare (list.h); none, if several ops share it.
 //   * Arguments: what its op is given beside x, trivially copyable: pointers and numbers. It owns its outputs: how many there are,
 //     of what type and size, is known here, to the op that allocates or checks them, and to nobody else.
 //   * from(bytes), of Arguments: the same for a later piece of the call, `bytes` of x's rows further on.
 //   * kNormed. False: E is given the sum s. True: Arguments is a NormArguments; residual_out is stored for it, and E is given norm
 //     as stored in the dtype of x (numerics steps 2 to 5).
 //   * kTakesFp32: whether rows may be fp32. If not, its op refuses them, and nothing of it is built for them.
-//   * kNeedsMost, if kNormed: whether it needs one more reduction over the row: the largest of measure<D>(norm) over all vectors of
-//     the row. An integer maximum, so exact in any order. Magnitudes of floats order like integers, and NaN is above all.
+//   * kMostOver, if kNormed: over which vectors it needs the largest of measure<D>(norm): none, all of the row, or each block of
+//     block_vectors(arguments) neighbours, a power of two, of which rows are multiples and a group of 32 is one: so no block is split
+//     over warps, whatever the form. An integer maximum, so exact in any order. Magnitudes of floats order like integers, and NaN is
+//     above all.
 //   * PerCall, and prepare(arguments) that returns one: what all rows need and lies in device memory, such as a scale. It is loaded
 //     once, behind the wait for the predecessor, which may have written it, and before the wait for peers.
-//   * store<D>(arguments, per_call, tensors, place, v), if kNormed with one more argument, `most` (0 unless kNeedsMost): stores all
-//     that depends on vector v = s or norm at `place`.
+//   * store<D>(arguments, per_call, tensors, place, v), if kNormed with one more argument, `most`, that maximum, or 0: stores all that
+//     depends on vector v = s or norm at `place`. Padding of an output is stored by the vectors beside it.
 //   * Tensors of x's size are given from the first row of this launch on, and `place.offset` is into them. All others are given as
 //     a whole, and a row's number in the call is tensors.first_token + place.row: a call may run as several launches.
 //   * A NaN never becomes a number: given NaN, store() leaves NaN in every output (for codes without NaN, in their scale). That is the
@@ -27,7 +29,6 @@
 #include "kernels/ptx.cuh"
 #endif
 #include "protocol/numerics.h"
-#include "protocol/numerics_fp8.h"
 #include "protocol/params.h"
 
 namespace mnnvl_ar::epilogues {
@@ -41,6 +42,9 @@ struct Place {
   uint32_t vector;
   uint32_t offset;  // in bytes, in a tensor of x's size
 };
+
+// The vectors over which a maximum is taken.
+enum class MostOver : uint32_t { nothing, row, block };
 
 struct NormArguments {
   const void* residual;  // like x
@@ -101,11 +105,6 @@ MNNVL_AR_HD Word load_word(const void* address) {
 #endif
 }
 
-// A vector's e4m3 codes, 8-byte aligned.
-MNNVL_AR_HD void store_codes(void* address, protocol::Codes8 codes) {
-  store_word(address, codes.word[0] | uint64_t{codes.word[1]} << 32);
-}
-
 MNNVL_AR_HD uint8_t* at(void* tensor, uint64_t bytes) { return static_cast<uint8_t*>(tensor) + bytes; }
 
 // ---- for transports
@@ -127,7 +126,8 @@ MNNVL_AR_HD void store_poison(const typename E::Arguments& a, const Tensors& ten
   const typename E::PerCall per_call = E::prepare(a);
   if constexpr (E::kNormed) {
     store16(at(a.residual_out, place.offset), poison_vector<D>());
-    E::template store<D>(a, per_call, tensors, place, poison_vector<D>(), E::kNeedsMost ? kPoisonedMost : 0);
+    E::template store<D>(a, per_call, tensors, place, poison_vector<D>(),
+                         E::kMostOver == MostOver::nothing ? 0 : kPoisonedMost);
   } else {
     E::template store<D>(a, per_call, tensors, place, poison_vector<D>());
   }

@@ -1,6 +1,6 @@
 // The epilogues that are built: op, name, kernels. The only list; what is not here is neither loaded nor named.
 //
-// A new epilogue: a member of Op, a line of kEpilogues, and a declaration of its kernels.
+// A new epilogue: a member of Op for each op that it is of, a line of kEpilogues, and a declaration of its kernels.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,9 @@ enum class Op : uint32_t {
   all_reduce_rms_norm = 1,
   all_reduce_rms_norm_static_fp8 = 2,
   all_reduce_rms_norm_per_token_fp8 = 3,
+  all_reduce_rms_norm_per_token_group_fp8 = 4,
+  all_reduce_rms_norm_mxfp8 = 5,
+  all_reduce_rms_norm_nvfp4 = 6,
 #ifdef MNNVL_AR_TEST_BUILD
   row_peak = 15,
 #endif
@@ -25,8 +28,8 @@ enum class Op : uint32_t {
 
 namespace mnnvl_ar::epilogues {
 
-// A kernel's address, for the CUDA runtime; null if that form is not built for so many ranks, or nothing for that dtype. World sizes 2, 4 and 8 have kernels of
-// their own, all others share one.
+// A kernel's address, for the CUDA runtime; null if that form is not built for so many ranks, or nothing for that dtype. World sizes
+// 2, 4 and 8 have kernels of their own, all others share one. Ops may share an epilogue, and its kernels.
 using KernelOf = const void* (*)(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 
 #if MNNVL_AR_CUDA
@@ -34,10 +37,11 @@ const void* plain_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form for
 const void* rms_norm_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* static_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* per_token_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+const void* block_scaled_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 const void* row_peak_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 #else
 inline constexpr KernelOf plain_kernel = nullptr, rms_norm_kernel = nullptr, static_fp8_kernel = nullptr,
-                          per_token_fp8_kernel = nullptr, row_peak_kernel = nullptr;
+                          per_token_fp8_kernel = nullptr, block_scaled_kernel = nullptr, row_peak_kernel = nullptr;
 #endif
 
 struct Listed {
@@ -51,6 +55,10 @@ inline constexpr Listed kEpilogues[] = {
     {protocol::Op::all_reduce_rms_norm, "all_reduce_rms_norm", rms_norm_kernel},
     {protocol::Op::all_reduce_rms_norm_static_fp8, "all_reduce_rms_norm_static_fp8", static_fp8_kernel},
     {protocol::Op::all_reduce_rms_norm_per_token_fp8, "all_reduce_rms_norm_per_token_fp8", per_token_fp8_kernel},
+    {protocol::Op::all_reduce_rms_norm_per_token_group_fp8, "all_reduce_rms_norm_per_token_group_fp8",
+     block_scaled_kernel},
+    {protocol::Op::all_reduce_rms_norm_mxfp8, "all_reduce_rms_norm_mxfp8", block_scaled_kernel},
+    {protocol::Op::all_reduce_rms_norm_nvfp4, "all_reduce_rms_norm_nvfp4", block_scaled_kernel},
 #ifdef MNNVL_AR_TEST_BUILD
     {protocol::Op::row_peak, "row_peak", row_peak_kernel},
 #endif

@@ -10,7 +10,7 @@ struct RmsNorm {
   static constexpr protocol::Op kOp = protocol::Op::all_reduce_rms_norm;
   static constexpr bool kNormed = true;
   static constexpr bool kTakesFp32 = true;
-  static constexpr bool kNeedsMost = false;
+  static constexpr MostOver kMostOver = MostOver::nothing;
 
   struct Arguments : NormArguments {
     void* norm;  // like x

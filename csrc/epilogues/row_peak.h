@@ -17,7 +17,7 @@ struct RowPeak {
   static constexpr protocol::Op kOp = protocol::Op::row_peak;
   static constexpr bool kNormed = true;
   static constexpr bool kTakesFp32 = true;
-  static constexpr bool kNeedsMost = true;
+  static constexpr MostOver kMostOver = MostOver::row;
 
   struct Arguments : NormArguments {
     const float* scale;  // one, on the device

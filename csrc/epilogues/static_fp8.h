@@ -5,26 +5,19 @@
 //   * norm: like x, or null.
 #pragma once
 
-#include "epilogues/epilogue.h"
 #include "epilogues/list.h"
+#include "epilogues/quantised.h"
 
 namespace mnnvl_ar::epilogues {
 
-struct StaticFp8 {
+struct StaticFp8 : Quantised {
   static constexpr protocol::Op kOp = protocol::Op::all_reduce_rms_norm_static_fp8;
-  static constexpr bool kNormed = true;
-  static constexpr bool kTakesFp32 = false;
-  static constexpr bool kNeedsMost = false;
+  static constexpr MostOver kMostOver = MostOver::nothing;
 
-  struct Arguments : NormArguments {
+  struct Arguments : QuantisedArguments {
     const float* scale;  // one, on the device
-    void* norm;          // like x, or null
-    void* quant;         // of the whole call
 
-    Arguments from(uint64_t bytes) const {
-      return {NormArguments::from(bytes), scale, norm == nullptr ? nullptr : static_cast<uint8_t*>(norm) + bytes,
-              quant};
-    }
+    Arguments from(uint64_t bytes) const { return {QuantisedArguments::from(bytes), scale}; }
   };
 
   struct PerCall {
@@ -35,10 +28,7 @@ struct StaticFp8 {
   template <class D>
   static MNNVL_AR_HD void store(const Arguments& a, PerCall per_call, const Tensors& tensors, Place place,
                                 const Vector& norm, uint32_t) {
-    if (a.norm != nullptr) store16(at(a.norm, place.offset), norm);
-    const uint64_t row = uint64_t{tensors.first_token} + place.row;
-    store_codes(at(a.quant, (row * tensors.vectors + place.vector) * sizeof(protocol::Codes8)),
-                protocol::e4m3_codes<D>(norm, per_call.scaled));
+    store_quantised(a, tensors, place, norm, fp8_codes<D>(norm, per_call.scaled));
   }
 };
 

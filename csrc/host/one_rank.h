@@ -21,6 +21,7 @@ namespace mnnvl_ar::host {
 namespace detail {
 
 using namespace protocol;
+using epilogues::MostOver;
 
 inline bool arrived(const Params& p, const Vector& v) {
   if (is_off(p, Rule::every_word)) return v.word[0] != kSentinel;
@@ -217,15 +218,24 @@ class Call {
     }
     if (!ok_) return;
     const float rstd = reciprocal_root(total(part), static_cast<float>(vectors * D::kPerVector), p_.arguments.eps);
-    uint32_t most = 0;
-    for (uint32_t v = 0; v < vectors; ++v) {
-      epilogues::store16(epilogues::at(p_.arguments.residual_out, place_of(row, v).offset), row_[v]);
-      row_[v] = normalize<D>(row_[v], rstd, weight_at(v), p_.arguments.weight_bias);
-      if constexpr (E::kNeedsMost) most = std::max(most, E::template measure<D>(row_[v]));
+    for (uint32_t first = 0, next; first < vectors; first = next) {
+      next = first + sharing_a_most();
+      uint32_t most = 0;
+      for (uint32_t v = first; v < next; ++v) {
+        epilogues::store16(epilogues::at(p_.arguments.residual_out, place_of(row, v).offset), row_[v]);
+        row_[v] = normalize<D>(row_[v], rstd, weight_at(v), p_.arguments.weight_bias);
+        if constexpr (E::kMostOver != MostOver::nothing) most = std::max(most, E::template measure<D>(row_[v]));
+      }
+      for (uint32_t v = first; v < next; ++v) {
+        E::template store<D>(p_.arguments, per_call_, p_.tensors, place_of(row, v), row_[v], most);
+      }
     }
-    for (uint32_t v = 0; v < vectors; ++v) {
-      E::template store<D>(p_.arguments, per_call_, p_.tensors, place_of(row, v), row_[v], most);
-    }
+  }
+
+  // Neighbouring vectors, of which the row is a multiple.
+  uint32_t sharing_a_most() const {
+    if constexpr (E::kMostOver == MostOver::block) return E::block_vectors(p_.arguments);
+    return E::kMostOver == MostOver::row ? p_.tensors.vectors : 1;
   }
 
   struct Weight {

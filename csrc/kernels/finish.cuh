@@ -17,6 +17,7 @@
 namespace mnnvl_ar::kernels {
 
 using epilogues::CallOf;
+using epilogues::MostOver;
 using epilogues::poison_vector;
 
 template <class D, class Tile, class E, bool kNormed = E::kNormed>
@@ -59,11 +60,11 @@ class Finish<D, Tile, E, false> {
   typename E::PerCall per_call_;
 };
 
-// With residual and norm: the row's sum of squares, then the norm, then, if E asks for it, the row's maximum of that.
+// With residual and norm: the row's sum of squares, then the norm, then, if E asks for it, a maximum of that.
 template <class D, class Tile, class E>
 class Finish<D, Tile, E, true> {
   static constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kVectors = Tile::kVectors;
-  static constexpr uint32_t kExchanges = E::kNeedsMost ? 2 : 1;  // of a cluster, a call of finish()
+  static constexpr uint32_t kExchanges = E::kMostOver == MostOver::row ? 2 : 1;  // of a cluster, a call of finish()
 
  public:
   using Shared = RowReduction<Tile>;
@@ -138,7 +139,7 @@ class Finish<D, Tile, E, true> {
         const epilogues::Place place = place_of(rows, row, column);
         ptx::store(epilogues::at(p_.arguments.residual_out, place.offset), poisoned ? poison_vector<D>() : s[i]);
         const protocol::Vector stored = poisoned ? poison_vector<D>() : norm;
-        if constexpr (E::kNeedsMost) {
+        if constexpr (E::kMostOver != MostOver::nothing) {
           s[i] = stored;
           most[i] = E::template measure<D>(stored);
         } else {
@@ -147,7 +148,7 @@ class Finish<D, Tile, E, true> {
       }
     }
     Shared::prepare_next(lane_, reduction_, turn);
-    if constexpr (E::kNeedsMost) store_with_most(rows, turn + 1, s, most);
+    if constexpr (E::kMostOver != MostOver::nothing) store_with_most(rows, turn + 1, s, most);
   }
 
  private:
@@ -158,16 +159,22 @@ class Finish<D, Tile, E, true> {
 
   __device__ __forceinline__ void store_with_most(Rows rows, uint32_t turn, const protocol::Vector (&norm)[kVectors],
                                                   uint32_t (&most)[kVectors]) {
-    Shared::exchange_maxima(lane_, reduction_, turn, most);
-    uint32_t row_most[kRows];
-    Shared::max_up(lane_, reduction_, turn, row_most);
+    if constexpr (E::kMostOver == MostOver::row) {
+      Shared::exchange_maxima(lane_, reduction_, turn, most);
+      uint32_t row_most[kRows];
+      Shared::max_up(lane_, reduction_, turn, row_most);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) most[i] = row_most[i / kColumns];
+    } else {
+      Shared::max_in_blocks(E::block_vectors(p_.arguments), most);
+    }
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int row = i / kColumns, column = i % kColumns;
       if (row >= rows.count || !holds(column)) continue;
-      E::template store<D>(p_.arguments, per_call_, p_.tensors, place_of(rows, row, column), norm[i], row_most[row]);
+      E::template store<D>(p_.arguments, per_call_, p_.tensors, place_of(rows, row, column), norm[i], most[i]);
     }
-    Shared::prepare_next(lane_, reduction_, turn);
+    if constexpr (E::kMostOver == MostOver::row) Shared::prepare_next(lane_, reduction_, turn);
   }
 
   __device__ __forceinline__ bool holds(int column) const { return holds_column(p_, lane_, column); }

@@ -1,4 +1,4 @@
-// Reductions over a row: its sum of squares (numerics step 3), or a maximum.
+// Reductions over a row: its sum of squares (numerics step 3), or a maximum; and maxima of neighbours in it.
 //
 // Contract
 //   * Each warp reduces its groups of 32 vectors and stores one word a group into every CTA of the cluster; then each thread reduces
@@ -55,6 +55,16 @@ struct RowReduction {
 #pragma unroll
     for (uint32_t& value : word) value = __reduce_max_sync(0xffffffffu, value);
     exchange(lane, here, turn, word);
+  }
+
+  // The maximum of each block of `neighbours` vectors, a power of two up to 32, to every thread of the block. A warp holds whole
+  // blocks, so nothing is exchanged with others.
+  static __device__ __forceinline__ void max_in_blocks(uint32_t neighbours, uint32_t (&word)[Tile::kVectors]) {
+#pragma unroll 1
+    for (uint32_t step = 1; step < neighbours; step *= 2) {
+#pragma unroll
+      for (uint32_t& value : word) value = max(value, __shfl_xor_sync(0xffffffffu, value, step));
+    }
   }
 
   static __device__ __forceinline__ void prepare_next(const Lane& lane, uint32_t here, uint32_t turn) {

@@ -136,6 +136,13 @@ MNNVL_AR_HD float group_scale_power(uint32_t most) {
   return as_float(is_nan(most) ? kPoison : group_scale_e8m0(most) << 23);
 }
 
+// What division by it is, with the same bits: by infinity a product with 0.
+MNNVL_AR_HD Times group_power_factor(uint32_t most) {
+  if (is_nan(most)) return {as_float(kPoison)};
+  const uint32_t scale = group_scale_e8m0(most);
+  return {scale == kE8m0Nan ? 0.0f : as_float((254 - scale) << 23)};
+}
+
 // MXFP8, per block of 32: its scale, and the factor of elements, 0 where the scale is at an end of its range.
 MNNVL_AR_HD uint32_t mxfp8_scale(uint32_t most) {
   constexpr float kOver448 = 0x1.24924ap-9f;  // a product, by the definition

@@ -1,5 +1,7 @@
 #include "torch/checks.h"
 
+#include <algorithm>
+
 #include "torch/workspace.h"
 
 namespace mnnvl_ar {
@@ -51,6 +53,11 @@ std::string name_of_sizes(const std::vector<int64_t>& sizes) {
 
 std::string name_of_sizes(const Tensor& tensor) { return name_of_sizes(sizes_of(tensor)); }
 
+std::vector<int64_t> strides_of(const Tensor& tensor) {
+  const auto strides = tensor.strides();
+  return {strides.begin(), strides.end()};
+}
+
 int32_t dtype_of(const Tensor& tensor) {
   int32_t code = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
@@ -63,11 +70,15 @@ int64_t device_of(const Tensor& tensor, const char* name) {
   return -1;
 }
 
-void check_memory(const Tensor& tensor, const char* name, uintptr_t alignment = protocol::kVectorBytes) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": is not contiguous, wanted a contiguous tensor");
+void check_alignment(const Tensor& tensor, const char* name, uintptr_t alignment) {
   const auto address = reinterpret_cast<uintptr_t>(tensor.data_ptr());
   STD_TORCH_CHECK(address % alignment == 0, name, ": starts ", address % alignment, " bytes past a ", alignment,
                   "-byte boundary, wanted a ", alignment, "-byte aligned tensor");
+}
+
+void check_memory(const Tensor& tensor, const char* name, uintptr_t alignment = protocol::kVectorBytes) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": is not contiguous, wanted a contiguous tensor");
+  check_alignment(tensor, name, alignment);
 }
 
 void check_device(const Agreement& a, const Tensor& tensor, const char* name) {
@@ -171,13 +182,26 @@ void check_is(const Agreement& a, const Tensor& tensor, const Wanted& w) {
   check_device(a, tensor, w.name);
   STD_TORCH_CHECK(sizes_of(tensor) == w.sizes, w.name, ": has shape ", name_of_sizes(tensor), ", wanted ",
                   name_of_sizes(w.sizes));
-  check_memory(tensor, w.name, w.alignment);
+  if (w.strides.empty()) return check_memory(tensor, w.name, w.alignment);
+  STD_TORCH_CHECK(has_strides(tensor, w.strides), w.name, ": has strides ", name_of_sizes(strides_of(tensor)),
+                  ", wanted ", name_of_sizes(w.strides), w.or_else);
+  check_alignment(tensor, w.name, w.alignment);
+}
+
+bool has_strides(const Tensor& tensor, const std::vector<int64_t>& strides) {
+  const std::vector<int64_t> has = strides_of(tensor);
+  for (size_t i = 0; i < has.size(); ++i) {
+    if (tensor.size(i) > 1 && has[i] != strides[i]) return false;
+  }
+  return has.size() == strides.size();
 }
 
 Span span_of(const Tensor& tensor, const Wanted& w) {
   const KnownDtype* const known = find_dtype(w.dtype);
   STD_TORCH_CHECK(known != nullptr, w.name, ": ", name_of_dtype(w.dtype), " is not known here");
-  const auto elements = static_cast<uintptr_t>(tensor.numel());
+  uintptr_t elements = tensor.numel() != 0;
+  const std::vector<int64_t> strides = strides_of(tensor);
+  for (int64_t i = 0; elements != 0 && i < tensor.dim(); ++i) elements += (tensor.size(i) - 1) * strides[i];
   return {reinterpret_cast<uintptr_t>(tensor.data_ptr()), elements * known->bytes, w.name};
 }
 
@@ -204,8 +228,11 @@ Tensor empty_like(const Tensor& x) {
 }
 
 Tensor empty(const Agreement& a, const Wanted& w) {
-  std::vector<int64_t> strides(w.sizes.size(), 1);
-  for (size_t i = w.sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * w.sizes[i];
+  std::vector<int64_t> strides = w.strides;
+  if (strides.empty()) {
+    strides.assign(w.sizes.size(), 1);
+    for (size_t i = w.sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(1, w.sizes[i]);
+  }
   int32_t device_type = 0, device_index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(a.x.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(a.x.get(), &device_index));

@@ -32,14 +32,17 @@ void check_alike(const Agreement& agreement, const Tensor& tensor, const char* n
 // Returns whether the weight is fp32.
 bool check_weight(const Agreement& agreement, const Tensor& weight);
 
-// A tensor that is not like x, an output or a scale: what a call wants of it. It is contiguous, and where x is.
+// A tensor that is not like x, an output or a scale: what a call wants of it. It is where x is.
 struct Wanted {
   const char* name;
   int32_t dtype;  // PyTorch's code
   std::vector<int64_t> sizes;
   uintptr_t alignment = protocol::kVectorBytes;
+  std::vector<int64_t> strides = {};  // none: contiguous. Of a dimension of one, any will do
+  const char* or_else = "";           // other strides that would have done
 };
 void check_is(const Agreement& agreement, const Tensor& tensor, const Wanted& wanted);
+bool has_strides(const Tensor& tensor, const std::vector<int64_t>& strides);
 
 // Memory of a tensor.
 struct Span {

@@ -56,10 +56,10 @@ class Turn {
 }  // namespace detail
 
 // Runs the call (host) or launches it on the current stream (CUDA). Zero tokens: nothing happens. A piece that fails ends those after
-// it, which leave NaN; rows of pieces before it are right.
-template <class E>
+// it, which leave NaN; rows of pieces before it are right. `kOp`: of an epilogue of several ops, which of them.
+template <class E, protocol::Op kOp = E::kOp>
 void run(int64_t handle, const Agreement& agreement, const Options& options, const typename E::Arguments& arguments) {
-  detail::Turn turn(handle, E::kOp, agreement, options);
+  detail::Turn turn(handle, kOp, agreement, options);
   bool ok = true;
   while (turn.next()) {
     epilogues::CallOf<E> call{{arguments.from(turn.begin())}, turn.params()};

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from mnnvl_ar import ops
-from mnnvl_ar.compat.patterns import NORM, SUM, refusal
-from mnnvl_ar.compat.quantised import QUANTISED, quantised
+from mnnvl_ar.compat.patterns import NORM, PATTERNS, SUM, refusal
+from mnnvl_ar.compat.quantised import quantised
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.ops import Pdl
@@ -32,6 +32,7 @@ _THEIRS = {
     "weight": "rms_gamma",
     "eps": "rms_eps",
     "scale": "scale_factor",
+    "global_scale": "scale_factor",
     "out": "output",
 }
 _NAMES = re.compile(rf"(?<![\w./])({'|'.join(_THEIRS)})(?=[:']|$)")
@@ -125,11 +126,12 @@ def fused(
             raise _in_their_words(error) from None
         made[SUM] += 1
         return output
-    if pattern in QUANTISED:
+    if pattern in PATTERNS:
         given = {
             "input": input, "residual_in": residual_in, "rms_gamma": rms_gamma, "rms_eps": rms_eps, "output": output,
             "scale_factor": scale_factor, "quant_out": quant_out, "scale_out": scale_out, "norm_out": norm_out,
-            "residual_out": residual_out,
+            "residual_out": residual_out, "layout_code": layout_code,
+            "block_quant_group_size": block_quant_group_size,
         }  # fmt: skip
         try:
             answer = quantised(pattern, given, handle, workspace.backend, weight_bias=weight_bias, pdl=pdl)

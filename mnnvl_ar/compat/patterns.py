@@ -1,7 +1,6 @@
 """FlashInfer's pattern codes: each is an epilogue of ours, with or without the norm stored beside its output.
 
-Codes are compared as numbers, since older releases have no name for the newer ones. An epilogue that is not in
-`BUILT` is one that this library does not have yet.
+Codes are compared as numbers, since older releases have no name for the newer ones.
 """
 
 from __future__ import annotations
@@ -38,15 +37,11 @@ REFUSED = {
     7: "kMoEFinalizeARResidualRMSNorm",
     12: "kMoEFinalizeARResidualRMSNormFP8Quant",
 }
-BUILT = ("sum", "norm", "fp8", "token fp8")
 
 
 def refusal(pattern: object) -> ValueError:
     """Why a call of `pattern` is refused, by name."""
-    known = PATTERNS.get(pattern) if isinstance(pattern, int) else None
-    if known is not None:
-        why = f"is {pattern} ({known.name}), whose {known.epilogue} output this version of mnnvl_ar does not have yet"
-    elif pattern in REFUSED:
+    if pattern in REFUSED:
         why = f"is {pattern} ({REFUSED[pattern]}), which mnnvl_ar does not support, as FlashInfer's mnnvl does not"
     else:
         why = f"is {pattern!r}, wanted one of {', '.join(map(str, PATTERNS))}"

@@ -61,7 +61,7 @@ def cell(op: str = "fused", l2: str = "warm") -> Cell:
 
 def prepared(cell: Cell) -> tuple[Inputs, Outputs, Outputs]:
     inputs = make_inputs(cell, 0, CALLS, CPU)
-    return inputs, make_outputs(inputs), Oracle(CPU).expected(cell, inputs, inputs.xs, CALLS)
+    return inputs, make_outputs(cell, inputs), Oracle(CPU).expected(cell, inputs, inputs.xs, CALLS)
 
 
 @pytest.mark.parametrize("cell", [cell(), cell(l2="cold"), cell("plain")], ids=str)

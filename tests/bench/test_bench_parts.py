@@ -10,8 +10,9 @@ import torch
 from bench import launch, options, progress, results, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset, sets
 from bench.cells import Cell, grid
-from bench.check import verdict
+from bench.check import Oracle, verdict
 from bench.floor import H200, floor_us, machine_of
+from bench.quantised import KINDS, memory_of
 from bench.timing import calls_of, percentile, rounds_of
 from mnnvl_ar.memory import MULTICAST_SWITCHES, multicast_refusal
 from mnnvl_ar.tuning import machines
@@ -107,11 +108,41 @@ def test_a_peer_that_leaves_out_a_rank_or_a_row_is_wrong():
 
 def test_reset_poisons_what_is_to_be_written():
     inputs = Inputs([], [torch.ones(2, 8)], torch.ones(8))
-    made = make_outputs(inputs)
+    made = make_outputs(cell(), inputs)
     made.residuals[0].zero_()
     reset(inputs, made)
     assert torch.equal(made.residuals[0], inputs.residuals[0])
     assert made.outs[0].isnan().all()
+
+
+@pytest.mark.parametrize("op", KINDS)
+def test_one_wrong_byte_of_a_quantised_output_is_wrong(op: str):
+    """Of what pads a scale, too; and what nobody wrote is never right by what a call before left there."""
+    one = Cell(op, 2, 3, 384, "bfloat16")
+    inputs = make_inputs(one, 0, 1, torch.device("cpu"))
+    want = Oracle(torch.device("cpu")).expected(one, inputs, inputs.xs[:1], 1)
+    got = make_outputs(one, inputs)
+    reset(inputs, got)
+    assert verdict(one, got, want, exact=True) is not None
+    for made, wanted in ((got.residuals, want.residuals), (got.quants[0], want.quants[0])):
+        for g, w in zip(made, wanted, strict=True):
+            memory_of(g).copy_(memory_of(w))
+    assert verdict(one, got, want, exact=True) is None
+    for i, each in enumerate(got.quants[0]):
+        memory_of(each)[-1] ^= 1
+        assert verdict(one, got, want, exact=True) == f"quantised output {i}: other bytes than the reference"
+        memory_of(each)[-1] ^= 1
+
+
+def test_only_cells_that_there_are():
+    asked = {"tps": [2], "ops": ["fused", "group_fp8", "nvfp4"], "hidden": [2880, 4096], "tokens": [1]}
+    cells = list(grid(**asked, dtypes=["bfloat16", "float32"]))
+    assert [(c.op, c.hidden) for c in cells if c.dtype == "bfloat16"] == [
+        *(("fused", hidden) for hidden in (2880, 4096)),
+        ("group_fp8", 4096),
+        *(("nvfp4", hidden) for hidden in (2880, 4096)),
+    ]
+    assert {c.op for c in cells if c.dtype == "float32"} == {"fused"}
 
 
 def test_file_names_of_machines():

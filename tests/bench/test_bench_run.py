@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from bench import report, results
+from bench.quantised import KINDS
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +30,16 @@ def test_a_small_grid_ends_up_in_the_file(root: Path, tmp_path: Path):
         assert 0 < row["p50_us"] <= row["p99_us"]
         assert row["floor_us"] is None  # of the host
     assert not report.usual(record["rows"])  # eager on the host is nothing to show
+
+
+def test_quantised_ops_are_measured_and_checked(root: Path, tmp_path: Path):
+    file = tmp_path / "host.json"
+    grid = ["--tp", "2", "--tokens", "3", "--hidden", "384", "--op", ",".join(KINDS), "--dtype", "bfloat16"]
+    done = run(root, *grid, "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["op"] for row in rows] == [*KINDS]
+    assert all(row["ok"] and row["variant"] == "mnnvl_ar" for row in rows), rows
 
 
 def test_no_time_means_no_rows_but_a_list_of_what_was_not_run(root: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from common.ranks import Rank, rank_pool
 from compat.front import HIDDEN, TOKENS, create, installed, rows, works
 from mnnvl_ar import ops, reference
 from mnnvl_ar.compat import calls
-from mnnvl_ar.compat.patterns import BUILT, PATTERNS, REFUSED
+from mnnvl_ar.compat.patterns import REFUSED
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.ops import Pdl
 
@@ -123,11 +123,6 @@ def bad_input(rank: Rank) -> list[str]:
     with installed() as comm:
         workspace = create(comm, rank)
         wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
-            *(
-                (ValueError, rf"pattern: is {code} \(kARRes", {**norm, "pattern": code})
-                for code, pattern in PATTERNS.items()
-                if pattern.epilogue not in BUILT
-            ),
             *((ValueError, rf"pattern: is {code} \(kMoE.*does not", {"pattern": code}) for code in REFUSED),
             (ValueError, "pattern: is 99, wanted one of 0, 1", {"pattern": 99}),
             (ValueError, "pattern: is 'norm', wanted", {"pattern": "norm"}),

@@ -9,54 +9,99 @@ import torch
 
 from common.ranks import Rank, rank_pool
 from compat.front import HIDDEN, create, installed, rows, works
-from mnnvl_ar import reference
+from mnnvl_ar import reference, scales
+from mnnvl_ar.compat.patterns import PATTERNS
 
 EPS = 1e-6
+WIDE = 384  # three groups of 128
 CODES = torch.float8_e4m3fn
+WITH_NORM = (4, 5, 9, 11, 14)
+GIVEN: dict[int, dict[str, Any]] = {
+    # what a pattern asks for beside the outputs
+    2: {"scale_factor": torch.tensor([0.25, 99.0])},
+    3: {"scale_factor": torch.tensor([0.25, 99.0])},
+    8: {"block_quant_group_size": 128},
+    10: {},
+    13: {},
+}
 
 
-def answers(rank: Rank, pattern: int, weight: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def answers(
+    rank: Rank, pattern: int, weight: torch.Tensor, residual: torch.Tensor, layout: str
+) -> tuple[torch.Tensor, ...]:
     """norm, residual_out, and the quantised outputs."""
-    xs = [rows(each, residual.shape[0], dtype=residual.dtype) for each in range(rank.world_size)]
+    xs = [rows(each, residual.shape[0], WIDE, dtype=residual.dtype) for each in range(rank.world_size)]
     norm, total = reference.all_reduce_rms_norm(xs, residual, weight, EPS, 0.0)
-    if pattern in (2, 4):
+    kind = PATTERNS[pattern].epilogue
+    if kind == "fp8":
         return norm, total, reference.static_fp8(norm, torch.tensor([0.25]))
-    return norm, total, *reference.per_token_fp8(norm)
+    if kind == "nvfp4":
+        return norm, total, *reference.nvfp4(norm, torch.tensor([0.25]), layout)
+    if kind == "group fp8":
+        return norm, total, *reference.per_token_group_fp8(norm, "ue8m0", "tma_aligned")
+    return norm, total, *(reference.per_token_fp8(norm) if kind == "token fp8" else reference.mxfp8(norm, layout))
+
+
+def scale_out(pattern: int, tokens: int, layout: str) -> torch.Tensor | None:
+    """As FlashInfer's callers hand it: vLLM's of NVFP4 in two dimensions, of MXFP8 larger than it need be."""
+    code = {"swizzled": 0, "linear": 2}[layout]
+    kind = PATTERNS[pattern].epilogue
+    if kind == "nvfp4":
+        flat = scales.nvfp4(tokens, WIDE, code)
+        return flat.view(-1, WIDE // 16) if layout == "linear" else flat.view(-1, 24)
+    if kind == "mxfp8":
+        return torch.full((scales.mxfp8(tokens, WIDE, code).numel() + 5,), 77, dtype=torch.uint8)
+    if kind == "group fp8":
+        return scales.per_token_group_fp8(tokens, WIDE, scales.GroupScales.UE8M0)
+    return torch.empty(tokens, 1) if kind == "token fp8" else None
+
+
+def same(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """As bytes: all that either spans."""
+    spans = [torch.empty(0, dtype=torch.uint8).set_(each.untyped_storage()) for each in (got, want)]
+    return torch.equal(*spans)
 
 
 def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:
     """As vLLM calls it: norm_out is there for every pattern, quant_out has the shape of an outer batch."""
-    weight = 1 + rows(9, 1, dtype=dtype)[0]
+    weight = 1 + rows(9, 1, WIDE, dtype=dtype)[0]
+    base = max(code for code in GIVEN if code <= pattern and PATTERNS[code].epilogue == PATTERNS[pattern].epilogue)
+    is_pairs = base == 3
     with installed() as comm:
-        workspace = create(comm, rank, backend=backend, dtype=dtype)
-        for tokens in (1, 6, 16):
-            residual = rows(77, tokens, dtype=dtype)
-            norm, total, codes, *scales = answers(rank, pattern, weight, residual)
-            x, r = rows(rank.rank, tokens, dtype=dtype), residual.clone()
+        workspace = create(comm, rank, backend=backend, dtype=dtype, hidden_dim=WIDE)
+        for tokens, layout in ((1, "swizzled"), (6, "linear"), (16, "swizzled")):
+            residual = rows(77, tokens, WIDE, dtype=dtype)
+            norm, total, codes, *wanted_scales = answers(rank, pattern, weight, residual, layout)
+            x, r = rows(rank.rank, tokens, WIDE, dtype=dtype), residual.clone()
             norm_out = torch.full_like(x, 3.0)
-            quant_out = torch.empty(1, tokens, HIDDEN, dtype=CODES)
-            given: dict[str, Any] = {"scale_factor": torch.tensor([0.25, 99.0])} if pattern in (2, 4) else {}
-            if scales:
-                given["scale_out"] = torch.empty(tokens, 1)
+            quant_out = torch.empty(1, *codes.shape, dtype=codes.dtype)
+            if is_pairs and tokens == 6:
+                quant_out = quant_out.view(torch.float4_e2m1fn_x2)
+            given, layout_code = dict(GIVEN[base]), {"swizzled": None if tokens == 1 else 0, "linear": 2}[layout]
+            if (scale := scale_out(pattern, tokens, layout)) is not None:
+                given["scale_out"] = scale
             got = comm.allreduce_fusion(
                 input=x, workspace=workspace, pattern=pattern, residual_in=r, rms_gamma=weight, rms_eps=EPS,
-                residual_out=r, norm_out=norm_out, quant_out=quant_out, layout_code=0, use_oneshot=False, **given,
+                residual_out=r, norm_out=norm_out, quant_out=quant_out, layout_code=layout_code, use_oneshot=False,
+                **given,
             )  # fmt: skip
-            assert torch.equal(quant_out.view(tokens, HIDDEN).view(torch.uint8), codes.view(torch.uint8))
+            assert torch.equal(quant_out.view(codes.shape).view(torch.uint8), codes.view(torch.uint8))
             assert reference.same_bits(r, total)
-            if scales:
-                assert reference.same_bits(given["scale_out"], scales[0])
-            if pattern in (4, 11):
+            if scale is not None:
+                spare = scale.view(-1)[scale.numel() - 5 :] if base == 13 else scale[:0]
+                assert spare.eq(77).all(), "what is more than it need be is left alone"
+                assert same(scale.view(-1)[:-5].clone() if base == 13 else scale, wanted_scales[0])
+            if pattern in WITH_NORM:
                 assert reference.same_bits(norm_out, norm)
                 assert got is (norm_out if backend == "trtllm" else quant_out)
             else:
                 assert torch.equal(norm_out, torch.full_like(x, 3.0)), "norm_out is left alone"
                 assert got is quant_out
-            bare = {"scale_factor": 0.25} if pattern in (2, 4) else {}  # what is left out is made
-            fresh = comm.allreduce_fusion(
+            bare = {**GIVEN[base], **({"scale_factor": 0.25} if "scale_factor" in GIVEN[base] else {})}
+            fresh = comm.allreduce_fusion(  # what is left out is made
                 input=x, workspace=workspace, pattern=pattern, residual_in=residual, rms_gamma=weight, **bare
             )
-            if fresh.dtype == CODES:
+            if fresh.dtype == codes.dtype:
                 assert torch.equal(fresh.view(torch.uint8), codes.view(torch.uint8))
             else:
                 assert reference.same_bits(fresh, norm)
@@ -65,10 +110,21 @@ def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("pattern", [2, 4, 10, 11])
+@pytest.mark.parametrize("pattern", [code for code in PATTERNS if code > 1])
 @pytest.mark.parametrize("backend", ["mnnvl", "trtllm"])
 def test_as_the_reference(backend: str, pattern: int, dtype: torch.dtype) -> None:
     rank_pool(2).run(served, backend, pattern, dtype)
+
+
+def test_other_scales_are_seen() -> None:
+    """The control of `same`: a byte of what pads a scale, and another layout."""
+    norm = rows(1, 6, WIDE)
+    tiles, linear = (reference.nvfp4(norm, 0.25, layout)[1] for layout in ("swizzled", "linear"))
+    wrong = tiles.clone()
+    wrong.view(torch.uint8)[-1] = 1
+    assert same(tiles.clone(), tiles)
+    assert not same(wrong, tiles)
+    assert not same(linear, tiles[: linear.numel()].clone())
 
 
 def bad_input(rank: Rank) -> None:
@@ -76,6 +132,9 @@ def bad_input(rank: Rank) -> None:
     of_all = {"residual_in": r, "rms_gamma": w}
     static = {"pattern": 2, "scale_factor": torch.ones(1), **of_all}
     dynamic = {"pattern": 10, **of_all}
+    group = {"pattern": 8, "block_quant_group_size": 128, **of_all}
+    mxfp8 = {"pattern": 14, **of_all}
+    nvfp4 = {"pattern": 5, "scale_factor": torch.ones(1), **of_all}
     with installed() as comm:
         workspace = create(comm, rank)
         wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
@@ -89,6 +148,24 @@ def bad_input(rank: Rank) -> None:
             (RuntimeError, "quant_out: is bfloat16, wanted float8_e4m3fn", {**static, "quant_out": x.clone()}),
             (RuntimeError, "quant_out: has shape", {**static, "quant_out": torch.empty(3, HIDDEN, dtype=CODES)}),
             (RuntimeError, "scale_out: has shape .4., wanted .4, 1.", {**dynamic, "scale_out": torch.ones(4)}),
+            (ValueError, "block_quant_group_size: is None, wanted 128", {**group, "block_quant_group_size": None}),
+            (ValueError, "block_quant_group_size: is 64, wanted 128", {**group, "block_quant_group_size": 64}),
+            (ValueError, "hidden: is 64, wanted a multiple of 128", group),
+            (RuntimeError, "input: rows of 64 elements, wanted a multiple of 128",
+             {**group, "scale_out": torch.ones(4, 1, dtype=torch.int32)}),
+            (ValueError, "scale_factor: a pattern of MXFP8 does not", {**mxfp8, "scale_factor": 1.0}),
+            (ValueError, r"layout_code: is 1, wanted 0 .SWIZZLED_128x4. or 2", {**mxfp8, "layout_code": 1}),
+            (ValueError, r"layout_code: is 1, wanted 0 .SWIZZLED_128x4. or 2", {**nvfp4, "layout_code": 1}),
+            (RuntimeError, "scale_out: has 8 elements, wanted 512",
+             {**mxfp8, "scale_out": torch.ones(8, dtype=torch.uint8)}),
+            (RuntimeError, "scale_out: is int8, wanted uint8",
+             {**mxfp8, "scale_out": torch.ones(512, dtype=torch.int8)}),
+            (ValueError, "scale_factor: a pattern of NVFP4 needs it", {**nvfp4, "scale_factor": None}),
+            (RuntimeError, "scale_factor: is float64, wanted", {**nvfp4, "scale_factor": torch.ones(1).double()}),
+            (RuntimeError, "quant_out: is float8_e4m3fn, wanted uint8",
+             {**nvfp4, "quant_out": torch.empty(4, HIDDEN // 2, dtype=CODES)}),
+            (RuntimeError, "quant_out: has shape .4, 64., wanted .4, 32.",
+             {**nvfp4, "quant_out": torch.empty(4, HIDDEN, dtype=torch.uint8)}),
             (RuntimeError, "input: is float32, wanted bfloat16 or float16",
              {**static, "input": x.float(), "residual_in": r.float(), "rms_gamma": w.float()}),
         ]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def _read(project: str, version: str, path: str) -> tuple[str, str]:
 
 @functools.cache
 def _index(project: str) -> Any:
+    importlib.import_module("setuptools")  # before pip's distutils, or no setup.py could run here any more
     with mock.patch.dict(os.environ, PATIENCE):
         from tools.contracts.index import Index
 

@@ -111,7 +111,16 @@ auto per_token(const std::string& dtype, const Halves& norm) {
 }
 
 auto per_group(const std::string& dtype, const Halves& norm, bool power) {
-  return with(dtype, [&](auto d) { return divided<decltype(d)>(norm, 128, power ? group_scale_power : group_scale); });
+  return with(dtype, [&](auto d) {
+    using D = decltype(d);
+    if (!power) return divided<D>(norm, 128, group_scale);
+    return in_blocks<D, uint32_t>(
+        norm, 128, 8,
+        [](uint32_t most) {
+          return Scale<uint32_t, Times>{as_bits(group_scale_power(most)), group_power_factor(most)};
+        },
+        [](const Vector& v, auto s) { return e4m3_codes<D>(v, s.scaled); });
+  });
 }
 
 // Their bytes, for packing.

@@ -84,7 +84,8 @@ def test_every_kind_of_kernel_was_looked_at(built: list[sass.Kernel]) -> None:
     for parts in [
         (strategy, dtype) for strategy in ("one_shot", "two_shot") for dtype in ("Bfloat16", "Float16", "Float32")
     ]:
-        for epilogue in ("Plain", "RmsNorm"):
+        quantised = () if "Float32" in parts else ("StaticFp8", "PerTokenFp8", "BlockScaled")
+        for epilogue in ("Plain", "RmsNorm", *quantised):
             assert any(all(part in name for part in (*parts, epilogue)) for name in names), (*parts, epilogue)
 
 

@@ -43,21 +43,12 @@ void per_token_fp8_out(Tensor x, Tensor residual, Tensor weight, double eps, Ten
 
 template <class Library>
 void implement(Library& m) {
-  m.impl("all_reduce_rms_norm_per_token_fp8", TORCH_BOX(&per_token_fp8));
-  m.impl("all_reduce_rms_norm_per_token_fp8_out", TORCH_BOX(&per_token_fp8_out));
+  implement_both(m, PerTokenFp8::kOp, TORCH_BOX(&per_token_fp8), TORCH_BOX(&per_token_fp8_out));
 }
 
 }  // namespace
 }  // namespace mnnvl_ar
 
-STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) {
-  m.def(
-      "all_reduce_rms_norm_per_token_fp8(Tensor x, Tensor residual, Tensor weight, float eps, int workspace, *, "
-      "bool with_norm=False, float weight_bias=0.0, int strategy=-1, int pdl=-1) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "all_reduce_rms_norm_per_token_fp8_out(Tensor x, Tensor residual, Tensor weight, float eps, "
-      "Tensor(a!) quant_out, Tensor(b!) scale_out, Tensor(c!)? norm_out, Tensor(d!) residual_out, int workspace, *, "
-      "float weight_bias=0.0, int strategy=-1, int pdl=-1) -> ()");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) { mnnvl_ar::define(m, mnnvl_ar::PerTokenFp8::kOp, {.has_scales = true}); }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CPU, m) { mnnvl_ar::implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CUDA, m) { mnnvl_ar::implement(m); }

@@ -27,12 +27,18 @@ def _same(got: torch.Tensor, want: torch.Tensor, same_bits: Any) -> bool:
 
 
 class Output:
-    """A tensor between guards."""
+    """A tensor between guards. strides: of a tensor that does not lie row by row; it may leave places out."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> None:
-        nbytes = torch.Size(shape).numel() * dtype.itemsize
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: Any, strides: tuple[int, ...] | None = None
+    ) -> None:
+        elements = torch.Size(shape).numel()
+        if strides is not None and elements:
+            elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        nbytes = elements * dtype.itemsize
         self.memory = torch.full((nbytes + 2 * GUARD,), UNWRITTEN, dtype=torch.uint8, device=device)
-        self.tensor = self.memory[GUARD : GUARD + nbytes].view(dtype).view(shape)
+        self.flat = self.memory[GUARD : GUARD + nbytes].view(dtype)
+        self.tensor = self.flat.view(shape) if strides is None else self.flat.as_strided(shape, strides)
 
     def is_overrun(self) -> bool:
         guards = torch.cat([self.memory[:GUARD], self.memory[-GUARD:]])
