@@ -23,6 +23,14 @@ def count(name: str, value: Any) -> int:
     return number
 
 
+def whole(name: str, value: Any) -> int:
+    """A whole number, whatever it is."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: is {value!r}, wanted a whole number") from None
+
+
 def bytes_or_none(name: str, value: Any) -> int | None:
     """A whole number of bytes from 1 on, or None for as many as are of use."""
     if value is None:

@@ -9,7 +9,7 @@ from mnnvl_ar._library import named, ops
 from mnnvl_ar.errors import CallMismatch, PeerTimeout, WorkspaceBroken
 
 # FaultCode of csrc/protocol/fault.h.
-PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE, TWO_AT_ONCE = range(1, 8)
+PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE, TWO_AT_ONCE, ENDED = range(1, 9)
 
 
 @dataclass(frozen=True)

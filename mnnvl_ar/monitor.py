@@ -4,7 +4,9 @@ It is for those who do not look themselves: a server whose other ranks hang, or 
 Every GLANCE it looks for a record that a call of this rank has left, in host memory; every PERIOD for what peers have
 marked, which is one copy of 16 KiB at most, and takes no lock that a call takes. Logger "mnnvl_ar", level ERROR.
 
-A call that holds its stream (`Workspace(hold=)`) is let go when `on_fault` has returned.
+A call that holds its stream (`Workspace(hold=)`) is let go when `on_fault` has returned. `on_fault` is called once the
+fault is logged, or after LOG_SECONDS: a log that blocks must not outlast the hold. Whatever it raises is logged too,
+and ends neither this thread nor the process: Python lets a thread end nothing but itself.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import logging
 import os
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import read_fault
@@ -23,10 +27,18 @@ from mnnvl_ar.errors import WorkspaceBroken
 
 PERIOD = 0.5  # seconds between two looks
 GLANCE = 0.05
+LOG_SECONDS = 0.25  # that `on_fault` waits for a log
 
 OnFault = Callable[[WorkspaceBroken], object]
 
 _log = logging.getLogger("mnnvl_ar")
+
+
+class Watched(Protocol):
+    """What the monitor does not keep alive: nor what `on_fault` belongs to, which may hold it."""
+
+    @property
+    def on_fault(self) -> OnFault | None: ...
 
 
 class Monitor:
@@ -34,14 +46,14 @@ class Monitor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: dict[int, tuple[weakref.ref[object], OnFault | None]] = {}
+        self._watched: dict[int, weakref.ref[Watched]] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
-    def watch(self, handle: int, owner: object, on_fault: OnFault | None = None) -> None:
+    def watch(self, handle: int, owner: Watched) -> None:
         """Until `forget`, or until nobody holds `owner` any more."""
         with self._lock:
-            self._watched[handle] = weakref.ref(owner), on_fault
+            self._watched[handle] = weakref.ref(owner)
             if self._thread is None:
                 self._stop = threading.Event()
                 self._thread = threading.Thread(
@@ -74,14 +86,13 @@ class Monitor:
             is_time = time.monotonic() - looked >= PERIOD
             if is_time:
                 looked = time.monotonic()
-            for handle, entry in watched:
-                owner, on_fault = entry
-                if owner() is None or ((is_time or ops._workspace_has_fault(handle)) and self._look(handle, on_fault)):
+            for handle, owner in watched:
+                if owner() is None or ((is_time or ops._workspace_has_fault(handle)) and self._look(handle, owner)):
                     with self._lock:
-                        if self._watched.get(handle) is entry:
+                        if self._watched.get(handle) is owner:
                             del self._watched[handle]
 
-    def _look(self, handle: int, on_fault: OnFault | None) -> bool:
+    def _look(self, handle: int, owner: weakref.ref[Watched]) -> bool:
         """Whether all has been said about this workspace."""
         try:
             fault = read_fault(handle)
@@ -90,22 +101,34 @@ class Monitor:
             return True
         if fault is None:
             return False
+        _say("workspace %d is broken: %s", handle, fault.message())
         try:
-            _log.error("workspace %d is broken: %s", handle, fault.message())
+            on_fault = getattr(owner(), "on_fault", None)
             if on_fault is not None:
                 on_fault(fault.error())
-        except Exception:
-            _log.exception("on_fault of workspace %d failed", handle)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt too: the other workspaces are still watched
+            _say("on_fault of workspace %d failed with %s", handle, "".join(traceback.format_exception(error)))
         finally:
             ops._workspace_answer(handle)
         return True
 
 
+def _say(text: str, *arguments: object) -> None:
+    """Logs an error, and waits for that, but not for long."""
+    try:
+        speaker = threading.Thread(target=_log.error, args=(text, *arguments), daemon=True, name="mnnvl_ar log")
+        speaker.start()
+    except RuntimeError:  # out of threads
+        _log.error(text, *arguments)
+    else:
+        speaker.join(LOG_SECONDS)
+
+
 _monitor = Monitor()
 
 
-def watch(handle: int, owner: object, on_fault: OnFault | None = None) -> None:
-    _monitor.watch(handle, owner, on_fault)
+def watch(handle: int, owner: Watched) -> None:
+    _monitor.watch(handle, owner)
 
 
 def forget(handle: int) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import threading
-import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 
 from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
-from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, seconds, with_index
+from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, seconds, whole, with_index
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create, nanoseconds
@@ -30,6 +31,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _STATE = struct.Struct("<I24xI")  # State and Progress of csrc/protocol/layout.h: epoch, later
 _EPOCHS = 2**32 - 1  # kEpochs of csrc/protocol/ring.h
 
+_log = logging.getLogger("mnnvl_ar")
 _kept: list[tuple[int, SymmetricMemory]] = []  # of closed workspaces that captured graphs may still use
 
 
@@ -61,10 +63,14 @@ class Workspace:
                 quicker where calls on all workspaces follow each other
     monitor:    whether a thread, one for all workspaces of the process, logs a fault: that of a call of this rank
                 within 0.1 s, what peers say within half a second
-    on_fault:   called once by that thread with the error, after it has been logged: for a server that only replays
-                graphs, where no op is called that could raise
+    on_fault:   called once by that thread with the error, after it has been logged (a log that blocks is waited for a
+                quarter of a second): for a server that only replays graphs, where no op is called that could raise.
+                Whatever it raises is logged. It is held by the workspace alone
 
-    Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank).
+    Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank),
+    max_tokens, hidden, dtype, strategy, on_fault.
+    A workspace is what it is for, not a value: `copy` and `deepcopy` give the workspace itself, and it cannot be
+    pickled. Its handle is of use in this process alone.
     Errors: arguments that make no sense are refused before any rank is waited for (`ValueError`; a row size that no op
     takes, `RuntimeError`); everything else is `BringUpError` on every rank alike, naming rank, step and cause.
     """
@@ -91,8 +97,10 @@ class Workspace:
         on_fault: Callable[[WorkspaceBroken], object] | None = None,
     ) -> None:
         self._memory: SymmetricMemory | None = None
-        self._mapping, self._asleep = threading.RLock(), False  # held while memory is looked at, comes or goes
-        self.handle, self._monitor, self._on_fault, self._pid = 0, monitor, on_fault, os.getpid()
+        self._mapping, self._asleep = threading.RLock(), False  # held while memory is looked at, or goes
+        self.handle, self._monitor, self.on_fault, self._pid = 0, monitor, on_fault, os.getpid()
+        if not (on_fault is None or callable(on_fault)):
+            raise ValueError(f"on_fault: is {on_fault!r}, wanted a function that takes the error, or None")
         dtype = dtype_of(dtype)
         members, max_tokens, hidden = Members(group), count("max_tokens", max_tokens), count("hidden", hidden)
         hold = 0.0 if hold == 0 else seconds("hold", hold)
@@ -104,6 +112,8 @@ class Workspace:
         most_ctas = 0 if max_ctas is None else count("max_ctas", max_ctas)
         self.device, self.world_size, self.rank = device_of(device), members.size, members.rank
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
+        self.max_tokens, self.hidden, self.dtype, self.strategy = max_tokens, hidden, dtype, strategy
+        self._group = members.name
         row_bytes, table, own_too = hidden * dtype.itemsize, Table(), _brings_own_rows(self.device, transport)
 
         def slot_of(table: Table) -> int:
@@ -147,6 +157,7 @@ class Workspace:
         self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)
         self._dropped.atexit = False
         self._deadline = deadline
+        _log.log(logging.INFO if self.rank == 0 else logging.DEBUG, "%r: %s", self, self.transport_reason)
         self._watch()
 
     @property
@@ -169,7 +180,7 @@ class Workspace:
         with self._mapping:
             memory = self._mapped("calls")
             if self._asleep:
-                raise MnnvlArError("calls: this workspace is asleep")
+                raise MnnvlArError("calls: this workspace is asleep, or on its way")
             own = memory.pointers[memory.rank]
             launches, later = _STATE.unpack(memory._block.driver.read(own, _STATE.size))
         return int((launches - later) % _EPOCHS)
@@ -201,14 +212,25 @@ class Workspace:
         )
         return Layout(slot_bytes).nbytes
 
-    def fits(self, tokens: int, hidden: int, dtype: torch.dtype) -> bool:
-        """Whether a call of [tokens, hidden] of `dtype` can run, if need be in pieces: what calls are held against,
-        alike on all ranks. True for any number of tokens if one row fits."""
-        return dtype in DTYPES and bool(ops._workspace_fits(self.handle, tokens, hidden * dtype.itemsize))
+    def fits(self, tokens: int, hidden: int, dtype: torch.dtype, strategy: str = "auto") -> bool:
+        """Whether a call of [tokens, hidden] of `dtype` that asks for `strategy` can run, if need be in pieces: what
+        calls are held against, alike on all ranks. True for any number of tokens if one row fits; False for a dtype
+        that rows cannot have. "auto": as the workspace has it. `MnnvlArError` if it is closed or asleep."""
+        self._awake("fits")
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype: is {dtype!r}, wanted a torch.dtype")
+        tokens, hidden, chosen = (
+            whole("tokens", tokens),
+            whole("hidden", hidden),
+            _member(Strategy, strategy, "strategy"),
+        )
+        return dtype in DTYPES and bool(ops._workspace_fits(self.handle, tokens, hidden * dtype.itemsize, chosen))
 
     def check(self) -> None:
         """Raises `PeerTimeout`, `CallMismatch` or `WorkspaceBroken` if a call on this workspace failed, here or, as far
-        as this rank has been told, on a peer. Waits for nothing; on a GPU it costs a copy of 16 KiB."""
+        as this rank has been told, on a peer; `MnnvlArError` if it is closed or asleep, and nobody can tell. Waits for
+        nothing; on a GPU it costs a copy of 16 KiB."""
+        self._awake("check")
         raise_fault(self.handle)
 
     def close(self, force: bool = False) -> None:
@@ -217,14 +239,20 @@ class Workspace:
 
         If calls were captured, graphs that hold them may still run: ops raise from now on, but the memory stays mapped
         until those graphs are destroyed, and is given back when a workspace is made or closed after that. `force` gives
-        it back all the same, and ends calls that still wait for a peer; a graph that is replayed afterwards touches
-        memory that is not there.
+        it back all the same, and ends calls that still wait for a peer, in other threads too; a graph that is replayed
+        afterwards touches memory that is not there.
         """
-        if self._memory is None or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        may_unmap = ops._workspace_close(self.handle, force) if self.handle else True
-        with self._mapping:
+        with self._mapping:  # whoever comes second finds nothing left to close
             memory, self._memory = self._memory, None
+            if memory is None:
+                return
+            try:
+                may_unmap = ops._workspace_close(self.handle, force)
+            except BaseException:
+                self._memory = memory
+                raise
             self._dropped.detach()
             watchers.forget(self.handle)
             if may_unmap:
@@ -246,20 +274,22 @@ class Workspace:
     def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
         of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
-        memory = self._mapped("wake")
+        memory, timeout = self._mapped("wake"), seconds("timeout", timeout)
         # Sleeping is for `recover`, and does nothing to one that sleeps. It fails on one rank alone if that captures.
         with self._mapping:
             self._asleep = True
+        try:
             memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
-            self._asleep = False
+        finally:
+            self._asleep = memory.is_dropped
         self.transport, self.transport_reason = memory.transport, memory.reason
         ops._workspace_reset(self.handle)
         self._watch()
 
     def recover(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """After a fault: brings the full group back, the same processes, without a restart. As `wake`; captured graphs
-        work again. Calls that still wait on this rank end, with NaN. If a rank is lost, close, and make another
-        workspace over the survivors."""
+        work again. Calls that still wait on this rank, in other threads too, end with NaN. If a rank is lost, close,
+        and make another workspace over the survivors."""
         self.wake(group, timeout)
 
     checkpoint_prepare = sleep
@@ -272,9 +302,24 @@ class Workspace:
             raise MnnvlArError(f"{verb}: this workspace is closed")
         return self._memory
 
+    def _awake(self, verb: str) -> None:
+        if self._mapped(verb).is_dropped:
+            raise MnnvlArError(f"{verb}: this workspace is asleep; wake() first")
+
     def _watch(self) -> None:
         if self._monitor:
-            watchers.watch(self.handle, self, self._on_fault)
+            watchers.watch(self.handle, self)
+
+    def __copy__(self) -> Workspace:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Workspace:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Workspace cannot be pickled, nor sent to another process: its memory is this process's. Make one there"
+        )
 
     def __enter__(self) -> Workspace:
         return self
@@ -285,9 +330,13 @@ class Workspace:
         self.close()
 
     def __repr__(self) -> str:
+        if not self.handle:
+            return "Workspace(not made)"
+        state = ", closed" if self._memory is None else ", asleep" if self._memory.is_dropped else ""
         return (
-            f"Workspace(handle={self.handle}, rank={self.rank}/{self.world_size}, device={self.device}, "
-            f"transport={self.transport}, nbytes={self.nbytes}{'' if self._memory else ', closed'})"
+            f"Workspace(handle={self.handle}, group={self._group}, rank={self.rank}/{self.world_size}, "
+            f"tokens={self.max_tokens}, hidden={self.hidden}, dtype={self.dtype}, strategy={self.strategy}, "
+            f"device={self.device}, transport={self.transport}, nbytes={self.nbytes}{state})"
         )
 
 
@@ -315,8 +364,8 @@ def _give_back_kept() -> None:
 def _tell_of_dropped(handle: int, nbytes: int, pid: int) -> None:
     """The ops take plain integers, so that nobody holds a workspace says nothing about who may still call on it."""
     if os.getpid() == pid:
-        text = f"workspace {handle} was dropped without close(): its {nbytes} bytes stay mapped until the process ends"
-        warnings.warn(text, ResourceWarning, stacklevel=2)
+        text = "workspace %d was dropped without close(): its %d bytes stay mapped until the process ends"
+        _log.warning(text, handle, nbytes)
 
 
 def _member(kind: type[Strategy] | type[Pdl], name: str, argument: str) -> int:

@@ -140,8 +140,8 @@ bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& contro
     return true;
   }
   const FaultCode code = code_of_mark(broken);
-  if (author_of_mark(broken) >= ranks || (code != FaultCode::launch_shape && code != FaultCode::two_at_once))
-    return false;
+  const bool is_own = code == FaultCode::launch_shape || code == FaultCode::two_at_once || code == FaultCode::ended;
+  if (author_of_mark(broken) >= ranks || !is_own) return false;
   f.code = code;
   f.peer = author_of_mark(broken);
   f.call = evidence.ranks[f.peer].newest;
@@ -171,7 +171,8 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
     f.peer = record.peer;
     f.peer_call = {record.epoch, record.peer_tokens, record.peer_description};
     f.conclusive = true;
-  } else if (code == FaultCode::overlap || code == FaultCode::launch_shape || code == FaultCode::two_at_once) {
+  } else if (code == FaultCode::overlap || code == FaultCode::launch_shape || code == FaultCode::two_at_once ||
+             code == FaultCode::ended) {
     f.peer = f.rank;
     f.conclusive = true;
   } else if (f.relayed && take_from_peer(evidence, control, notes, f)) {
@@ -228,7 +229,7 @@ bool look(const Blocks& blocks, Finding& finding) {
 }
 
 void end_calls(const Blocks& blocks) {
-  const auto broken = static_cast<uint32_t>(FaultCode::peer_fault);
+  const auto broken = static_cast<uint32_t>(FaultCode::ended);
   BlockReader(blocks).write(blocks.params.group.rank, kBrokenOffset, &broken, sizeof(broken));
 }
 

@@ -45,6 +45,9 @@ std::string headline(const Finding& f) {
     case FaultCode::two_at_once:
       return rank_text(f, f.peer) + ": two calls of that rank on this workspace ran at once, " + call_text(f.call) +
              " one of them; calls on one workspace must follow each other, on one stream or ordered by events";
+    case FaultCode::ended:
+      return rank_text(f, f.peer) + " ended its call itself, " + call_text(f.call) +
+             ": a signal's handler raised there, or close(force=True), wake() or recover() was called";
     case FaultCode::damaged: {
       char offset[32];
       std::snprintf(offset, sizeof(offset), "0x%llx", static_cast<unsigned long long>(f.offset));

@@ -1,6 +1,6 @@
 // all_reduce_rms_norm_per_token_group_fp8, _mxfp8 and _nvfp4: norm as codes with a scale for each block of neighbouring elements; norm
 // itself too, where it is wanted. One set of kernels for all formats, which differ in a few instructions: one each would take
-// five times as long to compile and to load (docs/decisions, 57).
+// five times as long to compile and to load (decision 57).
 //
 // Outputs, beside residual_out:
 //   * quant: [call tokens, hidden] codes, of a byte or, in NVFP4, of half a byte;

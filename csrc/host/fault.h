@@ -6,6 +6,7 @@
 
 #include <cstddef>
 
+#include "host/interrupt.h"
 #include "host/shared_word.h"
 #include "protocol/fault.h"
 #include "protocol/params.h"
@@ -40,6 +41,7 @@ inline void report_fault(const Params& p, FaultCode code, const protocol::Fault&
     // The rank that found it may have marked that peer already, and knows more.
     code == FaultCode::peer_fault ? store_word_if_zero(word, mark) : store_word(word, mark);
   }
+  if (code == FaultCode::ended) return;  // the host asked for it
   const volatile protocol::Orders& orders = *g.orders;
   const uint64_t began_ns = now_ns(), hold_ns = orders.hold_ns;
   while (orders.answered == 0 && now_ns() - began_ns < hold_ns) {
@@ -58,10 +60,16 @@ class BoundedWait {
     if (++looks_ < kSpins) return true;
     // The clock at every look: on a busy machine each yield may cost a time slice of every other process.
     const uint64_t now = now_ns();
-    if (began_ns_ == 0) began_ns_ = now;
-    if (load_word(broken_word(p_.group.block)) != 0 && !protocol::is_off(p_, protocol::Rule::peer_mark)) {
+    if (began_ns_ == 0) began_ns_ = asked_ns_ = now;
+    const uint32_t broken = load_word(broken_word(p_.group.block));
+    if (broken == static_cast<uint32_t>(FaultCode::ended)) return end();
+    if (broken != 0 && !protocol::is_off(p_, protocol::Rule::peer_mark)) {
       report_fault(p_, FaultCode::peer_fault, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
+    }
+    if (now - asked_ns_ >= kAskNs) {
+      asked_ns_ = now;
+      if (interrupted()) return end();
     }
     const uint64_t deadline_ns = static_cast<const volatile protocol::Orders*>(p_.group.orders)->deadline_ns;
     const bool is_bounded = deadline_ns != 0 && !protocol::is_off(p_, protocol::Rule::deadline);
@@ -80,10 +88,18 @@ class BoundedWait {
 
  private:
   static constexpr uint32_t kSpins = 64;
+  static constexpr uint64_t kAskNs = 100000000;  // between two questions for signals, which take Python's lock
+
+  bool end() {
+    report_fault(p_, FaultCode::ended, {epoch_, p_.group.rank, 0, 0, began_ns_});
+    return false;
+  }
+
   const Params& p_;
   uint32_t epoch_;
   uint32_t looks_ = 0;
   uint64_t began_ns_ = 0;
+  uint64_t asked_ns_ = 0;
 };
 
 }  // namespace mnnvl_ar::host

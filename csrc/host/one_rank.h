@@ -3,7 +3,8 @@
 // Contract
 //   * run() is the whole call of one rank, or one piece of it. It returns when this rank's outputs are stored.
 //   * Data moves as 64-bit atomics, released when stored and acquired when loaded; sentinel, layout, order and rounding are
-//     those of csrc/protocol, and the epilogue is the device's, so the bits are the device's.
+//     those of csrc/protocol, and the epilogue is the device's, so the bits are the device's, in whatever floating-point mode the
+//     caller is.
 //   * False: a fault. The record holds it, the block and every peer's are marked broken, outputs are NaN.
 #pragma once
 
@@ -13,6 +14,7 @@
 
 #include "epilogues/epilogue.h"
 #include "host/fault.h"
+#include "host/float_mode.h"
 #include "protocol/numerics.h"
 #include "protocol/pieces.h"
 #include "protocol/signature.h"
@@ -262,18 +264,24 @@ class Call {
   std::vector<Vector> row_;
 };
 
+template <class E>
+[[gnu::noinline]] bool run(const epilogues::CallOf<E>& call, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::bfloat16: return Call<E, Bfloat16>(call).run();
+    case Dtype::float16: return Call<E, Float16>(call).run();
+    case Dtype::float32:
+      if constexpr (E::kTakesFp32) return Call<E, Float32>(call).run();
+      break;
+  }
+  return false;
+}
+
 }  // namespace detail
 
 template <class E>
 bool run(const epilogues::CallOf<E>& call, protocol::Dtype dtype) {
-  switch (dtype) {
-    case protocol::Dtype::bfloat16: return detail::Call<E, protocol::Bfloat16>(call).run();
-    case protocol::Dtype::float16: return detail::Call<E, protocol::Float16>(call).run();
-    case protocol::Dtype::float32:
-      if constexpr (E::kTakesFp32) return detail::Call<E, protocol::Float32>(call).run();
-      break;
-  }
-  return false;
+  const FloatMode mode(!protocol::is_off(call, protocol::Rule::float_mode));
+  return detail::run<E>(call, dtype);
 }
 
 }  // namespace mnnvl_ar::host

@@ -27,6 +27,7 @@ enum class FaultCode : uint32_t {
   damaged = 5,        // control words were overwritten; found by the host's diagnosis only
   launch_shape = 6,   // the call was launched in another shape than it was planned in
   two_at_once = 7,    // two calls on this rank took the same place in the ring
+  ended = 8,          // this rank ended its call itself: a signal, close(force), recover; host transport only
 };
 
 MNNVL_AR_HD constexpr uint32_t peer_mark(uint32_t rank, FaultCode code) {

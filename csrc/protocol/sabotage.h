@@ -35,6 +35,7 @@ enum class Rule : uint32_t {
   one_thread = 15,      // off: two threads may be in calls of one workspace
   still_open = 16,      // off: a call that has begun does not look again whether the workspace was closed meanwhile
   all_pieces = 17,      // off: a call ends behind its first piece
+  float_mode = 18,      // off: the caller's floating-point mode holds in a call on the host
 };
 
 // Carried by each launch of a test build.

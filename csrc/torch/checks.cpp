@@ -1,5 +1,7 @@
 #include "torch/checks.h"
 
+#include <torch/headeronly/core/ScalarType.h>
+
 #include <algorithm>
 
 #include "torch/workspace.h"
@@ -33,8 +35,10 @@ const KnownDtype* find_dtype(int32_t code) {
 }
 
 std::string name_of_dtype(int32_t code) {
+  const auto type = static_cast<c10::ScalarType>(code);
+  if (type == c10::ScalarType::Undefined) return "None";  // no tensor at all
   const KnownDtype* const known = find_dtype(code);
-  return known != nullptr ? known->name : "dtype code " + std::to_string(code);
+  return known != nullptr ? known->name : c10::toString(type);
 }
 
 std::string name_of_device(int64_t device) { return device < 0 ? "cpu" : "cuda:" + std::to_string(device); }

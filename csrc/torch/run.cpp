@@ -95,7 +95,11 @@ bool Turn::next() {
   return true;
 }
 
-void Turn::fail() { refuse(*workspace_, handle_, "broke in this call"); }
+void Turn::fail() {
+  STD_TORCH_CHECK(!workspace_->closed && !workspace_->asleep, "workspace: handle ", handle_,
+                  ": close(force=True), wake() or recover() on this rank has ended this call; its outputs are NaN");
+  refuse(*workspace_, handle_, "broke in this call");
+}
 
 #if MNNVL_AR_CUDA
 void Turn::launch(void* call, protocol::Params& params) {

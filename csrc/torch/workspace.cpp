@@ -140,18 +140,24 @@ void check_open(const Workspace& workspace, int64_t handle) {
 
 namespace {
 
-// Sets a flag that keeps calls out, unless a call is under way. A call says that it is busy and then looks at the flags; here it
-// is the other way round, so one of the two sees the other.
-void shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag) {
-  const bool was_set = flag.exchange(true);
-  if (!workspace.busy || was_set) return;
-  flag = false;
-  STD_TORCH_CHECK(false, "workspace: handle ", handle, " is in a call of another thread");
-}
-
 void end_calls(Workspace& workspace) {
   orders_of(workspace).answered = 1;
   diagnosis::end_calls(workspace.blocks());
+}
+
+// Sets a flag that keeps calls out, unless a call is under way; with `end`, ends that call. A call says that it is busy and then
+// looks at the flags; here it is the other way round, so one of the two sees the other. Returns whether it was set before.
+bool shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag, bool end) {
+  if (flag.exchange(true)) return true;
+  if (!workspace.busy) return false;
+  for (int tries = 0; end && workspace.busy && tries < 10000; ++tries) {  // ten seconds; a wait looks every 50 us
+    if (tries % 100 == 0) end_calls(workspace);
+    usleep(1000);
+  }
+  if (!workspace.busy) return false;
+  flag = false;
+  STD_TORCH_CHECK(false, "workspace: handle ", handle, " is in a call of another thread");
+  return false;
 }
 
 }  // namespace
@@ -172,9 +178,9 @@ void answer(int64_t handle) { orders_of(find_any(handle)).answered = 1; }
 bool close(int64_t handle, bool force) {
   Workspace& workspace = find_any(handle);
   if (is_of_another_process(workspace)) return false;
+  shut(workspace, handle, workspace.closed, force && !workspace.asleep);
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    shut(workspace, handle, workspace.closed);
     count_open_blocks(workspace.settings.device);
   }
   const std::lock_guard<std::mutex> lock(workspace.reading);
@@ -187,9 +193,8 @@ bool close(int64_t handle, bool force) {
 void put_to_sleep(int64_t handle, bool end) {
   Workspace& workspace = find_any(handle);
   STD_TORCH_CHECK(!workspace.closed && !is_of_another_process(workspace), "workspace: handle ", handle, " is closed");
+  if (shut(workspace, handle, workspace.asleep, end)) return;  // before the lock, which a call that fails takes
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (workspace.asleep) return;
-  shut(workspace, handle, workspace.asleep);
   if (end) end_calls(workspace);
   if (diagnosis::quiesce(workspace.blocks())) return;
   workspace.asleep = false;
@@ -242,8 +247,9 @@ protocol::Shape in_group(const Workspace& workspace, protocol::Shape call) {
 
 }  // namespace
 
-bool fits(const Workspace& workspace, protocol::Shape call) {
-  return launch::fits(workspace.settings.strategy, in_group(workspace, call), workspace.table, workspace.slot_vectors);
+bool fits(const Workspace& workspace, int64_t strategy, protocol::Shape call) {
+  return launch::fits(strategy == launch::kAuto ? workspace.settings.strategy : strategy, in_group(workspace, call),
+                      workspace.table, workspace.slot_vectors);
 }
 
 launch::Cut cut(const Workspace& workspace, int64_t strategy, protocol::Shape call) {

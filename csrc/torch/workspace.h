@@ -55,8 +55,8 @@ struct Workspace {
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
 int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_t>& blocks, int64_t multicast,
                uint64_t slot_bytes, protocol::Orders orders, launch::Table table);
-// Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`. If not, it may be
-// asked again.
+// Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`, which also ends a
+// call that waits in another thread. If not, it may be asked again.
 bool close(int64_t handle, bool force);
 // Ops raise from here on; no call of this rank runs any more. With `end`, calls that wait end now, without their result.
 void put_to_sleep(int64_t handle, bool end);
@@ -81,8 +81,8 @@ diagnosis::Finding poll(Workspace& workspace);
 diagnosis::Finding explain(Workspace& workspace);
 
 bool is_row(int64_t row_bytes);
-// `call`: tokens and vectors count.
-bool fits(const Workspace& workspace, protocol::Shape call);
+// `call`: tokens and vectors count. `strategy`: what the call asks for, or kAuto.
+bool fits(const Workspace& workspace, int64_t strategy, protocol::Shape call);
 // How a call runs that asks for `strategy`, or kAuto: what the workspace was given wins over the table. Throws if it does not fit.
 launch::Cut cut(const Workspace& workspace, int64_t strategy, protocol::Shape call);
 

@@ -52,12 +52,14 @@ class Shared:
 
     def _serves(self, tokens: int, hidden: int, dtype: torch.dtype) -> bool:
         ours = self.workspace
+        if self._asleep:
+            return False
         try:
             ours.check()
         except MnnvlArError:
             return False
         needed = Workspace.bytes_for(ours.world_size, tokens, hidden, dtype, device=ours.device)
-        return not self._asleep and needed <= ours.nbytes and ours.fits(tokens, hidden, dtype)
+        return needed <= ours.nbytes and ours.fits(tokens, hidden, dtype)
 
     def take(self) -> Shared:
         with _lock:

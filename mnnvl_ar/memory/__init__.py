@@ -6,7 +6,8 @@
     agreement                          one vote on its own
     bringup, multicast                 the order of steps, the ways tried, and how all ranks fall back together
     block                              a block, its views, and the proof that all see one memory
-    rendezvous, place, group, hosts    how ranks find each other and connect
+    rendezvous, place, group           how ranks find each other and connect
+    hosts, process, descriptors        what a rank knows of its machine and its process
     vote, failures, connection         a step is done here and voted on everywhere; what a failure says
     request                            what a rank asks for, and what must be alike
     verbs, cuda_driver, host_driver    the few verbs that bring-up needs from a GPU or the host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from .group import AnyGroup, Members
@@ -21,16 +22,15 @@ def agree(
     Raises `BringUpError`, alike on every surviving rank, naming the rank that is in trouble or did not come within
     `timeout` seconds.
     """
-    voter = meet(Members(group), timeout)
+    members = Members(group)
 
     def body() -> Outcome:
         if trouble is not None:
             raise trouble
         return Outcome(data=told)
 
-    try:
-        return Steps(voter).run(step, body, needs_peers=True).data
-    except StepFailed as failed:
-        raise failed.failure.error() from failed.__cause__
-    finally:
-        voter.close()
+    with members.alone(), contextlib.closing(meet(members, timeout)) as voter:
+        try:
+            return Steps(voter).run(step, body, needs_peers=True).data
+        except StepFailed as failed:
+            raise failed.failure.error() from failed.__cause__

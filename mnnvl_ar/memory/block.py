@@ -8,6 +8,7 @@ things, and the votes between them, are in `bringup.py`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import zlib
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .request import PROBE_BYTES, Fill, Request
-from .verbs import Token, Verbs
+from .verbs import LOST, Token, Verbs
 
 _log = logging.getLogger("mnnvl_ar")
 _ALL = -1  # as the reader of what is written through the multicast address
@@ -85,6 +86,8 @@ class Block:
         for rank, token in enumerate(tokens):
             if rank != self.rank:
                 assert token is not None
+                if token == LOST:
+                    raise OSError(errno.EMFILE, f"no room for the file descriptor of rank {rank}")
                 handle = self.driver.import_(token, self.kind)
                 self.memory.push(self._forget, rank)
                 self._peers[rank] = handle

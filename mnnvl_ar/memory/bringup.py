@@ -15,8 +15,9 @@ Content is in place before any peer can see the block (tvm#16797), and nothing u
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 
 from . import hosts, multicast
 from .block import Block, Handshake, Undo
+from .descriptors import require
 from .failures import MULTICAST, Failure, Refusals
 from .request import Request
 from .verbs import multicast_refusal
@@ -98,7 +100,12 @@ class BringUp:
             on_gpu = request.device.type == "cuda" and torch.cuda.is_available()
             if on_gpu and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("the current CUDA stream is capturing; make workspaces before a capture begins")
-            about = {"alike": request.compared(), "host": hosts.identity(), "refusal": multicast_refusal()}
+            about: dict[str, Any] = {
+                "alike": request.compared(),
+                "host": self._steps.voter.host,
+                "refusal": multicast_refusal(),
+            }
+            about |= {"identity": hosts.identity(), "user": os.geteuid()}
             about |= {"refused": self._refused.plain()}
             return Outcome(data=about | {"retry": request.retry, "salt": secrets.token_hex(8)})
 
@@ -130,7 +137,7 @@ class BringUp:
         away = [r for r, m in enumerate(self._members) if m["host"] != self._members[0]["host"]]
         if away:
             kinds = [kind for kind in kinds if kind in _ACROSS_HOSTS]
-            note = f"no file descriptors to other hosts, and rank {away[0]} is not on the host of rank 0"
+            note = _apart(self._members[0], self._members[away[0]], away[0])
             if not kinds:
                 raise _agreed(away[0], "probe", note, "The host transport joins processes of one host only.")
             self._notes.append(note)
@@ -170,13 +177,18 @@ class BringUp:
         block, steps = self._block, self._steps
         steps.kind = kind
         handshake = self._handshake(kind)
-        steps.run("allocate", lambda: block.create(kind))
+        steps.run("allocate", lambda: self._create(kind))
         steps.run("fill", lambda: block.fill(self.request.fills))
         with steps.exchange("exchange", lambda: block.driver.export(block.handle, kind)) as tokens:
             steps.run("import", lambda: block.import_peers(tokens))
         steps.run("map", block.map_peers)
         steps.run("write", handshake.write)
         steps.run("verify", handshake.verify)
+
+    def _create(self, kind: str) -> None:
+        if kind not in _ACROSS_HOSTS:  # ours and its copy to send; all ranks', as they come and as they are opened
+            require(2 + 2 * self._block.world_size)
+        self._block.create(kind)
 
     def _multicast(self) -> None:
         handshake = self._handshake(MULTICAST)
@@ -205,6 +217,13 @@ class BringUp:
 
     def _handshake(self, way: str) -> Handshake:
         return Handshake(self._block, self.request, self._members[0]["salt"] + way)
+
+
+def _apart(first: Mapping[str, Any], other: Mapping[str, Any], rank: int) -> str:
+    """Why no file descriptors can be passed between rank 0 and `rank`."""
+    if hosts.may_share_sockets(first["identity"], other["identity"]) and first["user"] != other["user"]:
+        return f"no file descriptors to other users, and rank {rank} is user {other['user']}, rank 0 {first['user']}"
+    return f"no file descriptors to other hosts, and rank {rank} is not on the host of rank 0"
 
 
 def _agreed(rank: int, step: str, cause: str, advice: str) -> StepFailed:

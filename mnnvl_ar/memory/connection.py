@@ -2,11 +2,15 @@
 
 A message is a JSON object (no pickle: a socket must not be able to run code) after its length in 4 bytes. Descriptors
 are attached to its first byte (SCM_RIGHTS) and belong to whoever receives the message.
+
+Whoever is at the other end is a stranger until `trust` is called. From a stranger a message has 1 KiB at most and no
+descriptors; whatever else comes ends that connection, as `ConnectionClosed`, and nothing but that.
 """
 
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import select
@@ -17,18 +21,34 @@ from typing import Any
 
 _HEAD = struct.Struct("<I")
 _LIMIT = 64 << 20
+STRANGER_LIMIT = 1 << 10
 _MAX_FDS = 253  # what Linux lets one message carry
+_CREDENTIALS = struct.Struct("iII")  # process, user, group
 
 Message = dict[str, Any]
 
 
-class ConnectionClosed(OSError):
-    """The other end closed the connection, or its process is gone."""
+class ConnectionClosed(ConnectionError):
+    """The other end closed the connection, or its process is gone, or it sent what is no message."""
+
+
+class DescriptorsLost(OSError):
+    """The message is here (`message`), but this process had no room for the descriptors that came with it."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(errno.EMFILE, "no room for the peers' file descriptors")
+        self.message = message
 
 
 def close_all(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def user_of(sock: socket.socket) -> int:
+    """Whose process is at the other end of a unix socket."""
+    told = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(told)[1])
 
 
 class Connection:
@@ -39,6 +59,16 @@ class Connection:
         self._sock = sock
         self._bytes = bytearray()
         self._fds: list[int] = []
+        self._is_stranger, self._is_short = True, False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether descriptors can be passed."""
+        return self._sock.family == socket.AF_UNIX
+
+    def trust(self) -> None:
+        """The other end has shown who it is."""
+        self._is_stranger = False
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -76,42 +106,56 @@ class Connection:
             self._wait(deadline, write=False)
 
     def poll(self) -> tuple[Message, list[int]] | None:
-        """The next message if all of it is here; never waits."""
+        """The next message if all of it is here; never waits. `DescriptorsLost` for one that came without all of its
+        descriptors."""
         while True:
             if len(self._bytes) >= _HEAD.size:
-                end = _HEAD.size + _HEAD.unpack_from(self._bytes)[0]
-                if end > _LIMIT:
+                nbytes = _HEAD.unpack_from(self._bytes)[0]
+                if nbytes > (STRANGER_LIMIT if self._is_stranger else _LIMIT):
                     raise ConnectionClosed("not a message of this library")
-                if len(self._bytes) >= end:
-                    return self._take(end)
-            try:
-                size = _MAX_FDS * array.array("i").itemsize
-                data, ancillary, flags, _ = self._sock.recvmsg(65536, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
+                if len(self._bytes) >= _HEAD.size + nbytes:
+                    return self._take(_HEAD.size + nbytes)
+            if not self._read():
                 return None
-            except ConnectionError as error:
-                raise ConnectionClosed(str(error)) from error
-            for level, kind, payload in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    fds = array.array("i")
-                    fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-                    self._fds += fds
-            if flags & socket.MSG_CTRUNC:
-                raise OSError("no room for the peers' file descriptors: raise `ulimit -n`")
-            if not data:
-                raise ConnectionClosed("end of stream")
-            self._bytes += data
+
+    def _read(self) -> bool:
+        """Whether there was anything to read."""
+        try:
+            if self._is_stranger:  # without room for descriptors the kernel drops them, and says so
+                data, ancillary, flags, _ = self._sock.recvmsg(_HEAD.size + STRANGER_LIMIT)
+            else:
+                space = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+                data, ancillary, flags, _ = self._sock.recvmsg(65536, space, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        except ConnectionError as error:
+            raise ConnectionClosed(str(error)) from error
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds = array.array("i")
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+                self._fds += fds
+        if flags & socket.MSG_CTRUNC:
+            if self._is_stranger:
+                raise ConnectionClosed("a stranger sent descriptors")
+            self._is_short = True
+        if not data:
+            raise ConnectionClosed("end of stream")
+        self._bytes += data
+        return True
 
     def _take(self, end: int) -> tuple[Message, list[int]]:
         try:
             message = json.loads(self._bytes[_HEAD.size : end])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # a ValueError if it is no UTF-8, too
             raise ConnectionClosed("not a message of this library") from error
-        del self._bytes[:end]
-        fds, self._fds = self._fds, []
         if not isinstance(message, dict):
-            close_all(fds)
             raise ConnectionClosed("not a message of this library")
+        del self._bytes[:end]
+        fds, self._fds, is_short, self._is_short = self._fds, [], self._is_short, False
+        if is_short:
+            close_all(fds)
+            raise DescriptorsLost(message)
         return message, fds
 
     def _wait(self, deadline: float, write: bool) -> None:

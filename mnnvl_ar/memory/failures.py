@@ -11,6 +11,7 @@ slow or dead: the next try may well succeed.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -39,8 +40,15 @@ _BY_CODE = {
     "TOO_OLD": "The NVIDIA driver of that host, or cuda-bindings, is too old.",
     "ENOMEM": "Not enough memory on that host (look at the container's limit).",
     "ENOSPC": "Not enough memory on that host (look at the container's limit).",
-    "EMFILE": "Raise `ulimit -n`.",
+    "EMFILE": "Raise `ulimit -n` of that rank.",
+    "ENFILE": "That host is out of file descriptors (fs.file-max).",
+    "EFBIG": "Raise `ulimit -f` of that rank.",
 }
+_NOT_PERMITTED = ("EPERM", "EACCES", "ENOSYS")  # of system calls: seccomp answers with any of these
+_PERMISSION = (
+    "The system refuses that call to this process: a seccomp profile or security module of the container, or a "
+    "capability that it lacks."
+)
 _HANDLE_CALLS = ("cuMemCreate", "cuMemExportToShareableHandle", "cuMemImportFromShareableHandle")
 _FABRIC = (
     "Fabric handles need an IMEX channel in the container (/dev/nvidia-caps-imex-channels) and, across hosts, one IMEX "
@@ -100,10 +108,15 @@ def lost(rank: int, step: str, why: str = "") -> Failure:
 
 def advise(error: BaseException, kind: str) -> str:
     """One sentence or two; empty if nothing useful is known."""
+    if isinstance(error, MemoryError):
+        return _BY_CODE["ENOMEM"]
+    code = error.code if isinstance(error, DriverError) else errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    if code in _NOT_PERMITTED:
+        return _PERMISSION
     if not isinstance(error, DriverError):
         return ""
-    if error.code in _BY_CODE:
-        return _BY_CODE[error.code]
     if error.call.startswith("cuMulticast"):
         return _MULTICAST
     if kind == "fabric" and error.call in _HANDLE_CALLS:

@@ -8,8 +8,12 @@ FlashInfer's `CommBackend` repeats it, is taken as it is: `Comm`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, Union, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
@@ -65,8 +69,57 @@ class Members:
         if not (isinstance(self.rank, int) and isinstance(self.size, int) and 0 <= self.rank < self.size):
             raise ValueError(f"group: has rank {self.rank!r} of {self.size!r}, wanted one from 0 to size - 1")
 
+    @property
+    def name(self) -> str:
+        """As PyTorch knows the group, or what it is."""
+        if isinstance(self.group, dist.ProcessGroup):
+            with contextlib.suppress(RuntimeError):
+                return self.group.group_name
+        return type(self.group).__name__
+
     def all_gather(self, text: str) -> Sequence[str]:
         """Of what is no process group, which has a store instead."""
         group: Any = self.group
         gathered: Sequence[str] = (group.allgather if hasattr(group, "allgather") else group.all_gather)(text)
         return gathered
+
+    def who(self) -> dict[str, Any]:
+        """What ranks of one group must agree on before they share anything: the group's name and members, as far as
+        PyTorch knows them, and the random name that its ranks gave it in their first bring-up: empty before that, "?"
+        if the last one ended without."""
+        if not isinstance(self.group, dist.ProcessGroup):
+            return {}  # its all-gather is the proof
+        name, members = "", list[int]()
+        with contextlib.suppress(RuntimeError):  # it was not named
+            name = self.group.group_name
+        with contextlib.suppress(KeyError, ValueError, RuntimeError):  # PyTorch does not know it
+            members = dist.get_process_group_ranks(self.group)
+        return {"name": name, "members": members, "met": _met.get(self.group, "")}
+
+    def meets(self, name: str) -> None:
+        """Notes the random name, or "?" when a bring-up begins."""
+        if isinstance(self.group, dist.ProcessGroup) and (name != "?" or self.group not in _met):
+            _met[self.group] = name
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other thread of this process brings anything up over this group, or as this rank over its store,
+        meanwhile. `ValueError` if one does."""
+        held: list[Any] = [self.group]  # while it is held, no other object has its id
+        with contextlib.suppress(AttributeError, RuntimeError):
+            held.append(self.group.get_group_store())  # type: ignore[union-attr]
+        keys = {(id(each), self.rank, os.getpid()) for each in held}
+        with _lock:
+            if keys & _busy:
+                raise ValueError("group: another thread of this process is in a bring-up over it; one after the other")
+            _busy.update(keys)
+        try:
+            yield
+        finally:
+            with _lock:
+                _busy.difference_update(keys)
+
+
+_met: WeakKeyDictionary[dist.ProcessGroup, str] = WeakKeyDictionary()
+_busy: set[tuple[int, int, int]] = set()
+_lock = threading.Lock()

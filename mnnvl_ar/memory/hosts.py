@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
+from pathlib import Path
 
 _SIOCGIFADDR = 0x8915
+ADDRESS_VARIABLE = "MNNVL_AR_HOST_ADDRESS"
+# Of each family, an address of the documentation's: a UDP connect sends nothing, and shows the default route's own.
+_ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+_BOOT = _boot()  # now: later this process may have no descriptor left to read it with
 
 
 def identity() -> str:
-    """Equal for two ranks if they can reach each other over an abstract unix socket.
-
-    That takes one kernel (boot id) and one network namespace. The host name is added because virtual machines cloned
-    from one snapshot share both of the former. Equal identities are a reason to try; only the passed descriptor is the
-    proof.
-    """
+    """host name / kernel (boot id) / network namespace. Equal for two ranks of one host that have one name for it."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            boot = file.read().strip()
         namespace = os.stat("/proc/self/ns/net").st_ino
     except OSError:
-        boot, namespace = "unknown", 0
-    return f"{socket.gethostname()}/{boot}/{namespace}"
+        namespace = 0
+    return f"{socket.gethostname()}/{_BOOT}/{namespace}"
+
+
+def may_share_sockets(one: str, other: str) -> bool:
+    """Whether it is worth a try that two ranks reach each other over an abstract unix socket. That takes one kernel and
+    one network namespace, whatever names they have for their host (containers have their own). It is no proof: virtual
+    machines cloned from one snapshot share both."""
+    return one.split("/", 1)[1] == other.split("/", 1)[1]
 
 
 def name_of(identity_: str) -> str:
@@ -33,24 +47,44 @@ def name_of(identity_: str) -> str:
 
 
 def addresses() -> list[str]:
-    """Addresses under which another host may reach this one, likeliest first; MNNVL_AR_HOST_ADDRESS overrides them."""
-    forced = os.environ.get("MNNVL_AR_HOST_ADDRESS")
+    """Addresses under which another host may reach this one, likeliest first; MNNVL_AR_HOST_ADDRESS overrides them.
+
+    Those of the default routes, then of every interface, IPv6 or IPv4. Not link-local ones, which mean something on one
+    link only.
+    """
+    forced = os.environ.get(ADDRESS_VARIABLE)
     if forced:
         return [forced]
-    found: list[str] = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:  # the address of the default route; a UDP connect sends nothing
-            probe.connect(("192.0.2.1", 9))
-            found.append(probe.getsockname()[0])
-        except OSError:
-            pass
-        for _, name in socket.if_nameindex():
-            try:
-                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue
-            found.append(socket.inet_ntoa(reply[20:24]))
+    found = [address for family in _ELSEWHERE for address in _of_default_route(family)]
+    found += _of_interfaces()
     with contextlib.suppress(OSError):
         found += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)]
-    reachable = [address for address in dict.fromkeys(found) if not address.startswith("127.") and address != "::1"]
-    return reachable or ["127.0.0.1"]
+    return [address for address in dict.fromkeys(found) if _is_of_use(address)] or ["127.0.0.1"]
+
+
+def _is_of_use(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:  # with a zone: link-local
+        return False
+    return not (parsed.is_loopback or parsed.is_link_local or parsed.is_unspecified)
+
+
+def _of_default_route(family: socket.AddressFamily) -> list[str]:
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((_ELSEWHERE[family], 9))
+        return [str(probe.getsockname()[0])]
+    return []
+
+
+def _of_interfaces() -> list[str]:
+    found = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # this interface has no IPv4 address
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append(socket.inet_ntoa(reply[20:24]))
+    with contextlib.suppress(OSError):  # no IPv6
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0])))
+    return found

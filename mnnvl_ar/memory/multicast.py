@@ -8,11 +8,12 @@ wait for that for ever), and a vote lies between the two; memory is unbound befo
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
 from .block import Block, Handshake
-from .verbs import Token, require_multicast_allowed
+from .verbs import LOST, Token, require_multicast_allowed
 from .vote import Outcome, Steps
 
 
@@ -59,6 +60,8 @@ def bring_up(steps: Steps, block: Block, handshake: Handshake) -> None:
 
     def import_() -> None:
         token = tokens[0]
+        if token == LOST:
+            raise OSError(errno.EMFILE, "no room for the file descriptor of rank 0")
         if block.rank != 0 and token is not None:
             keep(driver.import_(token, kind))
 

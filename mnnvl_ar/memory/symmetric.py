@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,8 +19,6 @@ from .host_driver import HostDriver
 from .rendezvous import meet
 from .request import Request
 from .verbs import Verbs
-
-_log = logging.getLogger("mnnvl_ar")
 
 
 class SymmetricMemory:
@@ -70,6 +68,10 @@ class SymmetricMemory:
         if (members.rank, members.size) != (self.rank, self.world_size):
             got, wanted = f"rank {members.rank} of {members.size}", f"rank {self.rank} of {self.world_size}"
             raise ValueError(f"restore: got a group in which this is {got}, wanted {wanted}")
+        with members.alone():
+            self._restore(members, timeout, quiesce)
+
+    def _restore(self, members: Members, timeout: float, quiesce: Callable[[], object] | None) -> None:
         trouble: Exception | None = None
         try:
             if quiesce is not None:
@@ -92,6 +94,11 @@ class SymmetricMemory:
                 self._block.drop()
             raise
         self.transport, self.reason, self.handle_kind = made.transport, made.reason, self._block.kind
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether there is no memory at the addresses now."""
+        return not self._block.handle
 
     def _check_usable(self, verb: str) -> None:
         if os.getpid() != self._pid:
@@ -131,12 +138,11 @@ def allocate(
         return asked
 
     try:
-        memory = SymmetricMemory(block, _bring_up(block, members, timeout, prepare, Refusals.of(group), use))
+        with members.alone():
+            memory = SymmetricMemory(block, _bring_up(block, members, timeout, prepare, Refusals.of(group), use))
     except BaseException:
         block.close()
         raise
-    if memory.rank == 0:
-        _log.info("symmetric memory of %d x %d bytes: %s", memory.world_size, memory.nbytes, memory.reason)
     return memory
 
 
@@ -148,13 +154,10 @@ def _bring_up(
     refused: Refusals,
     use: Use | None = None,
 ) -> BringUp:
-    voter = meet(members, timeout)
-    try:
+    with contextlib.closing(meet(members, timeout)) as voter:
         bring_up = BringUp(block, voter, prepare, refused, use)
         bring_up.run()
         return bring_up
-    finally:
-        voter.close()
 
 
 def _with_index(device: torch.device) -> torch.device:

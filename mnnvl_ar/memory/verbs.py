@@ -19,6 +19,7 @@ from ..errors import MnnvlArError
 
 # What travels to a peer so that it can import a handle: a file descriptor (inside one host) or opaque bytes (anywhere).
 Token = int | bytes
+LOST = -1  # in place of a descriptor that came while this process had no room for it
 
 # Any of these in the environment of any rank forbids multicast to all. Tests and bench set them from here.
 MULTICAST_SWITCHES = {

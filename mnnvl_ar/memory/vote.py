@@ -14,12 +14,12 @@ import contextlib
 import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .connection import Connection, ConnectionClosed, Message, close_all
+from .connection import Connection, ConnectionClosed, DescriptorsLost, Message, close_all
 from .failures import Failure, failure_of, lost, silent
-from .verbs import Token
+from .verbs import LOST, Token
 
 _SEND_SECONDS = 2.0  # longer than any live peer needs to take one small message
 
@@ -43,10 +43,11 @@ class Verdict:
 
 
 class Voter:
-    """One rank's end of the votes of one bring-up. `deadline` (time.monotonic) bounds all of them together."""
+    """One rank's end of the votes of one bring-up. `deadline` (time.monotonic) bounds all of them together. `host`:
+    equal to rank 0's exactly if descriptors can be passed to it."""
 
-    def __init__(self, rank: int, world_size: int, timeout: float, deadline: float) -> None:
-        self.rank, self.world_size, self.timeout, self.deadline = rank, world_size, timeout, deadline
+    def __init__(self, rank: int, world_size: int, timeout: float, deadline: float, host: str) -> None:
+        self.rank, self.world_size, self.timeout, self.deadline, self.host = rank, world_size, timeout, deadline, host
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
         """Collective. Takes the outcome's descriptors over; those in the verdict belong to the caller."""
@@ -59,8 +60,10 @@ class Voter:
 class Participant(Voter):
     """Every rank but 0."""
 
-    def __init__(self, connection: Connection, rank: int, world_size: int, timeout: float, deadline: float) -> None:
-        super().__init__(rank, world_size, timeout, deadline)
+    def __init__(
+        self, connection: Connection, rank: int, world_size: int, timeout: float, deadline: float, *, host: str
+    ) -> None:
+        super().__init__(rank, world_size, timeout, deadline, host)
         self._connection = connection
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
@@ -71,7 +74,7 @@ class Participant(Voter):
         except (ConnectionClosed, TimeoutError):
             pass  # the verdict that ended it may lie in our buffer
         except OSError as error:
-            return Verdict(Failure(self.rank, step, f"cannot send to rank 0: {error}"))
+            return Verdict(failure_of(error, self.rank, step, ""))
         finally:
             close_all(outcome.fds)
         try:
@@ -80,10 +83,15 @@ class Participant(Voter):
             return Verdict(silent([self.rank if late else 0], step, self.timeout))
         except ConnectionClosed:
             return Verdict(silent([self.rank], step, self.timeout) if late else lost(0, step))
+        except DescriptorsLost as error:  # the others have all; the next vote tells them that we have not
+            message, fds = error.message, []
         except OSError as error:
-            return Verdict(Failure(self.rank, step, f"cannot receive from rank 0: {error}"))
+            return Verdict(failure_of(error, self.rank, step, ""))
         if message["failure"]:
             return Verdict(Failure(**message["failure"]))
+        if len(fds) != sum(message["fds"]):
+            close_all(fds)
+            return Verdict(None, message["data"], [[LOST] * count for count in message["fds"]])
         left = iter(fds)
         return Verdict(None, message["data"], [[next(left) for _ in range(count)] for count in message["fds"]])
 
@@ -95,10 +103,17 @@ class Coordinator(Voter):
     """Rank 0: gathers all outcomes, decides, sends the verdict. The others wait for `margin` seconds longer."""
 
     def __init__(
-        self, peers: Mapping[int, Connection], world_size: int, timeout: float, deadline: float, margin: float = 0.0
+        self,
+        peers: Mapping[int, Connection],
+        world_size: int,
+        timeout: float,
+        deadline: float,
+        margin: float = 0.0,
+        *,
+        host: str,
     ) -> None:
         """`peers[r]` is connected to rank r."""
-        super().__init__(0, world_size, timeout, deadline)
+        super().__init__(0, world_size, timeout, deadline, host)
         self._margin = margin
         self._peers = dict(peers)
         self._cut: dict[int, str] = {}  # ranks that the last verdict could not be sent to, and why
@@ -153,7 +168,8 @@ class Coordinator(Voter):
         except ConnectionClosed:
             return lost(rank, step)
         except OSError as error:
-            return Failure(0, step, f"cannot receive from rank {rank}: {error}")
+            cause = f"cannot receive from rank {rank}: {error}"
+            return replace(failure_of(error, 0, step, ""), cause=cause, fatal=True)
         if got is None:
             return None
         message, fds = got
@@ -236,7 +252,7 @@ class Steps:
             yield [fds[0] if fds else None if data is None else bytes.fromhex(data) for data, fds in pairs]
         finally:
             for fds in verdict.fds:
-                close_all(fds)
+                close_all([fd for fd in fds if fd != LOST])
 
 
 def _plain(failure: Failure | None) -> dict[str, Any] | None:

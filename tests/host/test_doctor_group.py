@@ -174,7 +174,7 @@ def test_rank_0_itself_hangs(where: str) -> None:
     assert ranks.seconds < 30
 
 
-APART = "hosts.identity = lambda: f'host{rank}/boot/1'"
+APART = "hosts.identity = lambda: f'host{rank}/boot{rank}/1'"
 # Two GPUs, of which each rank's container shows it one, with multicast and without any IMEX channel.
 ONE_GPU = """
 gpu = {"index": 0, "name": "G", "uuid": f"{rank:032x}", "capability": "9.0", "memory": 1 << 30}

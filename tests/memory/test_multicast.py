@@ -154,7 +154,7 @@ def test_every_door_refuses_before_the_driver_is_asked(name: str, value: str, mo
     monkeypatch.setenv(name, value)  # set, never unset: another may be set here for good
     assert multicast_refusal()
     simulated = SimulatedDriver(0, multicast=True)
-    steps, block = Steps(Coordinator({}, 1, 1.0, float("inf"))), Block(0, 1)
+    steps, block = Steps(Coordinator({}, 1, 1.0, float("inf"), host="")), Block(0, 1)
     block.driver = simulated
     with pytest.raises(Exception, match="multicast is switched off by"):
         multicast.granularity(steps, block, 4096, "posix_fd")

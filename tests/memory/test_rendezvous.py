@@ -26,7 +26,7 @@ from mnnvl_ar.memory.place import KEY
 
 def on_host(name: str) -> Any:
     """Makes this process believe, and tell, that it runs on another host."""
-    return mock.patch.object(hosts, "identity", return_value=f"{name}/boot/1")
+    return mock.patch.object(hosts, "identity", return_value=f"{name}/boot of {name}/1")
 
 
 def hosts_body(rank: int, size: int, store: dist.Store, names: list[str], kind: str, fail: dict[str, str]) -> Any:

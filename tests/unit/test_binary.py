@@ -63,6 +63,9 @@ STRONG = {
 }
 # Weak symbols read as null where absent: the CUDA stream's under a PyTorch without CUDA, the compiler's own hooks.
 WEAK = {"aoti_torch_get_current_cuda_stream", "__cxa_finalize", "__gmon_start__", "__pthread_key_create"}
+# Of Python's stable ABI: csrc/host/interrupt.h.
+WEAK |= {"PyGILState_Ensure", "PyGILState_Release", "PyErr_CheckSignals", "PyErr_Fetch", "PyErr_Restore"}
+WEAK |= {"Py_AddPendingCall"}
 WEAK |= {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
 # Ubuntu 22.04, Debian 12; RHEL 9 with the libstdc++ of GCC 12.
 NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (7, 0, 0)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from common.cases.calls import Call
 
-# Kind -> the error that every other rank must raise, naming the rank at fault.
+# Kind -> the error that every other rank must raise, naming the rank at fault; which of two may depend on the moment.
 KINDS = {
     "kill": "PeerTimeout",  # SIGKILL, at any moment
     "stop": "PeerTimeout",  # SIGSTOP at any moment, SIGCONT when the others have given up
@@ -15,6 +15,8 @@ KINDS = {
     "exception": "PeerTimeout",  # Python raises between two calls, and no more calls are made
     "exit before first call": "PeerTimeout",
     "exit in a call": "PeerTimeout",  # or between two, at any moment
+    "signal": "WorkspaceBroken or PeerTimeout",  # its handler raises, in a wait or between two calls
+    "closed by force": "WorkspaceBroken or PeerTimeout",  # by another thread, likewise
     "skipped call": "CallMismatch",
     "extra call": "CallMismatch",
     "wrong shape": "CallMismatch",
@@ -23,7 +25,8 @@ KINDS = {
     "honest": "",  # late, but within the deadline: no rank may raise an error
 }
 LETHAL = ("kill", "exit before first call", "exit in a call")
-SUDDEN = ("kill", "stop", "exit in a call")  # by a thread beside the calls
+ON_THE_HOST = ("signal", "closed by force")  # on a GPU nobody waits inside a call
+SUDDEN = ("kill", "stop", "exit in a call", *ON_THE_HOST)  # by a thread beside the calls
 FAULTS = tuple(kind for kind in KINDS if kind != "honest")
 
 CALLS = 36  # of a round

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.cases.calls import Prepared, wanted
 from common.cases.rules import break_rule
-from tools.faults.plan import SIZES, SUDDEN, WORKSPACE, Plan
+from tools.faults.plan import ON_THE_HOST, SIZES, SUDDEN, WORKSPACE, Plan
 
 
 @dataclass
@@ -27,11 +27,21 @@ class Outcome:
     op_text: str = ""  # what the op said
 
 
+class Interrupted(RuntimeError):
+    """What the handler of kind "signal" raises."""
+
+
+def interrupt(*_: Any) -> None:
+    raise Interrupted("a signal's handler")
+
+
 class Sudden:
     """Does `deed` to this process after `delay` seconds, from a thread, whatever the process is doing then."""
 
-    def __init__(self, deed: str, delay: float) -> None:
-        self._deed, self._delay = deed, delay
+    def __init__(self, deed: str, delay: float, workspace: Any) -> None:
+        self._deed, self._delay, self._workspace = deed, delay, workspace
+        if deed == "signal":
+            signal.signal(signal.SIGTERM, interrupt)
         self._done = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -42,12 +52,23 @@ class Sudden:
         time.sleep(self._delay)
         if self._deed == "exit in a call":
             os._exit(3)
-        os.kill(os.getpid(), signal.SIGKILL if self._deed == "kill" else signal.SIGSTOP)
+        if self._deed == "closed by force":
+            self._workspace.close(force=True)
+        else:
+            numbers = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "signal": signal.SIGTERM}
+            os.kill(os.getpid(), numbers[self._deed])
         self._done.set()
 
 
 def round_of(rank: Any, plan: Plan) -> Outcome:
     """Collective."""
+    try:
+        return _round_of(rank, plan)
+    except Interrupted as raised:  # between two calls, and no more calls are made
+        return Outcome(error="interrupted", text=str(raised))
+
+
+def _round_of(rank: Any, plan: Plan) -> Outcome:
     workspace = _workspace(rank, plan)
     for call in SIZES[plan.device]:  # kept, so that no rank waits while another computes its reference
         wanted(call, rank.world_size)
@@ -67,7 +88,7 @@ def round_of(rank: Any, plan: Plan) -> Outcome:
                     plan.deadline * (0.4 if plan.kind == "honest" else 1.0) + plan.more["late"] * (plan.kind == "slow")
                 )
             if plan.kind in SUDDEN:
-                sudden = Sudden(plan.kind, plan.more["delay"])
+                sudden = Sudden(plan.kind, plan.more["delay"], workspace)
         if sudden and number == plan.at + 4:
             sudden.wait()
         began = time.monotonic()
@@ -84,6 +105,10 @@ def round_of(rank: Any, plan: Plan) -> Outcome:
             break
         outcome.made += 1
         outcome.wrong += prepared.wrong()
+    if sudden and plan.kind in ON_THE_HOST:
+        sudden.wait()  # or it would happen in the next round
+    if plan.kind == "closed by force":  # the next round's is a new one, on all ranks
+        rank._workspaces.pop("faults").close(force=True)
     return outcome
 
 
@@ -96,6 +121,8 @@ def _explain(workspace: Any, error: RuntimeError, outcome: Outcome, took: float)
         outcome.error, outcome.text = "nothing", "check() raised nothing"
     except mnnvl_ar.WorkspaceBroken as broken:
         outcome.error, outcome.peer, outcome.text = type(broken).__name__, broken.peer, str(broken)
+    except mnnvl_ar.MnnvlArError as closed:
+        outcome.error, outcome.text = "closed", str(closed)
 
 
 def _workspace(rank: Any, plan: Plan) -> Any:

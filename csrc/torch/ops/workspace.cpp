@@ -70,10 +70,10 @@ protocol::Shape shape_of(int64_t ranks, int64_t tokens, int64_t row_bytes) {
           static_cast<uint32_t>(row_bytes / protocol::kVectorBytes)};
 }
 
-bool workspace_fits(int64_t handle, int64_t tokens, int64_t row_bytes) {
+bool workspace_fits(int64_t handle, int64_t tokens, int64_t row_bytes, int64_t strategy) {
   const Workspace& w = find_any(handle);
   return tokens >= 0 && tokens <= INT32_MAX && is_row(row_bytes) &&
-         fits(w, shape_of(w.params.group.ranks, tokens, row_bytes));
+         fits(w, strategy, shape_of(w.params.group.ranks, tokens, row_bytes));
 }
 
 void check_row(int64_t row_bytes) {
@@ -197,7 +197,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_deadline(int workspace, int deadline_ns) -> ()");
   m.def("_workspace_has_fault(int workspace) -> bool");
   m.def("_workspace_answer(int workspace) -> ()");
-  m.def("_workspace_fits(int workspace, int tokens, int row_bytes) -> bool");
+  m.def("_workspace_fits(int workspace, int tokens, int row_bytes, int strategy=-1) -> bool");
   m.def(
       "_workspace_choice(int workspace, int tokens, int row_bytes, int strategy=-1) -> "
       "(int strategy, int cluster, int max_ctas, int batch, int lag, int pieces, int rows)");

@@ -57,7 +57,7 @@ def check_sleep(rank: Any, rounds: int = 3) -> None:
         assert used(rank) <= awake - workspace.nbytes, "memory is given back"
         x = torch.ones(1, 64, device=rank.device)
         expect(lambda x=x: ops.all_reduce(x, workspace.handle), "is asleep", "asleep")
-        workspace.check()
+        expect(workspace.check, "is asleep", "asleep")
         workspace.checkpoint_restore(rank.group)
         assert workspace._memory.pointers == pointers
     check_calls(rank, CALLS, handle=workspace.handle)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.cases.calls import Call, Prepared, check_calls
+from common.cases.calls import NAMES, Call, Prepared, check_calls, wanted
 from common.rows import hostile_rows
 from mnnvl_ar._library import named
 
@@ -40,6 +40,7 @@ RULES = (
     "one_thread",
     "still_open",
     "all_pieces",
+    "float_mode",
 )
 # Of a block whose slots hold, for two ranks, four fp32 rows of 264 at once by two-shot, eight by one-shot.
 PIECES_OF_FOUR = 16384 + 3 * 4 * 2 * 264 * 4
@@ -447,6 +448,26 @@ def check_pieces(rank: Any, off: str) -> None:
     workspace.close()
 
 
+def check_float_mode(rank: Any, off: str) -> None:
+    """Bits do not depend on the floating-point mode that a rank calls in: rule float_mode."""
+    workspace = sabotaged(rank, off, hidden=264)
+    calls = [Call(op, 8, 264, dtype, strategy=s) for op in NAMES for dtype in ("fp32", "bf16", "fp16") for s in (0, 1)]
+    prepared = [Prepared(rank, call) for call in calls]
+    for each in prepared:
+        wanted(each.call, rank.world_size)
+    try:
+        assert rank.rank != 1 or torch.set_flush_denormal(True)
+        for each in prepared:
+            each.launch(workspace.handle)
+        assert rank.rank != 1 or float(torch.tensor(1e-39) * 0.5) == 0.0, "the caller's mode is the caller's again"
+    finally:
+        torch.set_flush_denormal(False)
+    wrong = [line for each in prepared for line in each.wrong()]
+    assert not wrong, "\n".join(wrong)
+    rank.barrier()
+    workspace.close()
+
+
 # rule -> (its check, ranks, what the control must say)
 HOST_CHECKS = {
     "device_dirty": (check_stale_data, 2, "differs in"),
@@ -465,6 +486,7 @@ ONLY_HOST_CHECKS = {
     "canary": (check_canary, 2, "DID NOT RAISE"),
     "one_thread": (check_one_thread, 2, "DID NOT RAISE|fault code"),
     "still_open": (check_closed_meanwhile, 1, "exit code -11"),
+    "float_mode": (check_float_mode, 2, "differs in"),
 }
 
 # The same where ranks are virtual ones of a GPU.

@@ -1,0 +1,166 @@
+"""Ranks find out whether they are of one group before they share anything."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch.distributed as dist
+
+from memory import ranks
+from memory.test_allocate import check_content, make
+from mnnvl_ar.errors import BringUpError
+from mnnvl_ar.memory import agree, process
+from mnnvl_ar.memory.group import Members
+from mnnvl_ar.memory.place import GroupStore
+
+
+def failure(group: Any, timeout: float = 20.0) -> str:
+    try:
+        memory = make(group, timeout=timeout)
+    except (BringUpError, ValueError) as error:
+        return str(error)
+    check_content(memory)
+    memory.close()
+    return ""
+
+
+def named_body(rank: int, size: int, store: dist.Store, other: dict[str, Any]) -> tuple[str, str]:
+    """Ranks 0 and 1 over a raw store; rank 1's group is another one, as `other` says."""
+    group = dist.ProcessGroup(store, rank, size)
+    before = failure(group)
+    plain = Members.who
+    with mock.patch.object(Members, "who", lambda self: plain(self) | (other if rank == 1 else {})):
+        return before, failure(group)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"name": "tp:0"}, "name is 'tp:0' there, and '' on rank 0"),
+        ({"members": [4, 5]}, "members is [4, 5] there, and [] on rank 0"),
+        ({"met": "another"}, "what they were named when they met before is 'another' there"),
+        ({"met": ""}, "what they were named when they met before is '' there"),
+    ],
+)
+def test_a_rank_of_another_group_is_refused(other: dict[str, Any], words: str) -> None:
+    for before, told in ranks.values(ranks.launch(2, named_body, other)):
+        assert before == ""
+        assert "rank 1 at step 'rendezvous': it is of another group" in told
+        assert words in told
+        assert "PrefixStore" in told
+
+
+def fresh_body(rank: int, size: int, store: dist.Store) -> tuple[str, str]:
+    """Rank 1 comes with a group that has never met, over the store of one that has."""
+    group = dist.ProcessGroup(store, rank, size)
+    before = failure(group)
+    return before, failure(dist.ProcessGroup(store, rank, size) if rank == 1 else group)
+
+
+def test_a_group_that_never_met_is_not_the_one_that_did() -> None:
+    for before, told in ranks.values(ranks.launch(2, fresh_body)):
+        assert before == ""
+        assert "what they were named when they met before is '' there" in told
+
+
+def test_control_a_rank_that_forgot_is_not() -> None:
+    """As one whose last bring-up was interrupted."""
+    assert ranks.values(ranks.launch(2, named_body, {"met": "?"})) == [("", "")] * 2
+
+
+def shared_store_body(rank: int, size: int, store: dist.Store, rounds: int, watched: bool) -> list[str]:
+    """Processes 0 and 1 are a group, and 2 and 3 another one, over one raw store, at once."""
+    told = []
+    come = GroupStore.come if watched else lambda self: self._set(f"mnnvl_ar/address/{self.rank}", '{"attempt": ""}')
+    with mock.patch.object(GroupStore, "come", come):
+        for number in range(rounds):
+            group = dist.ProcessGroup(dist.PrefixStore(f"round {number}", store), rank % 2, 2)
+            ranks.meet(store, f"begin {number}", size)
+            try:
+                memory = make(group, timeout=3.0, alike={"group": ""})
+            except BringUpError as error:
+                told.append(str(error))
+            else:
+                told.append("")
+                memory.close()
+            ranks.meet(store, f"end {number}", size)
+    return told
+
+
+def test_two_groups_over_one_store_do_not_both_get_memory() -> None:
+    told = ranks.values(ranks.launch(4, shared_store_body, 5, True, seconds=120))
+    for outcomes in zip(*told, strict=True):
+        assert any("is already process" in text for text in outcomes), outcomes
+        assert outcomes.count("") <= 2, outcomes  # never two groups that both look well
+
+
+def test_control_unwatched_they_do() -> None:
+    told = ranks.values(ranks.launch(4, shared_store_body, 1, False, seconds=120))
+    assert not any("is already process" in texts[0] for texts in told)
+
+
+def twice_body(rank: int, size: int, store: dist.Store) -> None:
+    """A second thread is refused while a first one brings up, over the group and over another one of its store."""
+    raw = dist.PrefixStore("raw", store)
+    group, other = dist.ProcessGroup(raw, rank, size), dist.ProcessGroup(raw, rank, size)
+    inside, leave = threading.Event(), threading.Event()
+
+    def use(*_: Any) -> Any:
+        inside.set()
+        leave.wait(60)
+        return lambda: None
+
+    first = threading.Thread(target=lambda: make(group, use=use, timeout=60.0).close())
+    first.start()
+    assert inside.wait(60)
+    for each in (group, other):
+        with pytest.raises(ValueError, match="another thread of this process is in a bring-up over it"):
+            make(each)
+        with pytest.raises(ValueError, match="another thread of this process"):
+            agree(each, step="test")
+    leave.set()
+    first.join()
+    assert failure(group) == ""
+    assert failure(other) == ""
+
+
+def test_two_threads_over_one_group_are_refused() -> None:
+    ranks.values(ranks.launch(2, twice_body))
+
+
+def gone_body(rank: int, size: int, store: dist.Store) -> Any:
+    """A process that ended leaves its place to another one."""
+    group = dist.ProcessGroup(store, rank, size)
+    assert failure(group) == ""
+    ranks.meet(store, "made", size)
+    if rank == 1:
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        told = failure(dist.ProcessGroup(store, 1, 2), timeout=5.0)
+        os._exit(0 if "rank 1 of this group is already process" in told else 1)
+    return 0
+
+
+def test_a_forked_child_does_not_take_its_parents_place() -> None:
+    assert ranks.values(ranks.launch(2, gone_body)) == [0, 0]
+
+
+def test_who_is_another_process() -> None:
+    mine = process.this()
+    parent = {**mine, "pid": str(os.getppid()), "since": process._since(os.getppid())}
+    assert not process.is_another(mine)
+    assert process.is_another(parent)
+    assert not process.is_another({**parent, "since": "1"})  # its number has been given to another one since
+    assert not process.is_another({**parent, "where": "elsewhere/1"})
+    assert not process.is_another({})
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert process._since(child) == "", "it has ended, and waits to be noticed"
+    os.waitpid(child, 0)
