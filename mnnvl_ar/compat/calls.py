@@ -25,7 +25,7 @@ from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.ops import Pdl
 
 _OFF, _LATE, _AS_THE_WORKSPACE = int(Pdl.OFF), int(Pdl.LATE), int(Pdl.AUTO)
-made = [0] * 16  # calls that this process has made, by pattern; a captured one once, however often it runs
+made = [0] * 16  # calls by pattern that this process has made, or put into graphs: one that is replayed counts once
 _THEIRS = {
     "x": "input",
     "residual": "residual_in",

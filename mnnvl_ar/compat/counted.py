@@ -2,7 +2,7 @@
 
     FOLDER/PID.json, replaced every PERIOD seconds while there is a workspace of the front:
     {"pid", "rank", "world_size", "when": Unix time,
-     "made": {pattern: calls that Python made, by FlashInfer's code; a captured one once},
+     "made": {pattern: calls that Python made or put into graphs, by FlashInfer's code; a replayed one once},
      "workspaces": [{"handle", "calls", "nbytes", "transport"}]}
 
 `calls` is the device's own count (`Workspace.calls`), so a captured call counts each time it runs. A workspace that was

@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 from mnnvl_ar import ops
+from mnnvl_ar.compat.calls import made
 from mnnvl_ar.compat.creation import joined, version
 from mnnvl_ar.compat.group_calls import GroupCalls
+from mnnvl_ar.compat.patterns import NORM
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.errors import MnnvlArError
 
@@ -103,6 +105,7 @@ def fused(
     dtype = input_tensor.dtype
     alike = residual.dtype == dtype and weight.dtype in (dtype, torch.float32)
     if calls is not None and alike and calls.takes_norm(input_tensor.shape[0], input_tensor.shape[-1], dtype):
+        made[NORM] += 1
         x, residual, weight = (each.contiguous() for each in (input_tensor, residual, weight))
         return ops.all_reduce_rms_norm(x, residual, weight, eps, calls.workspace.handle)
     return _unfused(_group_of(use_attn_tp_group), input_tensor, residual, weight, eps)

@@ -20,7 +20,9 @@ from vllm.distributed.parallel_state import get_tp_group
 
 from mnnvl_ar import ops
 from mnnvl_ar.compat import fusion
+from mnnvl_ar.compat.calls import made
 from mnnvl_ar.compat.group_calls import GroupCalls
+from mnnvl_ar.compat.patterns import NORM
 from mnnvl_ar.compat.vllm_platform import brought_up, key_of
 
 # Passes that ours comes after: behind them all-reduces and norms are as `fusion` knows them.
@@ -99,6 +101,7 @@ class Fusion(InductorPass):
         if count and not self.fused:
             _log.info("mnnvl_ar: graphs of this process call torch.ops.mnnvl_ar.all_reduce_rms_norm")
         self.fused += count
+        made[NORM] += count
 
     def is_applicable_for_range(self, compile_range: Any) -> bool:
         return True  # calls are looked at one by one

@@ -17,7 +17,7 @@ from servers.answers import Answer
 from servers.compare import agreement, no_farther
 from servers.events import Teller
 from servers.models.reference import Reference
-from servers.modes import MODES
+from servers.modes import MODES, OURS
 from servers.prompts import Prompt
 
 
@@ -38,7 +38,7 @@ def distances(truth: Reference, asked: list[Prompt], found: list[Answer]) -> tup
 
 def compared(folder: Path, subject: str, outputs: Path, device: str) -> dict[str, Any]:
     """Of the modes whose answers are there. With those of ours and of as it is, also with each other."""
-    files = {mode: outputs / f"{subject.replace('/', '.')}.{mode}.json.gz" for mode in MODES}
+    files = {mode: outputs / f"{subject.replace('/', '.')}.{mode}.json.gz" for mode in (*MODES, "ops")}
     there = {mode: answers.load(file) for mode, file in files.items() if file.exists()}
     if not there:
         raise FileNotFoundError(f"no answers of {subject} in {outputs}: run its modes first")
@@ -50,10 +50,11 @@ def compared(folder: Path, subject: str, outputs: Path, device: str) -> dict[str
             for mode, (means, share) in far.items()
         }
     }
-    if "ours" in there:
-        for mode in [each for each in there if each != "ours"]:
-            told[f"ours_and_{mode}"] = agreement(there["ours"][1], there[mode][1])
-            told[f"no_farther_than_{mode}"] = no_farther(far["ours"][0], far[mode][0])
+    ours = next((each for each in OURS if each in there), "")  # a subject has one of the two
+    if ours:
+        for mode in [each for each in there if each != ours]:
+            told[f"ours_and_{mode}"] = agreement(there[ours][1], there[mode][1])
+            told[f"no_farther_than_{mode}"] = no_farther(far[ours][0], far[mode][0])
     return told
 
 

@@ -78,11 +78,13 @@ def wrong(scenario: Scenario, measured: dict[str, Any]) -> list[str]:
         lines.append("answers after sleep differ")
     if kind == "compositions" and measured["again_same_bits"] and not measured["other_order_same_bits"]:
         lines.append("the server gives the same bits again, but not in another order")
+    if kind == "compositions" and scenario.is_batch_invariant and not measured["alone_same_bits"]:
+        lines.append("the server is to be batch-invariant, but a prompt alone gives other bits")
     if kind == "reference":
         for name, found in measured.items():
             if name.startswith("no_farther_than") and not found["no_farther"]:
                 lines.append(f"ours is farther from fp32 ({name}): {found['ours']:.5f}, {found['theirs']:.5f}")
-    if scenario.mode == "ours" and kind != "fault":
+    if scenario.is_ours and kind != "fault":
         lines += [f"{kind}: {line}" for line in uncounted(scenario, measured)]
     return lines
 
@@ -128,16 +130,16 @@ def fault(
         "dead_after_s": dead,
         "cut": cut,
     }
-    problems = _wrong_names(scenario.mode, kind, where, rank, told)
-    if dead is None and scenario.mode == "ours":
+    problems = _wrong_names(scenario.is_ours, kind, where, rank, told)
+    if dead is None and scenario.is_ours:
         problems.append(f"the engine did not say that it is dead: {cut or 'its process ended'}")
     tokens, lines = returned(events)
     told["tokens_returned"] = tokens
     return told, problems + lines
 
 
-def _wrong_names(mode: str, kind: str, where: str, rank: int, told: dict[str, Any]) -> list[str]:
-    if mode != "ours":
+def _wrong_names(is_ours: bool, kind: str, where: str, rank: int, told: dict[str, Any]) -> list[str]:
+    if not is_ours:
         return []
     found = []
     if any(name != rank for name in told["named_by_ours"]):

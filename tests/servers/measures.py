@@ -86,7 +86,8 @@ def compositions(s: Subject, count: int, length: int, tokens: int) -> dict[str, 
 
     Another order keeps the number of rows, so a server whose kernels go by shapes gives the same bits; ours must keep
     them too. Another number of rows makes the server itself choose other kernels for its products, so there bits are
-    not asked for, and the share of equal tokens is only stated. Prompts are of one length: attention is split by it."""
+    not asked for, unless it is to be batch-invariant, and the share of equal tokens is stated. Prompts are of one
+    length: attention is split by it."""
     asked = prompts.prompts(count, length, length, s.model.vocabulary, seed=7)
     first = s.here.generate(asked, tokens, 5)
     again = s.here.generate(asked, tokens, 5)
@@ -97,6 +98,7 @@ def compositions(s: Subject, count: int, length: int, tokens: int) -> dict[str, 
         "again_same_bits": compare.same_bits(first, again),
         "other_order_same_bits": compare.same_bits([first[i] for i in order], shuffled),
         "alone": compare.agreement(alone, first[:4]),
+        "alone_same_bits": compare.same_bits(alone, first[:4]),
     }
 
 

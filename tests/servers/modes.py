@@ -1,7 +1,8 @@
-"""As it is, with FlashInfer's trtllm, and with ours: a server's environment and arguments.
+"""As it is, with FlashInfer's trtllm, and with ours: a server's environment and arguments. Ours comes in two ways: in
+place of FlashInfer's functions, and as `torch.ops` with FlashInfer's all-reduce off ("ops").
 
 As it is: without FlashInfer's all-reduce fusion. Left to itself vLLM 0.26 takes FlashInfer's mnnvl on an H200, which
-makes NVLink multicast; so that backend is named in no mode but ours, and there only after `ours_is_active` has said
+makes NVLink multicast; so that backend is named in no mode but "ours", and there only after `ours_is_active` has said
 that the plugin will stand in for it. Multicast is switched off by every variable that there is, in all modes.
 """
 
@@ -15,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODES = ("ours", "as_is", "trtllm")
+MODES = ("ours", "as_is", "trtllm")  # that are compared
+OURS = ("ours", "ops")
 SERVERS = ("vllm", "sglang")
 DEADLINE, STARTUP_DEADLINE = 8.0, 60.0  # seconds, in fault scenarios
 # Few sequences, hence few graphs: a start is quick.
@@ -39,10 +41,13 @@ _SGLANG = {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0"}
 def environment(server: str, mode: str, calls: Path, *, is_fault: bool = False) -> dict[str, str]:
     """What is added to the environment of the scenario. `calls`: the folder for counts."""
     found = {**_NO_MULTICAST, **_OFFLINE, **(_VLLM if server == "vllm" else _SGLANG)}
-    if mode != "ours":
+    if mode not in OURS:
         return {**found, "MNNVL_AR": "0"}
     found |= {"MNNVL_AR": "1", "MNNVL_AR_FALLBACK": "0", "MNNVL_AR_CALLS": str(calls)}
-    if server == "vllm":
+    if mode == "ops":
+        # A graph from vLLM's cache was compiled by another process, which counted its calls.
+        found |= {"MNNVL_AR_THROUGH": "ops", "VLLM_DISABLE_COMPILE_CACHE": "1"}
+    elif server == "vllm":
         found["VLLM_FLASHINFER_ALLREDUCE_BACKEND"] = "mnnvl"
     if is_fault:
         found |= {"MNNVL_AR_DEADLINE": f"{DEADLINE:g}", "MNNVL_AR_STARTUP_DEADLINE": f"{STARTUP_DEADLINE:g}"}
@@ -52,9 +57,9 @@ def environment(server: str, mode: str, calls: Path, *, is_fault: bool = False) 
 def arguments(server: str, mode: str) -> dict[str, Any]:
     """Of `LLM` or `sgl.Engine`, and, by their names, of the command line."""
     if server == "vllm":
-        passes = {"fuse_allreduce_rms": mode != "as_is"}
+        passes = {"fuse_allreduce_rms": mode in ("ours", "trtllm")}
         return {"compilation_config": {"cudagraph_mode": "FULL_AND_PIECEWISE", "pass_config": passes}}
-    if mode == "as_is":
+    if mode in ("as_is", "ops"):
         return {"enforce_disable_flashinfer_allreduce_fusion": True}
     return {"flashinfer_allreduce_fusion_backend": "mnnvl" if mode == "ours" else "trtllm"}
 
@@ -70,13 +75,14 @@ def ours_is_active(server: str) -> str:
 
 
 @functools.cache
-def ours_is_active_in_a_child(server: str) -> str:
+def ours_is_active_in_a_child(server: str, mode: str) -> str:
     """The same, asked in a process that is started as a scenario's is: without the root of this repository, where a
     package without metadata would be found."""
     program = f"from servers import modes; print(modes.ours_is_active({server!r}))"
     tests = Path(__file__).resolve().parent.parent
     path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(tests)]
-    added = {"MNNVL_AR": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path), **_NO_MULTICAST}
+    through = {"MNNVL_AR_THROUGH": "ops"} if mode == "ops" else {}
+    added = {"MNNVL_AR": "1", **through, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path), **_NO_MULTICAST}
     found = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tests,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from servers.models.architectures import MODELS, Model
-from servers.modes import MODES
+from servers.modes import MODES, OURS
 
 LIMIT = 300.0
 PATIENCE = 75.0  # seconds after a fault in which the engine may find out
@@ -28,7 +28,8 @@ class Measure:
 @dataclass(frozen=True)
 class Scenario:
     """server: "vllm", "sglang" or "" for the comparison with fp32. extra: arguments of the server beside the usual.
-    drafter: a model whose folder is the speculative one. http: the server runs as its users start it."""
+    drafter: a model whose folder is the speculative one. http: the server runs as its users start it. environment:
+    beside its mode's."""
 
     name: str
     server: str
@@ -40,11 +41,20 @@ class Scenario:
     extra: dict[str, Any] = field(default_factory=dict)
     drafter: Model | None = None
     http: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def subject(self) -> str:
         """What is compared across modes: the name without the mode."""
         return self.name.rsplit("/", 1)[0]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.mode in OURS
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        return self.environment.get("VLLM_BATCH_INVARIANT") == "1"
 
     @property
     def is_fault(self) -> bool:
@@ -64,7 +74,7 @@ def traffic(requests: int, concurrency: int, repeated: bool = False) -> Measure:
 
 
 def scenarios() -> list[Scenario]:
-    return [*_vllm_speed(), *_vllm_traffic(), *_vllm_faults(), *_sglang(), *_vllm_models()]
+    return [*_vllm_speed(), *_vllm_traffic(), *_vllm_faults(), *_sglang(), *_vllm_models(), *_through_ops()]
 
 
 def _three_modes(
@@ -145,3 +155,15 @@ def _vllm_models() -> Iterator[Scenario]:
     ):
         yield from _three_modes(f"vllm/{name.replace('_', '-')}", "vllm", MODELS[name], measures)
     yield Scenario("vllm/sleep/ours", "vllm", MODELS["llama"], "ours", (SLEEP,), extra={"enable_sleep_mode": True})
+
+
+def _through_ops() -> Iterator[Scenario]:
+    """`torch.ops` in compiled graphs and layers, FlashInfer's all-reduce off; compared with the server as it is. Where
+    vLLM is to be batch-invariant, a prompt alone gives the bits that it gives among others."""
+    for server, model, subject in (("vllm", MODELS["llama"], "vllm/ops"), ("sglang", MODELS["qwen3"], "sglang/ops")):
+        for mode in ("ops", "as_is"):
+            mine = (ANSWERS, STEPS, COMPOSITIONS) if mode == "ops" else (ANSWERS, STEPS)
+            yield Scenario(f"{subject}/{mode}", server, model, mode, mine, seconds=170.0)
+        yield Scenario(f"{subject}/fp32", "", model, "fp32", (Measure("reference"),), seconds=60.0)
+    invariant = {"VLLM_BATCH_INVARIANT": "1", "VLLM_USE_BREAKABLE_CUDAGRAPH": "0"}
+    yield Scenario("vllm/invariant/ops", "vllm", MODELS["llama"], "ops", (COMPOSITIONS,), environment=invariant)

@@ -42,7 +42,7 @@ def why_not(scenario: Scenario, gpus: int) -> str:
             metadata.version(scenario.server)
         except metadata.PackageNotFoundError:
             return f"{scenario.server} is not installed"
-        if scenario.mode == "ours" and (reason := modes.ours_is_active_in_a_child(scenario.server)):
+        if scenario.is_ours and (reason := modes.ours_is_active_in_a_child(scenario.server, scenario.mode)):
             return f"ours would not be active: {reason}"
     return ""
 
@@ -70,6 +70,7 @@ def command(scenario: Scenario, work: Path, folder: Path) -> list[str]:
 def environment(scenario: Scenario, work: Path, folder: Path) -> dict[str, str]:
     """The tests' folder comes last on the path, and the root, where an unbuilt mnnvl_ar may lie, not at all."""
     added = modes.environment(scenario.server, scenario.mode, folder / "calls", is_fault=scenario.is_fault)
+    added |= scenario.environment
     path = [
         each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each and Path(each).resolve() != ROOT
     ]

@@ -45,7 +45,7 @@ def keywords(scenario: Scenario, models: Path) -> dict[str, Any]:
 
 def run(scenario: Scenario, work: Path, folder: Path) -> None:
     teller, words = Teller(folder / "events.jsonl"), WORDS[scenario.server]
-    if scenario.mode == "ours" and (why_not := ours_is_active(scenario.server)):
+    if scenario.is_ours and (why_not := ours_is_active(scenario.server)):
         raise SystemExit(f"the server is not started: FlashInfer's own mnnvl could run, as {why_not}")
     teller.tell("installed", version=words.version(), **versions())
     for model in filter(None, (scenario.model, scenario.drafter)):
@@ -62,9 +62,9 @@ def run(scenario: Scenario, work: Path, folder: Path) -> None:
                 *(words, server, PORT, scenario.model, folder, work / "outputs", scenario.name, teller)
             )
             for measure in scenario.measures:
-                before = counts.settled(folder / "calls", time.time()) if scenario.mode == "ours" else []
+                before = counts.settled(folder / "calls", time.time()) if scenario.is_ours else []
                 found = measures.KINDS[measure.kind](subject, **measure.options)
-                served = measures.counted(subject, before) if scenario.mode == "ours" else {}
+                served = measures.counted(subject, before) if scenario.is_ours else {}
                 teller.tell("measured", kind=measure.kind, options=measure.options, counted=served, **found)
     except BaseException as error:  # what a server raises when its engine has died differs
         teller.tell("raised", type=type(error).__name__, text=str(error)[:500])

@@ -16,13 +16,14 @@ from servers.plan import Scenario, scenarios
 BY_NAME = {each.name: each for each in scenarios()}
 COUNTED = {"calls": 10**6, "normed": 100, "workspace_bytes": 64 << 20, "workers": 2}
 SPEED, TRAFFIC, STOP = "vllm/llama-32/ours", "vllm/http-ngram-1/ours", "vllm/stop-in-decode/ours"
+INVARIANT = "vllm/invariant/ops"
 
 
 def measured(kind: str) -> dict[str, Any]:
     found = {
         "answers": {"answered": 48, "wanted": 48, "degenerate": 0, "without_logprobs": 0},
         "steps": {"batches": {"1": {"median_ms": 3.0, "best_ms": 2.9}}, "repeats": 5, "steps_made": 2340},
-        "compositions": {"again_same_bits": True, "other_order_same_bits": True, "alone": {}},
+        "compositions": {"again_same_bits": True, "other_order_same_bits": True, "alone_same_bits": True},
         "traffic": {"requests": 512, "concurrency": 128, "http": True, "answered": 512, "unanswered": []},
         "sleep": {"same_bits": True, "awake_after_s": 1.0},
     }[kind]
@@ -43,7 +44,7 @@ def problems(
     return list(judge.judged(BY_NAME[name], events, list(log), cut, harmed)["problems"])
 
 
-@pytest.mark.parametrize("name", [SPEED, TRAFFIC, "vllm/sleep/ours", "vllm/llama-32/as_is"])
+@pytest.mark.parametrize("name", [SPEED, TRAFFIC, INVARIANT, "vllm/sleep/ours", "vllm/ops/ops", "vllm/llama-32/as_is"])
 def test_nothing_is_wrong_with_a_sound_one(name: str) -> None:
     assert problems(name, sound(BY_NAME[name])) == []
 
@@ -60,6 +61,8 @@ def test_nothing_is_wrong_with_a_sound_one(name: str) -> None:
         (SPEED, "answers", {"counted": {**COUNTED, "normed": 0}}, "no call of ours fused a norm"),
         (SPEED, "answers", {"counted": {**COUNTED, "workers": 1}}, "1 workers said"),
         (TRAFFIC, "traffic", {"answered": 511, "unanswered": ["request 7: not answered"]}, "511 of 512"),
+        (INVARIANT, "compositions", {"alone_same_bits": False}, "a prompt alone gives other bits"),
+        ("vllm/ops/ops", "answers", {"counted": {**COUNTED, "normed": 0}}, "no call of ours fused a norm"),
         ("vllm/sleep/ours", "sleep", {"same_bits": False}, "after sleep differ"),
     ],
 )
@@ -71,7 +74,7 @@ def test_what_is_wrong_is_found(name: str, kind: str, change: dict[str, Any], sa
 
 def test_a_server_that_is_not_batch_invariant_by_itself_is_not_held_to_it() -> None:
     events = sound(BY_NAME[SPEED])
-    events[-1] |= {"again_same_bits": False, "other_order_same_bits": False}
+    events[-1] |= {"again_same_bits": False, "other_order_same_bits": False, "alone_same_bits": False}
     assert problems(SPEED, events) == []
 
 

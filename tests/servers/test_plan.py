@@ -29,7 +29,8 @@ def test_names_measures_and_order() -> None:
                 inspect.signature(measures.KINDS[measure.kind]).bind(None, **measure.options)
         if each.mode == "fp32":
             before = [other.name for other in ALL[: names.index(each.name)]]
-            assert {f"{each.subject}/{mode}" for mode in modes.MODES} <= set(before)
+            compared = ("ops", "as_is") if f"{each.subject}/ops" in names else modes.MODES
+            assert {f"{each.subject}/{mode}" for mode in compared} <= set(before)
 
 
 def test_all_that_the_issue_asks_for_is_there() -> None:
@@ -52,7 +53,7 @@ def test_all_that_the_issue_asks_for_is_there() -> None:
 
 @pytest.mark.parametrize("server", modes.SERVERS)
 def test_flashinfers_own_mnnvl_is_named_in_ours_alone(server: str) -> None:
-    for mode in modes.MODES:
+    for mode in (*modes.MODES, "ops"):
         told = {**modes.environment(server, mode, Path("calls")), **modes.arguments(server, mode)}
         assert ("mnnvl" in map(str, told.values())) == (mode == "ours")
         assert told["NCCL_NVLS_ENABLE"] == "0"
@@ -130,7 +131,7 @@ def test_vllm_is_called_as_it_is(version: str) -> None:
     assert "self.global_rank" in worker
     assert "load_general_plugins()" in worker
     environment = text_of("vllm", version, "vllm/envs.py")
-    for name in modes.environment("vllm", "ours", Path("calls")):
+    for name in (*modes.environment("vllm", "ours", Path("calls")), *modes.environment("vllm", "ops", Path("calls"))):
         assert not name.startswith("VLLM_") or f'"{name}"' in environment
     executor = text_of("vllm", version, "vllm/v1/executor/multiproc_executor.py")
     assert "Worker proc %s died unexpectedly" in executor
