@@ -46,7 +46,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if gpus_needed(item) != wanted]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if gpus_needed(item) == wanted]
+    asked = "exhaustive" in config.getoption("-m")
     for item in items:
+        if item.get_closest_marker("exhaustive") and not asked:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run by `-m exhaustive`"))
         needed = gpus_needed(item)
         if needed == 0:
             continue

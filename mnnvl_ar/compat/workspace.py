@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from mnnvl_ar._library import ops
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.compat.shared import Shared
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.memory import AnyGroup
+from mnnvl_ar.workspace import DTYPES
 
 
 class FusionWorkspace:
@@ -38,7 +40,7 @@ class FusionWorkspace:
             "hidden_dim": hidden,
             "use_fp32_lamport": dtype is torch.float32,
         }
-        self._shared, self._fits = shared, inner.fits
+        self._shared, self._inner_handle = shared, inner.handle
         self._give_back = weakref.finalize(self, shared.give_back)  # at exit and for garbage, too
 
     @property
@@ -57,13 +59,14 @@ class FusionWorkspace:
         """Whether a call of [num_tokens, hidden_dim] of `dtype` will be taken. Depends on its arguments and on what was
         promised alone, so all ranks hear the same, whatever state their workspaces are in. `use_oneshot` and `strategy`
         change nothing: there is room for either."""
-        if tp_size != self.world_size or not self._fits(num_tokens, hidden_dim, dtype):
+        if tp_size != self.world_size or not self.has_room_for(hidden_dim, dtype):
             return False
         return num_tokens * hidden_dim * dtype.itemsize <= self.promised
 
     def has_room_for(self, hidden: int, dtype: torch.dtype) -> bool:
         """Whether rows of this kind can be normed, any number of them, in pieces if need be; alike on all ranks."""
-        return self._fits(1, hidden, dtype)
+        # Not `Workspace.fits`, which raises where the workspace is closed or asleep.
+        return dtype in DTYPES and bool(ops._workspace_fits(self._inner_handle, 1, hidden * dtype.itemsize))
 
     def destroy(self) -> None:
         """May be called twice, at exit, after the group is gone; not collective. Calls on it raise from then on."""

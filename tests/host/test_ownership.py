@@ -60,7 +60,7 @@ def test_nonsense_is_refused_by_name() -> None:
     rank_pool(2).run(ownership.check_nonsense)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("path", ownership.ROUNDS)
 def test_200_rounds_leave_nothing(path: str) -> None:
     rank_pool(2).run(ownership.check_rounds_of, path, timeout=280)

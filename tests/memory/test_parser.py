@@ -106,7 +106,7 @@ def test_some_seconds_of_fuzz() -> None:
     assert min(found.values()) > 0, found  # it is of use: all three happen
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 def test_a_million_messages() -> None:
     found = fuzz(8, 1_000_000, 3000.0)
