@@ -131,8 +131,10 @@ def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def create_ours(*args: Any, **kwargs: Any) -> Any:
         return created(original, *args, **kwargs)
 
-    def fuse_ours(*args: Any, **kwargs: Any) -> Any:  # as `fuse`, but a call with twenty keywords costs 1 us to hand on
-        return (fused if _is_ours(args, kwargs) else original)(*args, **kwargs)
+    def fuse_ours(*args: Any, **kwargs: Any) -> Any:  # as `fuse`, but each call in between costs its tenths of a us
+        if isinstance(kwargs.get("workspace"), FusionWorkspace) or _is_ours(args, kwargs):
+            return fused(*args, **kwargs)
+        return original(*args, **kwargs)
 
     ours = functools.update_wrapper(fuse_ours if name == FUSE else create_ours, original)
     setattr(ours, _MARK, True)
