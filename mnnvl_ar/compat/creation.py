@@ -33,7 +33,6 @@ PATIENCE = 30.0  # seconds between ranks after a failure, which was the same on 
 on_fault: Callable[[WorkspaceBroken], object] | None = None
 
 _log = logging.getLogger("mnnvl_ar")
-_told: set[str] = set()  # reasons that were logged
 
 
 def created(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -180,9 +179,9 @@ def _agree_to_fall_back(group: AnyGroup, settings: Settings, error: MnnvlArError
         raise error from later
     if not all(willing):
         unwilling = f"MNNVL_AR_FALLBACK=0 on rank {willing.index(False)}"
-        _tell_once(f"no workspace of mnnvl_ar, and no other ({unwilling}): {error}")
+        policy.tell_once(f"no workspace of mnnvl_ar, and no other ({unwilling}): {error}")
         raise error
-    _tell_once(f"{instead} instead of mnnvl_ar, on all ranks (rank {Members(group).rank} here): {error}")
+    policy.tell_once(f"{instead} instead of mnnvl_ar, on all ranks (rank {Members(group).rank} here): {error}")
 
 
 def _refuse_by_accident(backend: str) -> None:
@@ -193,12 +192,6 @@ def _refuse_by_accident(backend: str) -> None:
             f"backend: {backend!r} is FlashInfer's by MNNVL_AR_BACKENDS, and would make NVLink multicast, which is "
             f"switched off by {why}; ask for 'trtllm', or leave 'mnnvl' to mnnvl_ar"
         )
-
-
-def _tell_once(text: str) -> None:
-    if text not in _told:
-        _told.add(text)
-        _log.warning("%s", text)
 
 
 def version() -> str:

@@ -47,7 +47,7 @@ _lock = threading.Lock()
 _workspaces: WeakKeyDictionary[Workspace, Settings] = WeakKeyDictionary()
 _server = ""  # whose plugin is active here
 _serving = False
-_limits_told: set[str] = set()
+_lines_told: set[str] = set()
 _told = False  # that it cannot be learnt when the server serves
 
 
@@ -117,20 +117,21 @@ def _tell_of_limits(settings: Settings) -> None:
         return
     served = deadline_served(settings)
     if served != settings.deadline:
-        _tell_once(
+        tell_once(
             f"mnnvl_ar: MNNVL_AR_DEADLINE is {settings.deadline:g} s; calls will wait {served:g} s, half of "
             f"{_server}'s own limit for a step ({limit.name}: {limit.seconds:g} s)"
         )
     if deadline(settings) >= limit.seconds:
-        _tell_once(
+        tell_once(
             f"mnnvl_ar: until the server serves calls wait {settings.startup_deadline:g} s, longer than {_server}'s "
             f"own limit for a step ({limit.name}: {limit.seconds:g} s): the first may end unnamed"
         )
 
 
-def _tell_once(text: str) -> None:
-    if text not in _limits_told:
-        _limits_told.add(text)
+def tell_once(text: str) -> None:
+    """A warning that the log of this process has once."""
+    if text not in _lines_told:
+        _lines_told.add(text)
         _log.warning("%s", text)
 
 

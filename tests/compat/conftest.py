@@ -28,6 +28,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         "_server": "",
         "_serving": False,
         "_told": False,
-        "_limits_told": set(),
+        "_lines_told": set(),
     }.items():  # plugins are active in processes
         monkeypatch.setattr(policy, name, value)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from common.ranks import GRACE, Rank, RankPool, rank_pool
 from compat.front import HIDDEN, TOKENS, create, installed, rows, same_on_all, works
 from compat.stand_in import ORIGINAL
-from mnnvl_ar.compat import creation
+from mnnvl_ar.compat import creation, policy
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.errors import BringUpError, MnnvlArError
 from mnnvl_ar.memory import DriverError
@@ -205,7 +205,7 @@ def falls_back(rank: Rank, version: str, step: str, odd: dict[str, Any]) -> str:
     """Rank 1 fails, at a step of bring-up or for what it asks: all ranks go to the original's trtllm."""
     mine = odd if rank.rank == 1 else {}
     with installed(version) as comm, failing(step, rank.rank == 1), logged() as lines:
-        creation._told.clear()
+        policy._lines_told.clear()
         for backend in ("mnnvl", "trtllm"):
             asked = {"backend": backend, **({"group": None} if version == "0.6.8.post1" else {}), **mine}
             assert create(comm, rank, **asked) == ORIGINAL
@@ -248,7 +248,7 @@ def raises(rank: Rank, unwilling: int) -> str:
     """MNNVL_AR_FALLBACK=0 on one rank: all raise, and none comes near the original."""
     environment = {"MNNVL_AR_FALLBACK": "0"} if unwilling in (rank.rank, -1) else {}
     with installed("0.7.4", **environment) as comm, failing("allocate", rank.rank == 1), logged() as lines:
-        creation._told.clear()
+        policy._lines_told.clear()
         with pytest.raises(BringUpError, match="rank 1 at step 'allocate'") as caught:
             create(comm, rank)
         assert comm.calls == []

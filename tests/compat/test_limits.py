@@ -80,7 +80,7 @@ def made(rank: Rank, limit: int) -> tuple[Any, list[str]]:
         mock.patch.dict(os.environ, environment),
         mock.patch.dict(sys.modules, modules),
         mock.patch.object(policy, "_serving", False),
-        mock.patch.object(policy, "_limits_told", set()),
+        mock.patch.object(policy, "_lines_told", set()),
         mock.patch.object(policy._log, "warning", lambda text, *given: said.append(text % given)),
         contextlib.ExitStack() as stack,
     ):
