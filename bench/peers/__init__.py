@@ -15,10 +15,11 @@ PEERS = {
     "symm_mem": "bench.peers.symm_mem:SymmMem",
     "flashinfer": "bench.peers.flashinfer_trtllm:FlashInferTrtllm",
     "vllm": "bench.peers.flashinfer_vllm:FlashInferVllm",
+    "vllm_quantised": "bench.peers.vllm_quantised:VllmQuantised",
     "flashinfer_mnnvl": "bench.peers.flashinfer_mnnvl:FlashInferMnnvl",
     "gloo": "bench.peers.gloo:Gloo",
 }
-ON_GPU = ("nccl", "symm_mem", "flashinfer", "vllm", "flashinfer_mnnvl")
+ON_GPU = ("nccl", "symm_mem", "flashinfer", "vllm", "vllm_quantised", "flashinfer_mnnvl")
 ON_HOST = ("gloo",)
 
 

@@ -85,6 +85,10 @@ def test_a_look_at_the_first_word_only_misses_the_others(found: dict[str, Any], 
         "to_float16",
         "to_bfloat16_by_bits",
         "to_float16_by_bits",
+        "to_e4m3",
+        "to_e2m1_and_e8m0",
+        "to_scales",
+        "to_nvfp4",
         "root",
         "quick_root",
         "add_multiply",
@@ -94,3 +98,7 @@ def test_the_device_and_the_host_give_the_same_bits(found: dict[str, Any], what:
     """No bin of 2^20 words differs; for "loads", none of the 2^16 halves in either position, for bf16 and fp16. For
     "quick_root", which only kernels have, no word from the device's own IEEE division and root, for many row sizes."""
     assert found[what] == 0
+
+
+def test_one_other_code_of_one_word_is_caught(found: dict[str, Any]) -> None:
+    assert found["one_other_e4m3"] == 1

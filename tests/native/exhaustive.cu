@@ -15,6 +15,7 @@
 
 #include "kernels/receive.cuh"
 #include "kernels/root.cuh"
+#include "protocol/numerics_fp4.h"
 
 using namespace mnnvl_ar;
 using protocol::Bfloat16;
@@ -80,6 +81,13 @@ __global__ void wire(const __grid_constant__ Params p, uint32_t position, uint8_
   }
 }
 
+// Tells any two answers apart, and where they stood.
+MNNVL_AR_HD uint64_t mix(uint64_t answer, uint32_t word) {
+  uint64_t h = (answer + 1) * 0x9e3779b97f4a7c15ull ^ (uint64_t{word} + 1) * 0xc2b2ae3d27d4eb4full;
+  h = (h ^ h >> 32) * 0xd6e8feb86659fd93ull;
+  return h ^ h >> 29;
+}
+
 // What a conversion gives for a word, in the order in which the host and the device are to agree.
 struct ToBfloat16 {
   static MNNVL_AR_HD uint64_t of(uint32_t w) { return Bfloat16::round2(protocol::as_float(w), protocol::as_float(~w)); }
@@ -107,12 +115,45 @@ struct AddMultiply {  // a contraction would show; operands of all magnitudes, s
   }
 };
 
-// Tells any two answers apart, and where they stood.
-MNNVL_AR_HD uint64_t mix(uint64_t answer, uint32_t word) {
-  uint64_t h = (answer + 1) * 0x9e3779b97f4a7c15ull ^ (uint64_t{word} + 1) * 0xc2b2ae3d27d4eb4full;
-  h = (h ^ h >> 32) * 0xd6e8feb86659fd93ull;
-  return h ^ h >> 29;
-}
+// Codes of a word, in each place that an instruction may give them, and by integers alone.
+struct ToE4m3 {
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+    const uint32_t codes = protocol::e4m3x4(protocol::as_float(w), protocol::as_float(~w),
+                                            protocol::as_float(w + 0x9e3779b9u), protocol::as_float(w * 2654435761u));
+    return codes | uint64_t{protocol::e4m3(protocol::as_float(w))} << 32;
+  }
+};
+struct OneOtherE4m3 {  // the control: on the device, one word of all is another code
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+#if defined(__CUDA_ARCH__)
+    if (w == 0x3a800001u) return ToE4m3::of(w) ^ 1u;
+#endif
+    return ToE4m3::of(w);
+  }
+};
+struct ToE2m1AndE8m0 {
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+    return protocol::e2m1(protocol::as_float(w)) | protocol::e8m0_up(protocol::as_float(w)) << 8;
+  }
+};
+// Scales of a largest magnitude, and what elements are multiplied by.
+struct ToScales {
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+    const uint32_t most = protocol::magnitude_of(w), mx = protocol::mxfp8_scale(most);
+    return mix(protocol::as_bits(protocol::token_scale(most)), 0) ^
+           mix(protocol::as_bits(protocol::group_scale(most)), 1) ^
+           mix(protocol::as_bits(protocol::group_scale_power(most)), 2) ^
+           mix(protocol::as_bits(protocol::group_power_factor(most).factor), 3) ^
+           mix(mx | uint64_t{protocol::as_bits(protocol::mxfp8_factor(mx).factor)} << 32, 4);
+  }
+};
+struct ToNvfp4 {  // under global scales of all magnitudes
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+    const protocol::Nvfp4Block block =
+        protocol::nvfp4_block(protocol::magnitude_of(w), protocol::as_float(w * 2654435761u));
+    return block.scale | uint64_t{protocol::as_bits(block.scaled.factor)} << 32;
+  }
+};
 
 // One bin a block: the sum, modulo 2^64, of the mixed answers for its words.
 template <class F>
@@ -262,6 +303,9 @@ int main() {
               differing_bins<ToBfloat16>(), differing_bins<ToFloat16>());
   std::printf("\"to_bfloat16_by_bits\": %u, \"to_float16_by_bits\": %u, ", differing_bins<ToBfloat16ByBits>(),
               differing_bins<ToFloat16ByBits>());
+  std::printf("\"to_e4m3\": %u, \"one_other_e4m3\": %u, ", differing_bins<ToE4m3>(), differing_bins<OneOtherE4m3>());
+  std::printf("\"to_e2m1_and_e8m0\": %u, \"to_scales\": %u, \"to_nvfp4\": %u, ", differing_bins<ToE2m1AndE8m0>(),
+              differing_bins<ToScales>(), differing_bins<ToNvfp4>());
   std::printf("\"root\": %u, \"quick_root\": %llu, \"add_multiply\": %u}\n", differing_bins<Root>(),
               differing_quick_roots(), differing_bins<AddMultiply>());
   return 0;
