@@ -27,7 +27,7 @@ def vllm() -> None:
 @pytest.fixture(scope="module")
 def group() -> VirtualGroup:
     tokens, hidden = max(tokens for tokens, _ in SHAPES), max(hidden for _, hidden in SHAPES)
-    return VirtualGroup(1, tokens, hidden, torch.bfloat16, "cuda")
+    return VirtualGroup(1, tokens, hidden, torch.bfloat16, "cuda:0")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
