@@ -6,6 +6,7 @@ import pytest
 
 from common.cases.diagnosis import (
     check_absent,
+    check_absent_before_an_unordered_call,
     check_deadline_set_meanwhile,
     DIFFERENCES,
     check_different,
@@ -33,6 +34,11 @@ def test_absent_rank(ranks: Any, absent: int) -> None:
 )
 def test_other_call(ranks: Any, odd: int) -> None:
     ranks.run(check_different, odd)
+
+
+@pytest.mark.parametrize("ranks", [virtual(2), gpus(2)], indirect=True)
+def test_absent_rank_before_a_call_that_nothing_holds_back(ranks: Any) -> None:
+    ranks.run(check_absent_before_an_unordered_call)
 
 
 @pytest.mark.parametrize("what", DIFFERENCES)

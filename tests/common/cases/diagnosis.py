@@ -129,6 +129,30 @@ def check_different_in(rank: Any, what: str) -> None:
     workspace.close()
 
 
+def check_absent_before_an_unordered_call(rank: Any) -> None:
+    """A call waits for an absent peer, and the next one, which nothing holds back, for that call: the cause is the
+    peer, though the second call's wait begins first."""
+    workspace = rank.new_workspace(max_tokens=4, hidden=264, deadline=0.5, monitor=False)
+    x = torch.ones(3, 264, device=rank.device)
+    outs, aside = [torch.empty_like(x) for _ in range(2)], torch.cuda.Stream(rank.device)
+    for _ in range(3):
+        rank.barrier()
+        if rank.rank == 0:
+            torch.ops.mnnvl_ar.all_reduce_out(x, outs[0], workspace.handle, pdl=0)
+            with torch.cuda.stream(aside):
+                torch.ops.mnnvl_ar.all_reduce_out(x, outs[1], workspace.handle, pdl=0)
+            rank.synchronize()
+            aside.synchronize()
+            error = broken(workspace, 1.0)
+            assert type(error).__name__ == "PeerTimeout", error
+            assert error.peer == 1, error
+            assert all(bool(out.isnan().all()) for out in outs)
+        rank.barrier()
+        workspace.close()
+        workspace = rank.new_workspace(max_tokens=4, hidden=264, deadline=0.5, monitor=False)
+    workspace.close()
+
+
 def check_overwritten(rank: Any, offset: int) -> None:
     """A foreign word among the control words of rank 0 is found, and told to all."""
     workspace = rank.new_workspace(**SMALL, monitor=False)
