@@ -73,7 +73,9 @@ def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int 
 
 
 @_op
-def all_reduce_out(x: torch.Tensor, out: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1, tag: int = 0) -> None:
+def all_reduce_out(
+    x: torch.Tensor, out: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1, tag: int = 0
+) -> None:
     """`all_reduce` into `out`.
 
     out: like `x`: rows, dtype, device, contiguous, 16-byte aligned. May be `x` itself, but not a part of it

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from common.cases.diagnosis import (
+    DIFFERENCES,
     check_absent,
     check_absent_before_an_unordered_call,
     check_deadline_set_meanwhile,
-    DIFFERENCES,
     check_different,
     check_different_in,
     check_hold,
