@@ -51,7 +51,7 @@ def _op(contract: _Contract) -> _Contract:
 
 
 @_op
-def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1) -> torch.Tensor:  # type: ignore[empty-body]
+def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1, tag: int = 0) -> torch.Tensor:  # type: ignore[empty-body]
     """The sum over ranks of `x`, a new tensor like `x`.
 
     x:         this rank's share: bf16, fp16 or fp32, contiguous, 16-byte aligned; the same shape and dtype on all
@@ -60,6 +60,9 @@ def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int 
     workspace: `Workspace.handle`
     strategy:  a `Strategy`; -1: the workspace's
     pdl:       a `Pdl`; -1: the workspace's
+    tag:       0 to 3, the same on all ranks. Two micro-batches that share a workspace, of one shape, whose calls ranks
+               might make in another order, would sum the one's rows with the other's: with a tag each, that is the
+               error `CallMismatch`
 
     A call of more rows than a slot of the workspace holds runs as several launches, with the same bits.
     Errors: `RuntimeError`, naming argument, got and wanted, before anything is launched. `RuntimeError` too where the
@@ -70,7 +73,9 @@ def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int 
 
 
 @_op
-def all_reduce_out(x: torch.Tensor, out: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1) -> None:
+def all_reduce_out(
+    x: torch.Tensor, out: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1, tag: int = 0
+) -> None:
     """`all_reduce` into `out`.
 
     out: like `x`: rows, dtype, device, contiguous, 16-byte aligned. May be `x` itself, but not a part of it
@@ -90,6 +95,7 @@ def all_reduce_rms_norm(  # type: ignore[empty-body]
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`(norm, residual_out)`, two new tensors like `x`: residual_out = sum over ranks of `x` + residual, norm =
     residual_out / sqrt(mean of residual_out ** 2 over hidden + eps) * (weight_bias + weight).
@@ -100,7 +106,7 @@ def all_reduce_rms_norm(  # type: ignore[empty-body]
     weight:      [hidden], in the dtype of `x` or fp32, the same bits on all ranks
     eps:         added to the mean square, in fp32
     weight_bias: added to `weight`, in fp32: 1.0 for Gemma's norm
-    workspace, strategy, pdl: as in `all_reduce`
+    workspace, strategy, pdl, tag: as in `all_reduce`
 
     Errors and source: as in `all_reduce`.
     """
@@ -119,6 +125,7 @@ def all_reduce_rms_norm_out(
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> None:
     """`all_reduce_rms_norm` into `norm_out` and `residual_out`.
 
@@ -142,6 +149,7 @@ def all_reduce_rms_norm_static_fp8(  # type: ignore[empty-body]
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(quant, norm, residual_out)`, three new tensors: norm and residual_out as in `all_reduce_rms_norm`, and quant =
     norm as stored, by FP8 codes: norm is about quant * scale.
@@ -173,6 +181,7 @@ def all_reduce_rms_norm_static_fp8_out(
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> None:
     """`all_reduce_rms_norm_static_fp8` into `quant_out`, `norm_out` and `residual_out`.
 
@@ -195,6 +204,7 @@ def all_reduce_rms_norm_per_token_fp8(  # type: ignore[empty-body]
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
     quant = norm as stored, by FP8 codes with a scale for each row: norm is about quant * scale.
@@ -225,6 +235,7 @@ def all_reduce_rms_norm_per_token_fp8_out(
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> None:
     """`all_reduce_rms_norm_per_token_fp8` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
 
@@ -250,6 +261,7 @@ def all_reduce_rms_norm_per_token_group_fp8(  # type: ignore[empty-body]
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
     quant = norm as stored, by FP8 codes with a scale for each 128 neighbouring elements: norm is about quant * scale.
@@ -285,6 +297,7 @@ def all_reduce_rms_norm_per_token_group_fp8_out(
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> None:
     """`all_reduce_rms_norm_per_token_group_fp8` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
 
@@ -310,6 +323,7 @@ def all_reduce_rms_norm_mxfp8(  # type: ignore[empty-body]
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
     quant = norm as stored, by MXFP8: FP8 codes with an exponent for each 32 neighbouring elements: norm is about
@@ -344,6 +358,7 @@ def all_reduce_rms_norm_mxfp8_out(
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> None:
     """`all_reduce_rms_norm_mxfp8` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
 
@@ -370,6 +385,7 @@ def all_reduce_rms_norm_nvfp4(  # type: ignore[empty-body]
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(quant, scale, norm, residual_out)`, four new tensors: norm and residual_out as in `all_reduce_rms_norm`, and
     quant = norm as stored, by NVFP4: e2m1 codes with an e4m3 scale for each 16 neighbouring elements, under one scale
@@ -407,6 +423,7 @@ def all_reduce_rms_norm_nvfp4_out(
     weight_bias: float = 0.0,
     strategy: int = -1,
     pdl: int = -1,
+    tag: int = 0,
 ) -> None:
     """`all_reduce_rms_norm_nvfp4` into `quant_out`, `scale_out`, `norm_out` and `residual_out`.
 

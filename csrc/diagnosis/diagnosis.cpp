@@ -63,7 +63,9 @@ const Sent* call_of(const Evidence& evidence, uint32_t rank, uint32_t epoch) {
   return nullptr;
 }
 
-bool same(const Sent& a, const Sent& b) { return a.tokens == b.tokens && a.description == b.description; }
+bool same(const Sent& a, const Sent& b) {
+  return a.tokens == b.tokens && a.description == b.description && a.numbers == b.numbers;
+}
 
 // Ranks whose calls of one number differ: fills in peer, the odd one out as far as that can be told, and waiter, one of the others.
 bool find_difference(const Evidence& evidence, const std::vector<Note>& notes, const Sent& mine, Finding& f) {
@@ -155,7 +157,8 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
   f.when_ns = when_of(record, blocks.device < 0);
   const Evidence evidence = gather(blocks);
   for (const RankView& view : evidence.ranks) f.newest.push_back(view.newest);
-  f.call = record.code != FaultCode::none ? Sent{record.epoch, record.tokens, record.description} : f.newest[f.rank];
+  f.call = record.code != FaultCode::none ? Sent{record.epoch, record.tokens, record.description, record.numbers}
+                                          : f.newest[f.rank];
   if (record.code != FaultCode::none) f.waited_ns = record.ended_ns - record.began_ns;
   const Sent mine = f.call;
   const std::vector<Note> notes = read_notes(control, blocks.params.group.ranks);
@@ -169,7 +172,7 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
     f.conclusive = true;
   } else if (code == FaultCode::call_mismatch) {
     f.peer = record.peer;
-    f.peer_call = {record.epoch, record.peer_tokens, record.peer_description};
+    f.peer_call = {record.epoch, record.peer_tokens, record.peer_description, record.peer_numbers};
     f.conclusive = true;
   } else if (code == FaultCode::overlap || code == FaultCode::launch_shape || code == FaultCode::two_at_once ||
              code == FaultCode::ended) {

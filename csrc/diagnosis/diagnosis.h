@@ -23,6 +23,7 @@ struct Sent {
   uint32_t epoch = protocol::kNoEpoch;
   uint32_t tokens = 0;  // of the whole call
   uint32_t description = 0;
+  protocol::Numbers numbers{};  // of its norm, if it has one
   uint32_t number = 0;  // among the calls on the workspace, as people count them: pieces of one call have one number
 };
 

@@ -17,9 +17,17 @@ using Board = std::vector<Vector>;
 
 const Vector& row_of(const Board& board, uint32_t slot, uint32_t source) { return board[slot * kMaxRanks + source]; }
 
+// Of the second board: the numbers of a norm.
+const Vector& numbers_of(const Board& board, uint32_t slot, uint32_t source) {
+  return row_of(board, kSlots + slot, source);
+}
+
 bool is_signature(const Vector& v) { return v.word[0] != kNoEpoch && v.word[0] == v.word[2]; }
 
-Sent sent_of(const Vector& v) { return {v.word[0], v.word[1], v.word[3]}; }
+Sent sent_of(const Vector& v, const Vector& numbers) {
+  const bool are_there = is_signature_of(numbers, v.word[0]);
+  return {v.word[0], v.word[1], v.word[3], are_there ? Numbers{numbers.word[1], numbers.word[3]} : Numbers{}};
+}
 
 // What each rank's call lays out in a slot: nothing if that cannot be told from its signature.
 Shape shape_of(const Blocks& blocks, const Sent& call) {
@@ -78,17 +86,18 @@ Evidence gather(const Blocks& blocks) {
   found.ranks.resize(ranks);
   std::vector<Board> boards(ranks);
   for (uint32_t rank = 0; rank < ranks; ++rank) {
-    boards[rank].resize(kSlots * kMaxRanks);
+    boards[rank].resize(2 * kSlots * kMaxRanks);
     if (!reader.read(rank, kBoardOffset, boards[rank].data(), kBoardBytes)) {
-      boards[rank].assign(kSlots * kMaxRanks, signature(kNoEpoch, 0, 0));
+      boards[rank].assign(2 * kSlots * kMaxRanks, signature(kNoEpoch, 0, 0));
     }
     reader.read(rank, kProgressOffset + offsetof(Progress, later), &found.ranks[rank].later, sizeof(uint32_t));
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       for (uint32_t source = 0; source < ranks; ++source) {
         const Vector& v = row_of(boards[rank], slot, source);
         if (!is_signature(v)) continue;
-        note_newest(found.ranks[source].newest, sent_of(v));
-        found.calls.push_back({source, sent_of(v)});
+        const Sent call = sent_of(v, numbers_of(boards[rank], slot, source));
+        note_newest(found.ranks[source].newest, call);
+        found.calls.push_back({source, call});
       }
     }
   }

@@ -18,7 +18,7 @@ struct alignas(16) Note {
   uint32_t waited_ms;
 };
 
-inline constexpr uint64_t kNotesOffset = 5120;
+inline constexpr uint64_t kNotesOffset = 8192;
 inline constexpr uint64_t kNotesBytes = protocol::kMaxRanks * sizeof(Note);
 
 inline constexpr uint64_t note_offset(uint32_t from) { return kNotesOffset + from * sizeof(Note); }

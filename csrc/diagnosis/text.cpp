@@ -3,6 +3,7 @@
 
 #include "diagnosis/diagnosis.h"
 #include "epilogues/list.h"
+#include "protocol/numerics_base.h"
 
 namespace mnnvl_ar::diagnosis {
 
@@ -25,6 +26,31 @@ std::string seconds_text(uint64_t ns) {
   return text;
 }
 
+std::string number_text(uint32_t bits) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(as_float(bits)));
+  return text;
+}
+
+// Where `theirs` differs from `ours` in what their names do not say.
+std::string difference_text(const Sent& theirs, const Sent& ours) {
+  std::string text;
+  const auto differ = [&text](const char* what, const std::string& a, const std::string& b) {
+    if (a != b) text += std::string(text.empty() ? ", with " : ", ") + what + " " + a + " instead of " + b;
+  };
+  const uint32_t a = theirs.description, b = ours.description;
+  if (op_of(a) != op_of(b)) return text;
+  const auto yes_or_no = [](uint32_t variant, uint32_t bit) { return variant & bit ? "yes" : "no"; };
+  differ("tag", std::to_string(tag_of(a)), std::to_string(tag_of(b)));
+  differ("eps", number_text(theirs.numbers.eps), number_text(ours.numbers.eps));
+  differ("weight_bias", number_text(theirs.numbers.weight_bias), number_text(ours.numbers.weight_bias));
+  const uint32_t v = variant_of(a), w = variant_of(b);
+  differ("weight in fp32:", yes_or_no(v, kWeightIsFp32), yes_or_no(w, kWeightIsFp32));
+  differ("norm stored too:", yes_or_no(v, kNormToo), yes_or_no(w, kNormToo));
+  differ("layout of scales", std::to_string(v >> kScaleOrderAt), std::to_string(w >> kScaleOrderAt));
+  return text;
+}
+
 std::string headline(const Finding& f) {
   switch (f.code) {
     case FaultCode::peer_timeout: {
@@ -34,7 +60,7 @@ std::string headline(const Finding& f) {
     }
     case FaultCode::call_mismatch:
       return rank_text(f, f.peer) + " called " + name_of_call(f.peer_call) + " where " + rank_text(f, f.waiter) +
-             " called " + call_text(f.call);
+             " called " + call_text(f.call) + difference_text(f.peer_call, f.call);
     case FaultCode::overlap:
       return rank_text(f, f.rank) + ": the previous call did not end within " + seconds_text(f.waited_ns) + " of " +
              call_text(f.call);

@@ -50,6 +50,10 @@ struct BlockScaled : Quantised {
     BlockScales scale;    // of the whole call
     const float* global;  // NVFP4's: one, on the device
 
+    uint32_t variant() const {
+      return QuantisedArguments::variant() | static_cast<uint32_t>(scale.order) << protocol::kScaleOrderAt;
+    }
+
     Arguments from(uint64_t bytes) const { return {QuantisedArguments::from(bytes), format, scale, global}; }
   };
 

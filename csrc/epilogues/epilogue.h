@@ -7,7 +7,8 @@
 //     of what type and size, is known here, to the op that allocates or checks them, and to nobody else.
 //   * from(bytes), of Arguments: the same for a later piece of the call, `bytes` of x's rows further on.
 //   * kNormed. False: E is given the sum s. True: Arguments is a NormArguments; residual_out is stored for it, and E is given norm
-//     as stored in the dtype of x (numerics steps 2 to 5).
+//     as stored in the dtype of x (numerics steps 2 to 5). numbers() and variant() of Arguments are signed then: all that ranks have to
+//     agree on besides the tensors (protocol/signature.h).
 //   * kTakesFp32: whether rows may be fp32. If not, its op refuses them, and nothing of it is built for them.
 //   * kMostOver, if kNormed: over which vectors it needs the largest of measure<D>(norm): none, all of the row, or each block of
 //     block_vectors(arguments) neighbours, a power of two, of which rows are multiples and a group of 32 is one: so no block is split
@@ -30,6 +31,7 @@
 #endif
 #include "protocol/numerics.h"
 #include "protocol/params.h"
+#include "protocol/signature.h"
 
 namespace mnnvl_ar::epilogues {
 
@@ -53,6 +55,9 @@ struct NormArguments {
   float eps;
   float weight_bias;
   uint32_t weight_is_fp32;
+
+  protocol::Numbers numbers() const { return {protocol::as_bits(eps), protocol::as_bits(weight_bias)}; }
+  uint32_t variant() const { return weight_is_fp32 ? protocol::kWeightIsFp32 : 0; }
 
   NormArguments from(uint64_t bytes) const {
     NormArguments a = *this;

@@ -10,7 +10,7 @@
 
 namespace mnnvl_ar::protocol {
 
-// In a signature, in six bits.
+// In a signature, in four bits.
 enum class Op : uint32_t {
   all_reduce = 0,
   all_reduce_rms_norm = 1,

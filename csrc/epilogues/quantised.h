@@ -10,6 +10,8 @@ struct QuantisedArguments : NormArguments {
   void* norm;   // like x, or null
   void* quant;  // codes of the whole call
 
+  uint32_t variant() const { return NormArguments::variant() | (norm != nullptr ? protocol::kNormToo : 0); }
+
   QuantisedArguments from(uint64_t bytes) const {
     return {NormArguments::from(bytes), norm == nullptr ? nullptr : at(norm, bytes), quant};
   }

@@ -93,8 +93,12 @@ class Call {
 
   void send_signature() const {
     const Vector mine = signature(epoch_, p_.tensors.call_tokens, p_.tensors.description);
-    for (uint32_t i = 0; i < p_.group.ranks; ++i)
-      store_vector(p_.group.peers[i] + board_offset(slot_of(epoch_), p_.group.rank), mine);
+    const Vector numbers = signature(epoch_, p_.tensors.numbers.eps, p_.tensors.numbers.weight_bias);
+    for (uint32_t i = 0; i < p_.group.ranks; ++i) {
+      uint8_t* const place = p_.group.peers[i] + board_offset(slot_of(epoch_), p_.group.rank);
+      store_vector(place, mine);
+      if (E::kNormed) store_vector(place + kOneBoardBytes, numbers);
+    }
   }
 
   Vector input(uint32_t row, uint32_t v) const {
@@ -133,6 +137,7 @@ class Call {
     for (uint32_t row = 0; row < p_.tensors.tokens; ++row) {
       for (uint32_t column = 0; column < columns; ++column) {
         const Vector s = sum([&](uint32_t source) { return receive(scatter_position(shape_, source, row, column)); });
+        if (!ok_) return;  // no NaN is sent as data
         send_to_all(gather_position(shape_, row, first + column), s);
       }
     }
@@ -166,11 +171,17 @@ class Call {
       const uint8_t* address = p_.group.block + board_offset(slot_of(epoch_), source);
       BoundedWait wait(p_, epoch_);
       while (ok_) {
-        const Vector seen = load_vector(address);
-        if (is_signature_of(seen, epoch_)) {
-          if (agrees(seen, p_.tensors.call_tokens, p_.tensors.description)) break;
-          report_fault(p_, FaultCode::call_mismatch, {epoch_, source, seen.word[1], seen.word[3], now_ns()});
+        const Vector seen = load_vector(address), numbers = load_vector(address + kOneBoardBytes);
+        const bool is_there = is_signature_of(seen, epoch_), are_there = E::kNormed && is_signature_of(numbers, epoch_);
+        const Tensors& t = p_.tensors;
+        if (is_there && (!agrees(seen, t.call_tokens, t.description) ||
+                         (are_there && !agrees(numbers, t.numbers.eps, t.numbers.weight_bias)))) {
+          report_fault(p_, FaultCode::call_mismatch,
+                       {epoch_, source, seen.word[1], seen.word[3], now_ns(),
+                        are_there ? Numbers{numbers.word[1], numbers.word[3]} : Numbers{}});
           ok_ = false;
+        } else if (is_there && (are_there || !E::kNormed)) {
+          break;
         } else {
           ok_ = wait.once_more();
         }

@@ -71,7 +71,8 @@ __device__ __forceinline__ bool count_in(const Params& p, uint8_t* block, const 
   const uint32_t before = ptx::atomic_add_relaxed_gpu(&state->arrived, mine);
   const uint32_t count = protocol::arrivals(before);
   const bool is_watched = !protocol::is_off(p, protocol::Rule::two_at_once);
-  bool alone = !is_watched || protocol::is_one_call(before, mine);
+  // A full count is another call's: ours would not have had room for this CTA.
+  bool alone = !is_watched || (protocol::is_one_call(before, mine) && count < grid_size());
   const bool is_last = protocol::is_off(p, protocol::Rule::advance_last) ? count == 0 : count + 1 == grid_size();
   if (is_last && alone) {
     const protocol::Vector next{{protocol::next_epoch(ring.epoch), launched + grid_size(), dirty, 0}};
@@ -82,25 +83,35 @@ __device__ __forceinline__ bool count_in(const Params& p, uint8_t* block, const 
   return alone;
 }
 
-// Waits for the signature of one rank. False: it differs, or did not come; the fault has been reported or noted.
+// Waits for the signatures of one rank. False: one differs, or did not come; the fault has been reported or noted.
+template <bool kNormed>
 __device__ __forceinline__ bool peer_agrees(const Params& p, const uint8_t* block, CallStatus& status,
                                             const RingPosition& ring, uint32_t source) {
   if (protocol::is_off(p, protocol::Rule::signature)) return true;
   const uint8_t* place = block + protocol::board_offset(protocol::slot_of(ring.epoch), source);
   uint64_t began_ns = 0;
   for (int tries = 0;; ++tries) {
-    const protocol::Vector seen = ptx::load_relaxed_sys(place);
+    const protocol::Vector seen = ptx::load_halves_relaxed_sys(place);
+    const protocol::Vector numbers =
+        kNormed ? ptx::load_halves_relaxed_sys(place + protocol::kOneBoardBytes) : protocol::Vector{};
     if (protocol::is_signature_of(seen, ring.epoch)) {
-      if (protocol::agrees(seen, p.tensors.call_tokens, p.tensors.description)) return true;
-      report_fault(p, FaultCode::call_mismatch,
-                   {ring.epoch, source, seen.word[1], seen.word[3], ptx::global_timer_ns()});
-      return false;
+      bool differs = !protocol::agrees(seen, p.tensors.call_tokens, p.tensors.description);
+      const bool are_there = kNormed && protocol::is_signature_of(numbers, ring.epoch);
+      if (are_there) differs |= !protocol::agrees(numbers, p.tensors.numbers.eps, p.tensors.numbers.weight_bias);
+      if (differs) {
+        report_fault(p, FaultCode::call_mismatch,
+                     {ring.epoch, source, seen.word[1], seen.word[3], ptx::global_timer_ns(),
+                      are_there ? protocol::Numbers{numbers.word[1], numbers.word[3]} : protocol::Numbers{}});
+        return false;
+      }
+      if (are_there || !kNormed) return true;
     }
     if (tries >= kFastPolls && must_give_up(p, status, FaultCode::peer_timeout, began_ns)) return false;
   }
 }
 
-// `dirty`: vectors that this call will leave in its slot.
+// `dirty`: vectors that this call will leave in its slot. kNormed: calls sign the numbers of their norm.
+template <bool kNormed>
 __device__ __forceinline__ void run_entry_warp(const Params& p, uint32_t dirty, CallStatus& status) {
   const uint32_t lane = threadIdx.x % 32;
   const StateReader reader(p, status);
@@ -122,7 +133,7 @@ __device__ __forceinline__ void run_entry_warp(const Params& p, uint32_t dirty, 
     __syncwarp();
     if (p.launch.trigger_early) ptx::trigger_dependents();
     for (uint32_t source = lane; source < p.group.ranks; source += 32)
-      ok &= peer_agrees(p, reader.block(), status, ring, source);
+      ok &= peer_agrees<kNormed>(p, reader.block(), status, ring, source);
   }
   if (!__all_sync(0xffffffffu, ok)) status.poisoned = 1;
   __syncwarp();

@@ -10,24 +10,30 @@
 
 namespace mnnvl_ar::kernels {
 
-// Writes our signature into every peer's board. It leaves no later than the data, so that no peer that has those waits for it: the
+// Writes our signatures into every peer's boards. They leave no later than the data, so that no peer that has those waits for them: the
 // addresses are computed before the wait for the predecessor. By the whole warp.
+template <bool kNormed>
 class Signer {
  public:
   __device__ __forceinline__ explicit Signer(const Params& p) : board_(ptx::keep(first_board(p))) {}
 
   __device__ __forceinline__ void sign(const Params& p, const RingPosition& ring) const {
     if (cta_index() != 0 || ring.broken) return;
-    const protocol::Vector mine = protocol::signature(ring.epoch, p.tensors.call_tokens, p.tensors.description);
     const uint64_t place = protocol::board_offset(protocol::slot_of(ring.epoch), p.group.rank);
-    if (board_ != 0) ptx::store_relaxed_sys(reinterpret_cast<uint8_t*>(board_) + place, mine);
+    if (board_ != 0) sign_one(p, ring, reinterpret_cast<uint8_t*>(board_) + place);
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x % 32 + 32; i < p.group.ranks; i += 32) {
-      ptx::store_relaxed_sys(p.group.peers[i] + place, mine);
-    }
+    for (uint32_t i = threadIdx.x % 32 + 32; i < p.group.ranks; i += 32) sign_one(p, ring, p.group.peers[i] + place);
   }
 
  private:
+  static __device__ __forceinline__ void sign_one(const Params& p, const RingPosition& ring, uint8_t* place) {
+    const protocol::Tensors& t = p.tensors;
+    ptx::store_halves_relaxed_sys(place, protocol::signature(ring.epoch, t.call_tokens, t.description));
+    if (!kNormed) return;
+    ptx::store_halves_relaxed_sys(place + protocol::kOneBoardBytes,
+                                  protocol::signature(ring.epoch, t.numbers.eps, t.numbers.weight_bias));
+  }
+
   static __device__ __forceinline__ uint64_t first_board(const Params& p) {
     const uint32_t lane = threadIdx.x % 32;
     return lane < p.group.ranks ? reinterpret_cast<uint64_t>(p.group.peers[lane]) : 0;
@@ -36,9 +42,10 @@ class Signer {
   const uint64_t board_;
 };
 
+template <bool kNormed>
 __device__ __forceinline__ void run_exit_warp(const Params& p, CallStatus& status) {
   const uint32_t lane = threadIdx.x % 32;
-  const Signer signer(p);
+  const Signer<kNormed> signer(p);
   ptx::wait_for_predecessor();
   const RingPosition ring = enter(p, status);
   signer.sign(p, ring);

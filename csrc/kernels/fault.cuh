@@ -71,7 +71,11 @@ __device__ __forceinline__ bool must_give_up(const Params& p, CallStatus& status
       ptx::load_relaxed_sys_u32(broken_word(p.group.block)) != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
   const uint64_t deadline_ns = static_cast<const volatile protocol::Orders*>(p.group.orders)->deadline_ns;
   const bool is_bounded = deadline_ns != 0 && !protocol::is_off(p, protocol::Rule::deadline);
-  if (!is_marked && !(is_bounded && now_ns - began_ns >= deadline_ns)) return false;
+  // Signed, since the timer is the device's, not a processor's, and nobody promises that it never steps back.
+  const auto waited_ns = static_cast<int64_t>(now_ns - began_ns);
+  // A previous call that waits for a peer has begun to before us, and is to say so before we say that it does not end.
+  const int64_t patience_ns = code == FaultCode::overlap ? waited_ns / 2 : waited_ns;
+  if (!is_marked && !(is_bounded && patience_ns >= static_cast<int64_t>(deadline_ns))) return false;
   status.began_ns = began_ns;
   status.gave_up = static_cast<uint32_t>(is_marked ? FaultCode::peer_fault : code);
   return true;

@@ -198,9 +198,9 @@ class Finish<D, Tile, E, true> {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       if (!holds(column)) continue;
-      weight_[column].low = ptx::load_constant(weight_place(column));
+      weight_[column].low = ptx::load(weight_place(column));
       if (D::kPerVector == 8 && p_.arguments.weight_is_fp32) {
-        weight_[column].high = ptx::load_constant(weight_place(column) + 16);
+        weight_[column].high = ptx::load(weight_place(column) + 16);
       }
     }
   }

@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(kThreads<Tile>, kCtas<kRanks, Tile>) one_shot(
   if (!is_as_planned<Tile::kOnce>(p)) return refuse<D, E>(p);
   if (lane.role != Role::row) {
     if (lane.role == Role::entry) {
-      return run_entry_warp(p, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), status);
+      return run_entry_warp<E::kNormed>(p, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), status);
     }
-    return run_exit_warp(p, status);
+    return run_exit_warp<E::kNormed>(p, status);
   }
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.

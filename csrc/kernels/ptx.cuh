@@ -19,6 +19,25 @@ __device__ __forceinline__ Vector load_relaxed_sys(const void* address) {
   return v;
 }
 
+// As two words of 64 bits, each of which is there or not: a wider access is several of its parts, in any order.
+__device__ __forceinline__ Vector load_halves_relaxed_sys(const void* address) {
+  Vector v;
+  asm volatile(
+      "{\n\t.reg .b64 low, high;\n\tld.relaxed.sys.global.v2.b64 {low, high}, [%4];\n\t"
+      "mov.b64 {%0, %1}, low;\n\tmov.b64 {%2, %3}, high;\n\t}"
+      : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+      : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ void store_halves_relaxed_sys(void* address, const Vector& v) {
+  asm volatile(
+      "{\n\t.reg .b64 low, high;\n\tmov.b64 low, {%1, %2};\n\tmov.b64 high, {%3, %4};\n\t"
+      "st.relaxed.sys.global.v2.b64 [%0], {low, high};\n\t}" ::"l"(address),
+      "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+      : "memory");
+}
+
 __device__ __forceinline__ uint32_t load_relaxed_sys_u32(const void* address) {
   uint32_t value;
   asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address));
@@ -44,19 +63,10 @@ __device__ __forceinline__ void store_relaxed_sys_u32(void* address, uint32_t va
 
 // ---- a call's own tensors: ordered by kernel boundaries ------------------------------------------------------------
 
-// Not .nc: outputs may alias inputs.
+// Not .nc: outputs may alias inputs, and the weight may have been written by the predecessor, which .nc may not see.
 __device__ __forceinline__ Vector load(const void* address) {
   Vector v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-               : "l"(address));
-  return v;
-}
-
-// For what no call writes: the weight.
-__device__ __forceinline__ Vector load_constant(const void* address) {
-  Vector v;
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
                : "l"(address));
   return v;

@@ -2,7 +2,7 @@
 //
 // Contract
 //   * receive() returns true with the vectors, or false when it gave up (fault.cuh).
-//   * receive_sum() adds what came in rank order to +0 (numerics step 1); after a fault the sum is NaN.
+//   * receive_sum() adds what came in rank order to +0 (numerics step 1); after a fault it returns false, and the sum is NaN.
 #pragma once
 
 #include "kernels/fault.cuh"
@@ -70,7 +70,7 @@ inline constexpr int kChunk = 4;  // peers awaited at once where the number of r
 // Two ranks, and one of them is us: what is ours is added before the other's has come. The order of two makes no difference to
 // any bit (0 + a is not -0, and NaN is NaN).
 template <class D, int kColumns>
-__device__ __forceinline__ void receive_other(const Params& p, CallStatus& status, const uint8_t* first,
+__device__ __forceinline__ bool receive_other(const Params& p, CallStatus& status, const uint8_t* first,
                                               uint32_t columns, const Vector (&mine)[kColumns], Vector (&s)[kColumns]) {
   float sum[kColumns][D::kPerVector] = {};
 #pragma unroll
@@ -85,11 +85,12 @@ __device__ __forceinline__ void receive_other(const Params& p, CallStatus& statu
     }
     s[column] = protocol::pack<D>(sum[column]);
   }
+  return ok;
 }
 
 // Of all ranks, in rank order; number `own` is `mine`. The first `columns` of kColumns. kRanks 0: p.group.ranks of them, in chunks.
 template <class D, int kRanks, int kColumns>
-__device__ __forceinline__ void receive_sum(const Params& p, CallStatus& status, const uint8_t* first, uint32_t stride,
+__device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status, const uint8_t* first, uint32_t stride,
                                             uint32_t columns, uint32_t own, const Vector (&mine)[kColumns],
                                             Vector (&s)[kColumns]) {
   if constexpr (kRanks == 2) {
@@ -119,6 +120,7 @@ __device__ __forceinline__ void receive_sum(const Params& p, CallStatus& status,
     }
     s[column] = protocol::pack<D>(sum[column]);
   }
+  return ok;
 }
 
 }  // namespace mnnvl_ar::kernels

@@ -31,9 +31,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   if (!is_as_planned<false>(p)) return refuse<D, E>(p);
   if (lane.role != Role::row) {
     if (lane.role == Role::entry) {
-      return run_entry_warp(p, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), status);
+      return run_entry_warp<E::kNormed>(p, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), status);
     }
-    return run_exit_warp(p, status);
+    return run_exit_warp<E::kNormed>(p, status);
   }
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
@@ -97,7 +97,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       const uint32_t source = static_cast<uint32_t>(protocol::scatter_position(shape, 0, row, own));
       const uint8_t* place = p.group.block + ring.slot + source * protocol::kVectorBytes;
       Vector s[1];
-      receive_sum<D, kRanks, 1>(p, status, place, p.tensors.tokens * width * protocol::kVectorBytes, 1, kNone, {{}}, s);
+      // A sum that is not one is not sent: who waits for it is told of the fault, and takes no NaN for data.
+      const uint32_t source_bytes = p.tensors.tokens * width * protocol::kVectorBytes;
+      if (!receive_sum<D, kRanks, 1>(p, status, place, source_bytes, 1, kNone, {{}}, s)) continue;
       const uint32_t position =
           static_cast<uint32_t>(protocol::gather_position(shape, row, p.group.rank * width + own));
       send_to_all<kRanks>(p, ring.slot + position * protocol::kVectorBytes, for_the_wire(p, s[0]));

@@ -14,6 +14,7 @@
 #include "protocol/layout.h"
 #include "protocol/portable.h"
 #include "protocol/ring.h"
+#include "protocol/signature.h"
 
 namespace mnnvl_ar::protocol {
 
@@ -51,9 +52,11 @@ struct FaultRecord {
   uint32_t epoch;
   uint32_t tokens;       // of the whole call
   uint32_t description;  // signature.h, describe()
-  uint32_t peer;         // the peer that differs, or the first one that is missing
+  Numbers numbers;
+  uint32_t peer;  // the peer that differs, or the first one that is missing
   uint32_t peer_tokens;
   uint32_t peer_description;
+  Numbers peer_numbers;
   uint64_t began_ns;  // %globaltimer, or CLOCK_MONOTONIC on the host transport
   uint64_t ended_ns;
   uint32_t last_epoch[kMaxRanks];  // of each peer's newest signature here, or kNoEpoch
@@ -66,6 +69,7 @@ struct Fault {
   uint32_t peer_tokens;
   uint32_t peer_description;
   uint64_t began_ns;
+  Numbers peer_numbers{};
 };
 
 // Everything but the code. `signed_epoch(source, slot)` reads the epoch of a signature in this rank's board.
@@ -86,9 +90,13 @@ MNNVL_AR_HD void fill_record(Record& record, const Params& p, Fault fault, uint6
   record.epoch = fault.epoch;
   record.tokens = p.tensors.call_tokens;
   record.description = p.tensors.description;
+  record.numbers.eps = p.tensors.numbers.eps;  // one by one: a volatile record cannot take a struct
+  record.numbers.weight_bias = p.tensors.numbers.weight_bias;
   record.peer = fault.peer;
   record.peer_tokens = fault.peer_tokens;
   record.peer_description = fault.peer_description;
+  record.peer_numbers.eps = fault.peer_numbers.eps;
+  record.peer_numbers.weight_bias = fault.peer_numbers.weight_bias;
   record.began_ns = fault.began_ns;
   record.ended_ns = ended_ns;
 }

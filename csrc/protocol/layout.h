@@ -37,9 +37,11 @@ inline constexpr uint32_t kCanary = 0x4d4e4152u;
 
 inline constexpr uint64_t kStateOffset = 0;
 inline constexpr uint64_t kProgressOffset = kStateOffset + sizeof(State);
-inline constexpr uint64_t kBoardOffset = 1024;  // [slot][source rank]
-inline constexpr uint64_t kBoardBytes = uint64_t{kSlots} * kMaxRanks * kVectorBytes;
-inline constexpr uint64_t kProbeOffset = 8192;  // bring-up's handshake
+// Two boards of signatures, each [slot][source rank]: of calls, and behind it of the numbers of their norms.
+inline constexpr uint64_t kBoardOffset = 1024;
+inline constexpr uint64_t kOneBoardBytes = uint64_t{kSlots} * kMaxRanks * kVectorBytes,
+                          kBoardBytes = 2 * kOneBoardBytes;
+inline constexpr uint64_t kProbeOffset = 10240;  // bring-up's handshake
 inline constexpr uint64_t kControlBytes = 16384;
 static_assert(kBoardOffset + kBoardBytes <= kProbeOffset);
 static_assert(kProbeOffset + kMaxRanks * kVectorBytes <= kControlBytes);
@@ -55,6 +57,10 @@ MNNVL_AR_HD constexpr uint64_t block_bytes(uint64_t slot_bytes) { return slot_of
 
 MNNVL_AR_HD constexpr uint64_t board_offset(uint32_t slot, uint32_t source) {
   return kBoardOffset + (uint64_t{slot} * kMaxRanks + source) * kVectorBytes;
+}
+
+MNNVL_AR_HD constexpr uint64_t numbers_offset(uint32_t slot, uint32_t source) {
+  return board_offset(slot, source) + kOneBoardBytes;
 }
 
 // A call's geometry: `vectors` 16-byte vectors a row.

@@ -11,6 +11,7 @@
 #include "protocol/fault.h"
 #include "protocol/portable.h"
 #include "protocol/sabotage.h"
+#include "protocol/signature.h"
 
 namespace mnnvl_ar::protocol {
 
@@ -22,6 +23,7 @@ struct Tensors {
   uint32_t first_token;  // of this launch, in the call (pieces.h)
   uint32_t call_tokens;  // rows of the whole call
   uint32_t description;  // signature.h, describe()
+  Numbers numbers;       // that are signed, of a call with a norm
 };
 
 // A group as one rank sees it: the same for all calls on a workspace.

@@ -26,7 +26,7 @@ template <class Library>
 void define(Library& m, protocol::Op op, const QuantisedSchema& s) {
   const std::string name = epilogues::find(op)->name;
   const std::string inputs = "(Tensor x, Tensor residual, Tensor weight, float eps, " + s.given;
-  const std::string choices = "float weight_bias=0.0, int strategy=-1, int pdl=-1) -> ";
+  const std::string choices = "float weight_bias=0.0, int strategy=-1, int pdl=-1, int tag=0) -> ";
   m.def((name + inputs + "int workspace, *, " + s.options + "bool with_norm=False, " + choices + "(Tensor, Tensor, " +
          (s.has_scales ? "Tensor, " : "") + "Tensor)")
             .c_str());

@@ -57,6 +57,7 @@ Turn::Turn(int64_t handle, protocol::Op op, const Agreement& a, const Options& o
   Workspace& workspace = find(handle, a.device);
   check_choice(options.strategy, launch::kAuto, 1, "strategy", "-1 (auto), 0 (one-shot) or 1 (two-shot)");
   check_choice(options.pdl, launch::kAuto, 2, "pdl", "-1 (the workspace's), 0 (off), 1 (late) or 2 (early)");
+  check_choice(options.tag, 0, protocol::kTags - 1, "tag", "0, 1, 2 or 3");
   params_ = workspace.params;
   cut_ = cut(workspace, options.strategy, a.shape);
   if (protocol::is_off(params_, protocol::Rule::zero_tokens)) cut_.pieces.count = std::max(1u, cut_.pieces.count);
@@ -80,13 +81,14 @@ bool Turn::next() {
   if (piece_ == cut_.pieces.count) return false;
   if (piece_ == 1 && protocol::is_off(params_, protocol::Rule::all_pieces)) return false;
   const protocol::Shape& shape = agreement_.shape;
-  params_.tensors = {
-      .x = nullptr,
-      .tokens = cut_.pieces.rows_of(piece_, shape.tokens),
-      .vectors = shape.vectors,
-      .first_token = cut_.pieces.first_of(piece_),
-      .call_tokens = shape.tokens,
-      .description = protocol::describe(op_, agreement_.dtype, cut_.choice.strategy, shape.vectors, piece_)};
+  params_.tensors = {.x = nullptr,
+                     .tokens = cut_.pieces.rows_of(piece_, shape.tokens),
+                     .vectors = shape.vectors,
+                     .first_token = cut_.pieces.first_of(piece_),
+                     .call_tokens = shape.tokens,
+                     .description = protocol::describe(op_, agreement_.dtype, cut_.choice.strategy, shape.vectors,
+                                                       static_cast<uint32_t>(options_.tag), piece_),
+                     .numbers = {}};
   params_.tensors.x = static_cast<const uint8_t*>(agreement_.x.data_ptr()) + begin();
   ++piece_;
 #ifdef MNNVL_AR_TEST_BUILD

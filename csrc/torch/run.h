@@ -12,6 +12,7 @@ namespace mnnvl_ar {
 struct Options {
   int64_t strategy;
   int64_t pdl;
+  int64_t tag;  // the caller's own, to tell calls apart that are alike in all else
 };
 
 namespace detail {
@@ -63,6 +64,10 @@ void run(int64_t handle, const Agreement& agreement, const Options& options, con
   bool ok = true;
   while (turn.next()) {
     epilogues::CallOf<E> call{{arguments.from(turn.begin())}, turn.params()};
+    if constexpr (E::kNormed) {
+      call.tensors.numbers = arguments.numbers();
+      call.tensors.description |= arguments.variant() << protocol::kVariantAt;
+    }
     if (agreement.device < 0) {
       ok &= host::run<E>(call, agreement.dtype);
     } else {

@@ -108,7 +108,7 @@ class VirtualRank:
         from mnnvl_ar.ops import Strategy
 
         options = {"deadline": 10.0, **options}
-        for name in ("transport", "concurrent"):  # there is no other
+        for name in ("transport", "concurrent", "monitor"):  # there is no other
             options.pop(name, None)
         if "strategy" in options:
             options["strategy"] = Strategy[options["strategy"].upper()]

@@ -361,9 +361,22 @@ PYBIND11_MODULE(_protocol, m) {
     return std::pair(pace.row, pace.first_look);
   });
 
-  m.def("describe", [](uint32_t op, uint32_t dtype, uint32_t strategy, uint32_t vectors, uint32_t piece) {
-    return describe(Op{op}, Dtype{dtype}, Strategy{strategy}, vectors, piece);
+  m.attr("TAGS") = kTags;
+  m.attr("SIGNED_PIECES") = kSignedPieces;
+  m.def("describe", [](uint32_t op, uint32_t dtype, uint32_t strategy, uint32_t vectors, uint32_t tag, uint32_t piece,
+                       uint32_t variant) {
+    return describe(Op{op}, Dtype{dtype}, Strategy{strategy}, vectors, tag, piece, variant);
   });
+  m.def("described", [](uint32_t description) {
+    return std::array<uint32_t, 7>{static_cast<uint32_t>(op_of(description)),
+                                   static_cast<uint32_t>(dtype_of(description)),
+                                   static_cast<uint32_t>(strategy_of(description)),
+                                   vectors_of(description),
+                                   tag_of(description),
+                                   piece_of(description),
+                                   variant_of(description)};
+  });
+  m.def("numbers_offset", &numbers_offset);
   m.def("signature", [](uint32_t epoch, uint32_t tokens, uint32_t description) {
     return quad_of(signature(epoch, tokens, description));
   });

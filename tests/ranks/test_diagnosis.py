@@ -5,15 +5,18 @@ from typing import Any
 import pytest
 
 from common.cases.diagnosis import (
+    DIFFERENCES,
     check_absent,
+    check_absent_before_an_unordered_call,
     check_deadline_set_meanwhile,
     check_different,
+    check_different_in,
     check_hold,
     check_marked,
     check_monitor,
     check_overwritten,
 )
-from common.places import gpus, host
+from common.places import gpus, host, virtual
 from common.ranks import RankPool
 
 
@@ -33,7 +36,23 @@ def test_other_call(ranks: Any, odd: int) -> None:
     ranks.run(check_different, odd)
 
 
-OFFSETS = (32, 1020, 5000, 8188, 16380)
+@pytest.mark.parametrize("ranks", [virtual(2), gpus(2)], indirect=True)
+def test_absent_rank_before_a_call_that_nothing_holds_back(ranks: Any) -> None:
+    ranks.run(check_absent_before_an_unordered_call)
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+@pytest.mark.parametrize("ranks", [host(2), host(3), virtual(2), gpus(2)], indirect=True)
+def test_a_call_that_differs_in_what_its_shape_does_not_say(ranks: Any, what: str) -> None:
+    ranks.run(check_different_in, what)
+
+
+@pytest.mark.parametrize("ranks", [host(2), virtual(2)], indirect=True)
+def test_calls_that_differ_in_nothing_that_is_signed(ranks: Any) -> None:
+    ranks.run(check_different_in, "")
+
+
+OFFSETS = (32, 1020, 8000, 10236, 16380)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,10 @@ def test_a_larger_call_needs_no_smaller_slot(shape: tuple[int, int, int]) -> Non
 def test_the_block_holds_its_parts_side_by_side(slot_vectors: int) -> None:
     slot_bytes = slot_vectors * protocol.VECTOR_BYTES
     board = [
-        protocol.board_offset(slot, source) for slot in range(protocol.SLOTS) for source in range(protocol.MAX_RANKS)
+        offset(slot, source)
+        for offset in (protocol.board_offset, protocol.numbers_offset)
+        for slot in range(protocol.SLOTS)
+        for source in range(protocol.MAX_RANKS)
     ]
     slots = [protocol.slot_offset(slot, slot_bytes) for slot in range(protocol.SLOTS)]
     parts = [(protocol.STATE_OFFSET, 16), (protocol.PROGRESS_OFFSET, 16)]

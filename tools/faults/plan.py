@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from common.cases.calls import Call
 
@@ -22,9 +23,19 @@ KINDS = {
     "wrong shape": "CallMismatch",
     "wrong op": "CallMismatch",
     "wrong order": "CallMismatch",
+    "other tag": "CallMismatch",
+    "other eps": "CallMismatch",  # of a call with a norm, as the next two
+    "other weight bias": "CallMismatch",
+    "other weight dtype": "CallMismatch",
     "honest": "",  # late, but within the deadline: no rank may raise an error
 }
 LETHAL = ("kill", "exit before first call", "exit in a call")
+# What one rank's call with a norm has otherwise.
+OF_A_NORM: dict[str, dict[str, Any]] = {
+    "other eps": {"eps": 1e-5},
+    "other weight bias": {"weight_bias": 1.0},
+    "other weight dtype": {"fp32_weight": True},
+}
 ON_THE_HOST = ("signal", "closed by force")  # on a GPU nobody waits inside a call
 SUDDEN = ("kill", "stop", "exit in a call", *ON_THE_HOST)  # by a thread beside the calls
 FAULTS = tuple(kind for kind in KINDS if kind != "honest")
@@ -85,6 +96,11 @@ class Plan:
         elif self.kind == "wrong op":
             other = {"all_reduce": "all_reduce_rms_norm", "all_reduce_rms_norm": "all_reduce"}
             calls[at] = replace(calls[at], op=other[calls[at].op])
+        elif self.kind == "other tag":
+            calls[at] = replace(calls[at], tag=2)
+        elif of_a_norm := OF_A_NORM.get(self.kind):
+            at = next(i for i in range(at, CALLS) if calls[i].op != "all_reduce" and calls[i].dtype != "fp32")
+            calls[at] = replace(calls[at], **of_a_norm)
         return calls
 
 

@@ -14,13 +14,13 @@ constexpr BlockFormat kFormat = BlockFormat::mxfp8;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mxfp8(Tensor x, Tensor residual, Tensor weight, double eps,
                                                  int64_t workspace, int64_t layout, bool with_norm, double weight_bias,
-                                                 int64_t strategy, int64_t pdl) {
+                                                 int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_blocks(x, kFormat);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
   const Scales scales = byte_scales(a, kFormat, layout);
   Tensor quant = empty(a, wanted_codes(a, "quant_out")), scale = empty(a, scales.wanted);
   Tensor norm = empty_norm(a, with_norm), residual_out = empty_like(x);
-  run<BlockScaled, kOp>(workspace, a, {strategy, pdl},
+  run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), with_norm ? norm.data_ptr() : nullptr, quant.data_ptr()},
                          kFormat,
                          placed(scales, scale),
@@ -30,14 +30,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mxfp8(Tensor x, Tensor residual, Tens
 
 void mxfp8_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor quant_out, Tensor scale_out,
                std::optional<Tensor> norm_out, Tensor residual_out, int64_t workspace, int64_t layout,
-               double weight_bias, int64_t strategy, int64_t pdl) {
+               double weight_bias, int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_blocks(x, kFormat);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
   const Wanted codes = wanted_codes(a, "quant_out");
   check_is(a, quant_out, codes);
   const Scales scales = check_byte_scales(a, kFormat, layout, scale_out);
   check_outputs(a, inputs, norm_out, residual_out, {span_of(quant_out, codes), span_of(scale_out, scales.wanted)});
-  run<BlockScaled, kOp>(workspace, a, {strategy, pdl},
+  run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), address_of(norm_out), quant_out.data_ptr()},
                          kFormat,
                          placed(scales, scale_out),

@@ -23,14 +23,14 @@ Wanted wanted_pairs(const Agreement& a) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> nvfp4(Tensor x, Tensor residual, Tensor weight, double eps,
                                                  Tensor global_scale, int64_t workspace, int64_t layout, bool with_norm,
-                                                 double weight_bias, int64_t strategy, int64_t pdl) {
+                                                 double weight_bias, int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_blocks(x, kFormat);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
   check_one(a, global_scale, "global_scale");
   const Scales scales = byte_scales(a, kFormat, layout);
   Tensor quant = empty(a, wanted_pairs(a)), scale = empty(a, scales.wanted);
   Tensor norm = empty_norm(a, with_norm), residual_out = empty_like(x);
-  run<BlockScaled, kOp>(workspace, a, {strategy, pdl},
+  run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), with_norm ? norm.data_ptr() : nullptr, quant.data_ptr()},
                          kFormat,
                          placed(scales, scale),
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nvfp4(Tensor x, Tensor residual, Tens
 
 void nvfp4_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor global_scale, Tensor quant_out,
                Tensor scale_out, std::optional<Tensor> norm_out, Tensor residual_out, int64_t workspace, int64_t layout,
-               double weight_bias, int64_t strategy, int64_t pdl) {
+               double weight_bias, int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_blocks(x, kFormat);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
   const Span factor = span_of(global_scale, check_one(a, global_scale, "global_scale"));
@@ -49,7 +49,7 @@ void nvfp4_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor glob
   const Scales scales = check_byte_scales(a, kFormat, layout, scale_out);
   check_outputs(a, inputs, norm_out, residual_out, {span_of(quant_out, codes), span_of(scale_out, scales.wanted)},
                 {factor});
-  run<BlockScaled, kOp>(workspace, a, {strategy, pdl},
+  run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), address_of(norm_out), quant_out.data_ptr()},
                          kFormat,
                          placed(scales, scale_out),

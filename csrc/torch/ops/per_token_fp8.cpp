@@ -17,27 +17,27 @@ Wanted wanted_scales(const Agreement& a) { return {"scale_out", aoti_torch_dtype
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> per_token_fp8(Tensor x, Tensor residual, Tensor weight, double eps,
                                                          int64_t workspace, bool with_norm, double weight_bias,
-                                                         int64_t strategy, int64_t pdl) {
+                                                         int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_halves(x);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
   Tensor quant = empty(a, wanted_codes(a, "quant_out")), scale = empty(a, wanted_scales(a));
   Tensor norm = empty_norm(a, with_norm), residual_out = empty_like(x);
   run<PerTokenFp8>(
-      workspace, a, {strategy, pdl},
+      workspace, a, {strategy, pdl, tag},
       {inputs.arguments(residual_out), with_norm ? norm.data_ptr() : nullptr, quant.data_ptr(), scale.data_ptr()});
   return {quant, scale, norm, residual_out};
 }
 
 void per_token_fp8_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor quant_out, Tensor scale_out,
                        std::optional<Tensor> norm_out, Tensor residual_out, int64_t workspace, double weight_bias,
-                       int64_t strategy, int64_t pdl) {
+                       int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_halves(x);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
   const Wanted codes = wanted_codes(a, "quant_out"), scales = wanted_scales(a);
   check_is(a, quant_out, codes);
   check_is(a, scale_out, scales);
   check_outputs(a, inputs, norm_out, residual_out, {span_of(quant_out, codes), span_of(scale_out, scales)});
-  run<PerTokenFp8>(workspace, a, {strategy, pdl},
+  run<PerTokenFp8>(workspace, a, {strategy, pdl, tag},
                    {inputs.arguments(residual_out), address_of(norm_out), quant_out.data_ptr(), scale_out.data_ptr()});
 }
 

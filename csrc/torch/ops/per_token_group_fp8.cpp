@@ -14,14 +14,14 @@ constexpr protocol::Op kOp = protocol::Op::all_reduce_rms_norm_per_token_group_f
 std::tuple<Tensor, Tensor, Tensor, Tensor> per_token_group_fp8(Tensor x, Tensor residual, Tensor weight, double eps,
                                                                int64_t workspace, int64_t scales, int64_t layout,
                                                                bool with_norm, double weight_bias, int64_t strategy,
-                                                               int64_t pdl) {
+                                                               int64_t pdl, int64_t tag) {
   const BlockFormat format = group_format(scales);
   const Agreement a = check_blocks(x, format);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
   const Scales placing = group_scales(a, format, layout);
   Tensor quant = empty(a, wanted_codes(a, "quant_out")), scale = empty(a, placing.wanted);
   Tensor norm = empty_norm(a, with_norm), residual_out = empty_like(x);
-  run<BlockScaled, kOp>(workspace, a, {strategy, pdl},
+  run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), with_norm ? norm.data_ptr() : nullptr, quant.data_ptr()},
                          format,
                          placed(placing, scale),
@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> per_token_group_fp8(Tensor x, Tensor 
 
 void per_token_group_fp8_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor quant_out, Tensor scale_out,
                              std::optional<Tensor> norm_out, Tensor residual_out, int64_t workspace, int64_t scales,
-                             double weight_bias, int64_t strategy, int64_t pdl) {
+                             double weight_bias, int64_t strategy, int64_t pdl, int64_t tag) {
   const BlockFormat format = group_format(scales);
   const Agreement a = check_blocks(x, format);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
@@ -39,7 +39,7 @@ void per_token_group_fp8_out(Tensor x, Tensor residual, Tensor weight, double ep
   check_is(a, quant_out, codes);
   const Scales placing = check_group_scales(a, format, scale_out);
   check_outputs(a, inputs, norm_out, residual_out, {span_of(quant_out, codes), span_of(scale_out, placing.wanted)});
-  run<BlockScaled, kOp>(workspace, a, {strategy, pdl},
+  run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), address_of(norm_out), quant_out.data_ptr()},
                          format,
                          placed(placing, scale_out),

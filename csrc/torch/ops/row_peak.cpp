@@ -29,18 +29,18 @@ RowPeak::Arguments arguments_of(const NormInputs& inputs, const Tensor& scale, c
 }
 
 std::tuple<Tensor, Tensor, Tensor> row_peak(Tensor x, Tensor residual, Tensor weight, double eps, Tensor scale,
-                                            int64_t workspace, int64_t strategy, int64_t pdl) {
+                                            int64_t workspace, int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_input(x);
   const Others others(a);
   const NormInputs inputs(a, residual, weight, eps, 0.0);
   check_is(a, scale, others.scale);
   Tensor high = empty(a, others.high), peak = empty(a, others.peak), residual_out = empty_like(x);
-  run<RowPeak>(workspace, a, {strategy, pdl}, arguments_of(inputs, scale, high, peak, residual_out));
+  run<RowPeak>(workspace, a, {strategy, pdl, tag}, arguments_of(inputs, scale, high, peak, residual_out));
   return {high, peak, residual_out};
 }
 
 void row_peak_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor scale, Tensor high, Tensor peak,
-                  Tensor residual_out, int64_t workspace, int64_t strategy, int64_t pdl) {
+                  Tensor residual_out, int64_t workspace, int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_input(x);
   const Others others(a);
   const NormInputs inputs(a, residual, weight, eps, 0.0);
@@ -58,7 +58,7 @@ void row_peak_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor s
     check_apart(out, factor, Sharing::nothing);
     inputs.check_apart_from(out, Sharing::nothing);
   }
-  run<RowPeak>(workspace, a, {strategy, pdl}, arguments_of(inputs, scale, high, peak, residual_out));
+  run<RowPeak>(workspace, a, {strategy, pdl, tag}, arguments_of(inputs, scale, high, peak, residual_out));
 }
 
 template <class Library>
@@ -73,10 +73,10 @@ void implement(Library& m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) {
   m.def(
       "_row_peak(Tensor x, Tensor residual, Tensor weight, float eps, Tensor scale, int workspace, *, "
-      "int strategy=-1, int pdl=-1) -> (Tensor, Tensor, Tensor)");
+      "int strategy=-1, int pdl=-1, int tag=0) -> (Tensor, Tensor, Tensor)");
   m.def(
       "_row_peak_out(Tensor x, Tensor residual, Tensor weight, float eps, Tensor scale, Tensor(a!) high, "
-      "Tensor(b!) peak, Tensor(c!) residual_out, int workspace, *, int strategy=-1, int pdl=-1) -> ()");
+      "Tensor(b!) peak, Tensor(c!) residual_out, int workspace, *, int strategy=-1, int pdl=-1, int tag=0) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CPU, m) { mnnvl_ar::implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CUDA, m) { mnnvl_ar::implement(m); }

@@ -35,6 +35,7 @@ class Call:
     fp32_weight: bool = False
     weight_bias: float = 0.0
     eps: float = 1e-6
+    tag: int = 0
     lead: tuple[int, ...] = ()  # leading dimensions in place of (tokens,); their product is tokens
     seed: int = 0
 
@@ -106,7 +107,7 @@ class Prepared:
     def launch(self, handle: int) -> None:
         from mnnvl_ar import ops
 
-        call, choice = self.call, {"strategy": self.call.strategy, "pdl": self.call.pdl}
+        call, choice = self.call, {"strategy": self.call.strategy, "pdl": self.call.pdl, "tag": self.call.tag}
         if call.op == "all_reduce" and not call.out:
             self.outputs = (ops.all_reduce(self.x, handle, **choice),)
         elif call.op == "all_reduce":

@@ -86,6 +86,73 @@ def check_different(rank: Any, odd: int) -> None:
     workspace.close()
 
 
+# Of rank 0, and of the others: keywords of a call, and what is said of it.
+DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "": ({"strategy": -1}, {"pdl": 0}, ""),
+    "eps": ({"eps": 1e-6}, {"eps": 1e-5}, "eps"),
+    "weight bias": ({"weight_bias": 1.0}, {}, "weight_bias"),
+    "weight dtype": ({"weight": torch.float32}, {}, "weight in fp32:"),
+    "tag": ({"tag": 3}, {"tag": 1}, "tag"),
+    "norm stored": ({"with_norm": True}, {}, "norm stored too:"),
+    "layout": ({"layout": 2}, {"layout": 0}, "layout of scales"),
+}
+
+
+def check_different_in(rank: Any, what: str) -> None:
+    """Calls of one shape that would give ranks other outputs: named at once, with the field and its values. The
+    control: where nothing differs that matters to peers, none is named."""
+    mine, others, said = DIFFERENCES[what]
+    workspace = rank.new_workspace(max_tokens=4, hidden=128, dtype=torch.bfloat16, deadline=30.0, monitor=False)
+    rank.barrier()
+    began = time.monotonic()
+    given = dict(mine if rank.rank == 0 else others)
+    weight = torch.ones(128, dtype=given.pop("weight", torch.bfloat16), device=rank.device)
+    op = torch.ops.mnnvl_ar.all_reduce_rms_norm
+    if {"with_norm", "layout"} & {*mine, *others}:
+        op = torch.ops.mnnvl_ar.all_reduce_rms_norm_per_token_group_fp8
+    rows = torch.ones(2, 128, dtype=torch.bfloat16, device=rank.device)
+    text = ""
+    try:
+        op(rows, rows, weight, given.pop("eps", 1e-6), workspace.handle, **given)
+        rank.synchronize()
+        workspace.check()
+    except RuntimeError as raised:
+        text = str(raised)
+    assert bool(text) == bool(what), text
+    if what:
+        error = broken(workspace, 1.0)
+        assert type(error).__name__ == "CallMismatch", error
+        assert f", with {said} " in str(error), error
+        assert " instead of " in str(error), error
+        assert time.monotonic() - began < 10.0, "well before the deadline"
+    rank.barrier()
+    workspace.close()
+
+
+def check_absent_before_an_unordered_call(rank: Any) -> None:
+    """A call waits for an absent peer, and the next one, which nothing holds back, for that call: the cause is the
+    peer, though the second call's wait begins first."""
+    workspace = rank.new_workspace(max_tokens=4, hidden=264, deadline=0.5, monitor=False)
+    x = torch.ones(3, 264, device=rank.device)
+    outs, aside = [torch.empty_like(x) for _ in range(2)], torch.cuda.Stream(rank.device)
+    for _ in range(3):
+        rank.barrier()
+        if rank.rank == 0:
+            torch.ops.mnnvl_ar.all_reduce_out(x, outs[0], workspace.handle, pdl=0)
+            with torch.cuda.stream(aside):
+                torch.ops.mnnvl_ar.all_reduce_out(x, outs[1], workspace.handle, pdl=0)
+            rank.synchronize()
+            aside.synchronize()
+            error = broken(workspace, 1.0)
+            assert type(error).__name__ == "PeerTimeout", error
+            assert error.peer == 1, error
+            assert all(bool(out.isnan().all()) for out in outs)
+        rank.barrier()
+        workspace.close()
+        workspace = rank.new_workspace(max_tokens=4, hidden=264, deadline=0.5, monitor=False)
+    workspace.close()
+
+
 def check_overwritten(rank: Any, offset: int) -> None:
     """A foreign word among the control words of rank 0 is found, and told to all."""
     workspace = rank.new_workspace(**SMALL, monitor=False)

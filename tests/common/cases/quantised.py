@@ -183,7 +183,12 @@ class Quantised:
 
     @property
     def _choice(self) -> dict[str, Any]:
-        return {"weight_bias": self.call.weight_bias, "strategy": self.call.strategy, "pdl": self.call.pdl}
+        return {
+            "weight_bias": self.call.weight_bias,
+            "strategy": self.call.strategy,
+            "pdl": self.call.pdl,
+            "tag": self.call.tag,
+        }
 
     def launch(self, handle: int) -> None:
         out = getattr(torch.ops.mnnvl_ar, f"{self.kind.op}_out")

@@ -193,7 +193,7 @@ class _Peer:
         control, board = layout["control_bytes"], layout["board_offset"]
         vectors = hidden // 4
         self.block, self.board, self.data = block, (board + 16) // 4, control // 4
-        self.signature = torch.tensor([0, 1, 0, 0 | 2 << 6 | 0 << 8 | vectors << 10], dtype=torch.int32)
+        self.signature = torch.tensor([0, 1, 0, 2 << 4 | vectors << 7], dtype=torch.int32)  # describe()
         self.stream = torch.cuda.Stream(block.device) if block.is_cuda else None
 
     def write(self, place: int, words: torch.Tensor) -> None:
