@@ -174,7 +174,7 @@ class Session:
         progress.report(f"{cell}: rounds", limit=SETUP_LIMIT)
         times = self.clock.measure(cell, [replay for _, _, replay, _ in ready], rounds, base)
         figures = self.run_.figures
-        floor = None if figures is None or cell.context != "chain" else round(floor_us(cell, figures), 3)
+        floor = None if figures is None else round(floor_us(cell, figures), 3)
         rows = []
         for (peer, variant, replay, outputs), timed in zip(ready, times, strict=True):
             progress.report(f"{cell}: checking {variant.name}", peer)
