@@ -17,6 +17,7 @@ OPS = ("fused", "plain", *KINDS)
 TOKENS = tuple(2**i for i in range(12))
 HIDDEN = (2880, 4096, 7168, 8192)
 TPS = (2, 4, 8)
+CONTEXTS = ("chain", "gemm")
 QUICK_TOKENS = (1, 8, 64, 512)
 QUICK_HIDDEN = (7168,)
 
@@ -25,7 +26,8 @@ QUICK_HIDDEN = (7168,)
 class Cell:
     """op: "fused" (sum + add + RMSNorm), "plain" (sum), or the fused one with the norm quantised, by its kind.
     mode: "graph" or "eager". l2: "warm" (the same buffers each call) or "cold" (other buffers each call, and the L2
-    cache emptied before each replay)."""
+    cache emptied before each replay). context: what stands around a call. skew_us: how much later than the first rank
+    the last one comes to it. Both: bench/contexts.py."""
 
     op: str
     tp: int
@@ -34,6 +36,8 @@ class Cell:
     dtype: str
     mode: str = "graph"
     l2: str = "warm"
+    context: str = "chain"
+    skew_us: float = 0.0
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -55,7 +59,10 @@ class Cell:
         return asdict(self)
 
     def __str__(self) -> str:
-        extras = [name for name, usual in ((self.mode, "graph"), (self.l2, "warm")) if name != usual]
+        usual = ((self.mode, "graph"), (self.l2, "warm"), (self.context, "chain"))
+        extras = [name for name, expected in usual if name != expected]
+        if self.skew_us:
+            extras.append(f"{self.skew_us:g} us apart")
         return " ".join([self.op, f"TP{self.tp}", f"T={self.tokens}", f"H={self.hidden}", self.dtype, *extras])
 
 
@@ -67,9 +74,15 @@ def grid(
     tokens: Iterable[int],
     modes: Iterable[str] = ("graph",),
     l2: Iterable[str] = ("warm",),
+    contexts: Iterable[str] = ("chain",),
+    skews: Iterable[float] = (0.0,),
 ) -> Iterator[Cell]:
     """All cells that there are; one group's cells follow each other, as making a group is what takes long."""
-    for tp, op, dtype, mode, state, width, count in product(tps, ops, dtypes, modes, l2, hidden, tokens):
+    axes = product(tps, contexts, skews, ops, dtypes, modes, l2, hidden, tokens)
+    for tp, context, skew, op, dtype, mode, state, width, count in axes:
         kind = KINDS.get(op)
-        if kind is None or (dtype != "float32" and width % kind.block == 0):
-            yield Cell(op, tp, count, width, dtype, mode, state)
+        if kind is not None and (dtype == "float32" or width % kind.block != 0):
+            continue
+        if skew and (tp == 1 or mode == "eager"):  # nobody to wait for; processes are further apart than that
+            continue
+        yield Cell(op, tp, count, width, dtype, mode, state, context, skew)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench import peers
-from bench.cells import DTYPES, HIDDEN, OPS, QUICK_HIDDEN, QUICK_TOKENS, TOKENS, TPS
+from bench.cells import CONTEXTS, DTYPES, HIDDEN, OPS, QUICK_HIDDEN, QUICK_TOKENS, TOKENS, TPS
 
 T = TypeVar("T")
 # What decides which rows a run holds. Only a run that chose none of it may stand as the record of its machine.
-CHOICES = ("quick", "tp", "op", "tokens", "hidden", "dtype", "mode", "l2", "strategy", "pdl", "transport", "peers")
+CHOICES = ("quick", "tp", "op", "tokens", "hidden", "dtype", "mode", "l2", "context", "skew", "strategy", "pdl")
+CHOICES += ("transport", "peers")
 
 
 def _list(kind: Callable[[str], T], allowed: Sequence[T] | None = None) -> Callable[[str], list[T]]:
@@ -39,10 +40,12 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--dtype", type=_list(str, DTYPES), default=["bfloat16"], help="also float16, float32")
     grid.add_argument("--mode", type=_list(str, ("graph", "eager")), help="graph, eager (graph; eager on the host)")
     grid.add_argument("--l2", type=_list(str, ("warm", "cold")), default=["warm"], help="warm, cold (warm)")
+    grid.add_argument("--context", type=_list(str, CONTEXTS), default=["chain"], help=f"{', '.join(CONTEXTS)} (chain)")
+    grid.add_argument("--skew", type=_list(float), default=[0.0], help="us from the first rank to the last (0)")
     variants = p.add_argument_group("variants")
     variants.add_argument("--strategy", type=_list(str, ("auto", "one_shot", "two_shot")), default=["auto"])
     variants.add_argument(
-        "--pdl", type=_list(str, ("early", "late", "off")), default=["early"], help="first: mnnvl_ar's"
+        "--pdl", type=_list(str, ("early", "late", "off", "auto")), default=["early"], help="first: mnnvl_ar's"
     )
     variants.add_argument("--transport", default="auto")
     variants.add_argument("--peers", type=_list(str, list(peers.PEERS)), help=f"{', '.join(peers.PEERS)}")
@@ -80,7 +83,7 @@ def settle_multicast(allow: bool) -> None:
 def settle(args: argparse.Namespace, world_size: int) -> argparse.Namespace:
     """Fills in what depends on the machine."""
     if args.device == "cpu":
-        args.quick, args.mode, args.l2 = True, ["eager"], ["warm"]
+        args.quick, args.mode, args.l2, args.skew = True, ["eager"], ["warm"], [0.0]
     usual = parser()
     chosen = [name for name in CHOICES if getattr(args, name) != usual.get_default(name)]
     args.whole = args.device == "cuda" and not chosen

@@ -54,8 +54,8 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
 def usual(rows: list[Row]) -> list[Row]:
     """What pictures and tables show: fused, bf16, in a graph, warm, without our forced variants."""
     rows = [row for row in rows if row["op"] == "fused" and row["dtype"] == "bfloat16"]
-    rows = [row for row in rows if row.get("mode", "graph") == "graph" and row.get("l2", "warm") == "warm"]
-    return [row for row in rows if row["variant"] == results.OURS or not results.is_ours(row["variant"])]
+    rows = [row for row in rows if results.is_usual(row)]
+    return [row for row in rows if row["variant"] == results.OURS or results.is_peer(row["variant"])]
 
 
 def draw(runs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:

@@ -3,10 +3,13 @@
     {"machine": "8 x NVIDIA H200", "source_digest": "...", "rows": [
         {"op", "variant", "tp", "tokens", "hidden", "dtype", "p50_us", "p99_us", "floor_us", "ok", ...}]}
 
-`variant` is "mnnvl_ar", forced strategies as "mnnvl_ar/one_shot", or a peer's name. `ok`: the buffers that were timed
-held the right answer. `floor_us` is null for a class of machine without one (floor.py). More keys a row: mode, l2,
-calls, rounds, strategy, pdl, transport, and `error` where ok is false. What could not run and why, and the cells that
-the time was too short for, are in a text file beside it.
+`variant` is "mnnvl_ar", forced strategies as "mnnvl_ar/one_shot", a peer's name, or "yardstick/..." for what is no
+all-reduce (peers/yardsticks.py). `ok`: the buffers that were timed held the right answer. `floor_us` is null for a
+class of machine without one (floor.py). More keys a row: mode, l2, context, skew_us, calls, rounds, strategy, pdl,
+transport, and `error` where ok is false; `low_us` and `high_us`, between which the median of all rounds that could be
+is with 95 %; `base_us`, what was taken off (contexts.py), 0 in a bare chain. Rows from before there were contexts have
+none of these keys, and are of a chain. What could not run and why, and the cells that the time was too short for, are
+in a text file beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from tools import sources
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "bench" / "results"
 KEYS = ("op", "variant", "tp", "tokens", "hidden", "dtype", "p50_us", "p99_us", "floor_us", "ok")
-OURS = "mnnvl_ar"
+OURS, YARDSTICK = "mnnvl_ar", "yardstick"
 Row = dict[str, Any]
 
 
@@ -73,11 +76,22 @@ def cell_key(row: Row | Cell) -> tuple[Any, ...]:
     return tuple(values.get(name, usual) for name, usual in _CELL.items())
 
 
-_CELL = {"op": None, "tp": None, "tokens": None, "hidden": None, "dtype": None, "mode": "graph", "l2": "warm"}
+_CELL = {"op": None, "tp": None, "tokens": None, "hidden": None, "dtype": None}
+_USUAL = {"mode": "graph", "l2": "warm", "context": "chain", "skew_us": 0.0}
+_CELL |= _USUAL
+
+
+def is_usual(row: Row) -> bool:
+    """Warm, in a graph, in a chain, all ranks at once."""
+    return all(row.get(name, usual) == usual for name, usual in _USUAL.items())
 
 
 def is_ours(variant: str) -> bool:
     return variant == OURS or variant.startswith(OURS + "/")
+
+
+def is_peer(variant: str) -> bool:
+    return not is_ours(variant) and not variant.startswith(YARDSTICK + "/")
 
 
 def by_cell(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
@@ -91,7 +105,7 @@ def by_cell(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
 def ours_and_best(rows: Iterable[Row]) -> tuple[Row | None, Row | None]:
     """(our default, the quickest right peer) of one cell's rows."""
     ours = next((row for row in rows if row["variant"] == OURS), None)
-    peers = [row for row in rows if not is_ours(row["variant"]) and row["ok"]]
+    peers = [row for row in rows if is_peer(row["variant"]) and row["ok"]]
     return ours, min(peers, key=lambda row: float(row["p50_us"]), default=None)
 
 

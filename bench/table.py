@@ -32,6 +32,8 @@ def line(name: str, rows: Iterable[Row]) -> str:
 
 
 def details(rows: Iterable[Row]) -> str:
-    """Every variant of a cell, quickest first."""
+    """Every variant of a cell, quickest first, each with the interval around its p50; and what was taken off."""
     ordered = sorted(rows, key=lambda row: float(row["p50_us"]))
-    return "    " + "  ".join(f"{row['variant']} {row['p50_us']:.2f}" for row in ordered)
+    each = [f"{row['variant']} {row['p50_us']:.2f} [{row['low_us']:.2f} {row['high_us']:.2f}]" for row in ordered]
+    base = ordered[0]["base_us"] if ordered else 0
+    return "    " + "  ".join([*each, *([f"(taken off {base:.2f})"] if base else [])])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.results import Row, by_cell, ours_and_best
+from bench.results import Row, by_cell, is_usual, ours_and_best
 
 SMALL_TOKENS = 128
 SMALL_GEOMEAN, SMALL_EACH, LARGE_EACH = 2.0, 1.3, 1.1
@@ -65,8 +65,7 @@ def workspace(nbytes: int | None) -> Figure:
 
 
 def _counts(row: Row) -> bool:
-    usual = row.get("mode", "graph") == "graph" and row.get("l2", "warm") == "warm"
-    return bool(usual and row["op"] == "fused" and row["dtype"] == "bfloat16")
+    return bool(is_usual(row) and row["op"] == "fused" and row["dtype"] == "bfloat16")
 
 
 def _ratio(ours: Row, best: Row) -> float:

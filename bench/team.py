@@ -50,6 +50,8 @@ def join_world(device_kind: str) -> tuple[int, int, torch.device]:
     device = torch.device("cuda", local) if device_kind == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)  # ranks share the cores; threads that wait for each other would spin on them
     dist.init_process_group("gloo", rank=rank, world_size=size, timeout=WAIT)
     return rank, size, device
 

@@ -5,7 +5,10 @@ until the last has come; by then the replay is queued behind it, since a sleep a
 time. So neither the launch cost of Python nor the skew of the processes is in the figure. CUDA events around the
 replay, divided by its calls, give the time of a call; p50 and p99 are over rounds, and the slowest rank counts. A round
 is a mean over calls: p99 says how steady rounds are, not how long single calls take; of fewer than 100 it is the
-slowest.
+slowest. The interval around p50 is the one that holds the median of all rounds that could be, with 95 %.
+
+What stands around the calls (bench/contexts.py) is replayed without them as well, in each round in its turn, and taken
+off round by round: of the rank that took longest for it, as that is the one that the call has waited for.
 
 In eager mode the launch cost is meant to be in the figure, of every variant alike: each starts on an idle GPU, when all
 ranks have passed a barrier, with nothing queued. How far apart the ranks leave the barrier is then in it, spread over
@@ -28,6 +31,7 @@ from bench.floor import H200, floor_us
 from bench.team import Team
 
 GRAPH_US = 1500.0  # aimed-at time of one replay
+GEMM_CALLS = 40  # between GEMMs, which take longer than most calls
 HEAD_START_CYCLES = 800_000  # about 0.4 ms, in which the CPU queues the first replays of a round
 
 
@@ -37,8 +41,14 @@ MANY_ROUNDS, MANY_TOKENS = 100, 64  # a p99 that is not the slowest round, where
 
 @dataclass(frozen=True)
 class Timed:
+    """Of the rank with the largest p50: p50 and the interval around it. p99: the largest of any rank. base_us: the p50
+    of what was taken off."""
+
     p50_us: float
     p99_us: float
+    low_us: float
+    high_us: float
+    base_us: float = 0.0
 
 
 def calls_of(cell: Cell) -> int:
@@ -46,6 +56,8 @@ def calls_of(cell: Cell) -> int:
     every machine, as H200's floor is near enough to tell small from large."""
     if cell.mode == "eager":
         return 20
+    if cell.context == "gemm":
+        return GEMM_CALLS
     return 2 * max(10, min(100, round(GRAPH_US / (2 * floor_us(cell, H200)) / 2)))
 
 
@@ -94,15 +106,18 @@ class Clock:
         self._token = torch.zeros(1, device=team.device)
         self._flush = torch.empty(2 * L2_BYTES, dtype=torch.int8, device=team.device) if self.on_gpu else None
 
-    def measure(self, cell: Cell, replays: Sequence[Replay], rounds: int) -> list[Timed]:
-        """Collective. One result a replay, the same on all ranks."""
-        times: list[list[float]] = [[] for _ in replays]
+    def measure(self, cell: Cell, replays: Sequence[Replay], rounds: int, base: Replay | None = None) -> list[Timed]:
+        """Collective. One result a replay, the same on all ranks. base: what to take off, of as many calls."""
+        every = [*replays, *([] if base is None else [base])]
+        times: list[list[float]] = [[] for _ in every]
         for number in range(rounds + 1):
-            order = [(number + i) % len(replays) for i in range(len(replays))]  # each comes first sometimes
-            for index, us in zip(order, self._round(cell, [replays[i] for i in order]), strict=True):
+            order = [(number + i) % len(every) for i in range(len(every))]  # each comes first sometimes
+            for index, us in zip(order, self._round(cell, [every[i] for i in order]), strict=True):
                 if number > 0:  # the first round uploads graphs and warms caches
                     times[index].append(us)
-        return [self._slowest(samples) for samples in times]
+        ranks: list[list[list[float]]] = self.team.gather(times)
+        bases = [[0.0] * rounds] if base is None else [own[-1] for own in ranks]
+        return [slowest([own[index] for own in ranks], bases) for index in range(len(replays))]
 
     def _round(self, cell: Cell, replays: Sequence[Replay]) -> list[float]:
         self.team.barrier()
@@ -136,9 +151,25 @@ class Clock:
         replay.run()
         return (time.perf_counter() - start) * 1e6 / replay.calls
 
-    def _slowest(self, samples: list[float]) -> Timed:
-        ranks = self.team.gather((percentile(samples, 0.5), percentile(samples, 0.99)))
-        return Timed(max(p50 for p50, _ in ranks), max(p99 for _, p99 in ranks))
+
+def slowest(ranks: Sequence[Sequence[float]], bases: Sequence[Sequence[float]]) -> Timed:
+    """Of each rank's rounds, and each rank's rounds of what is to be taken off."""
+    off = [max(times) for times in zip(*bases, strict=True)]
+    left = [[us - base for us, base in zip(times, off, strict=True)] for times in ranks]
+    last = max(left, key=lambda samples: percentile(samples, 0.5))
+    p99 = max(percentile(samples, 0.99) for samples in left)
+    return Timed(percentile(last, 0.5), p99, *interval(last), percentile(off, 0.5))
+
+
+def interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Where the median that the samples are drawn around is with at least 95 %: two of them, as far from the middle as
+    the binomial distribution says, whatever their own distribution is. All there is of fewer than six."""
+    ordered, count = sorted(samples), len(samples)
+    at, below = 0, 1 + count  # of 2^count ways, those that leave at most `at + 1` samples below the median
+    while below <= 0.025 * 2**count:
+        at += 1
+        below += math.comb(count, at + 1)
+    return ordered[at], ordered[count - 1 - at]
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

@@ -45,6 +45,7 @@ class Variant:
     deadlock. exact:  results must equal the reference bit for bit.
     finish: after capture and before the first replay, collective.
     extra:  further keys of the row.
+    judge:  (inputs, outputs, calls) -> None or what is wrong, of a variant that is no all-reduce.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Variant:
     exact: bool = False
     finish: Callable[[], None] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    judge: Callable[[Inputs, Outputs, int], str | None] | None = None
 
 
 class Peer(Protocol):

@@ -17,6 +17,7 @@ from bench import options, peers, progress, results, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset
 from bench.cells import Cell, grid
 from bench.check import Oracle, verdict
+from bench.contexts import Context, around
 from bench.floor import floor_us, machine_of
 from bench.launch import WRONG
 from bench.ours import Ours
@@ -38,7 +39,8 @@ def work(args: argparse.Namespace) -> int:
     if args.warm_peers:
         run.warm_peers(world_size)
     else:
-        run.cells(list(grid(args.tp, args.op, args.dtype, args.hidden, args.tokens, args.mode, args.l2)))
+        sizes = (args.tp, args.op, args.dtype, args.hidden, args.tokens)
+        run.cells(list(grid(*sizes, args.mode, args.l2, args.context, args.skew)))
     dist.barrier()
     dist.destroy_process_group()
     wrong = [row for row in run.results.rows if results.is_ours(row["variant"]) and not row["ok"]]
@@ -146,12 +148,14 @@ class Session:
         calls = calls_of(cell)
         progress.report(f"{cell}: inputs", limit=SETUP_LIMIT)
         inputs = make_inputs(cell, self.team.rank, calls, self.team.device)
+        context = around(cell, inputs, self.team.rank, self.team.device)
+        base = self.base(cell, context, inputs, calls)
         sums = self.oracle.sums(self.team, inputs)
         want = self.oracle.expected(cell, inputs, sums, calls)
         ready = []
         for peer, variant in self.variants(cell):
             progress.report(f"{cell}: {variant.name}", peer, SETUP_LIMIT)
-            entry, failure = attempt(lambda variant=variant: self.prepare(cell, variant, inputs, calls))  # type: ignore[misc]
+            entry, failure = attempt(lambda variant=variant: self.prepare(cell, context, variant, inputs, calls))  # type: ignore[misc]
             why = self.team.vote(failure)
             if why is None and entry is not None:
                 ready.append((peer, *entry))
@@ -168,7 +172,7 @@ class Session:
             replay.run()
             self.settle()
         progress.report(f"{cell}: rounds", limit=SETUP_LIMIT)
-        times = self.clock.measure(cell, [replay for _, _, replay, _ in ready], rounds)
+        times = self.clock.measure(cell, [replay for _, _, replay, _ in ready], rounds, base)
         figures = self.run_.figures
         floor = None if figures is None else round(floor_us(cell, figures), 3)
         rows = []
@@ -179,12 +183,17 @@ class Session:
             self.team.barrier()
             replay.run()
             self.settle()
-            wrong = self.team.vote(verdict(cell, outputs, want, variant.exact))
+            judge = variant.judge
+            found = judge(inputs, outputs, calls) if judge else verdict(cell, outputs, want, variant.exact)
+            wrong = self.team.vote(found)
             row = {
                 **cell.key(),
                 "variant": variant.name,
                 "p50_us": round(timed.p50_us, 3),
                 "p99_us": round(timed.p99_us, 3),
+                "low_us": round(timed.low_us, 3),
+                "high_us": round(timed.high_us, 3),
+                "base_us": round(timed.base_us, 3),
                 "floor_us": floor,
                 "ok": wrong is None,
                 "calls": calls,
@@ -193,6 +202,8 @@ class Session:
             }
             rows.append(row if wrong is None else {**row, "error": wrong})
             replay.release()
+        if base is not None:
+            base.release()
         self.run_.results.rows += rows
         self.run_.say(table.line(str(cell), rows))
         if self.run_.args.verbose:
@@ -200,13 +211,29 @@ class Session:
 
     def variants(self, cell: Cell) -> list[tuple[str | None, Variant]]:
         found: list[tuple[str | None, Variant]] = [(None, variant) for variant in self.ours.variants(cell)]
-        for name, peer in self.peers.items() if cell.op not in KINDS else ():  # which is ours alone
-            found += [(name, variant) for variant in peer.variants(cell)]
+        for name, peer in self.peers.items():
+            if cell.op not in KINDS or name in peers.ANY_OP:
+                found += [(name, variant) for variant in peer.variants(cell)]
         return found
 
-    def prepare(self, cell: Cell, variant: Variant, inputs: Inputs, calls: int) -> tuple[Variant, Replay, Outputs]:
+    def base(self, cell: Cell, context: Context, inputs: Inputs, calls: int) -> Replay | None:
+        """The replay of what is to be taken off, run once: where the context makes the inputs, they are there then."""
+        if context.is_bare:
+            return None
         outputs = make_outputs(cell, inputs)
-        replay = Replay(variant.bind(cell, inputs, outputs), calls, cell, self.team.device)
+        for out, residual in zip(outputs.outs, outputs.residuals, strict=False):
+            out.copy_(residual)  # what is read there should look like a norm
+        replay = Replay(context.step(None, outputs), calls, cell, self.team.device)
+        replay.run()
+        self.settle()
+        return replay
+
+    def prepare(
+        self, cell: Cell, context: Context, variant: Variant, inputs: Inputs, calls: int
+    ) -> tuple[Variant, Replay, Outputs]:
+        outputs = make_outputs(cell, inputs)
+        step = context.step(variant.bind(cell, inputs, outputs), outputs)
+        replay = Replay(step, calls, cell, self.team.device)
         if variant.finish is not None:
             variant.finish()
         return variant, replay, outputs

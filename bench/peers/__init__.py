@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bench.variant import Limits, Peer
 
 PEERS = {
+    "yardsticks": "bench.peers.yardsticks:Yardsticks",
     "nccl": "bench.peers.nccl:Nccl",
     "symm_mem": "bench.peers.symm_mem:SymmMem",
     "flashinfer": "bench.peers.flashinfer_trtllm:FlashInferTrtllm",
@@ -19,7 +20,8 @@ PEERS = {
     "flashinfer_mnnvl": "bench.peers.flashinfer_mnnvl:FlashInferMnnvl",
     "gloo": "bench.peers.gloo:Gloo",
 }
-ON_GPU = ("nccl", "symm_mem", "flashinfer", "vllm", "vllm_quantised", "flashinfer_mnnvl")
+ANY_OP = ("yardsticks", "vllm_quantised")  # the others cannot quantise
+ON_GPU = ("yardsticks", "nccl", "symm_mem", "flashinfer", "vllm", "vllm_quantised", "flashinfer_mnnvl")
 ON_HOST = ("gloo",)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from bench import model
 from bench.cells import Cell
-from bench.floor import H200, floor_us
+from bench.floor import H200, Figures, Reach, floor_us
 from mnnvl_ar.tuning import Table, table_of
 
 
@@ -13,11 +13,13 @@ def test_the_page_is_the_models():
     assert "predictions of a cost model, not measurements" in model.page()
 
 
-def test_over_unicast_it_is_the_floor():
+def test_over_unicast_it_is_the_floor_of_a_link_as_its_datasheet_has_it():
+    machine = H200.machine
+    datasheet = Figures(machine, Reach(machine.launch_us + machine.write_us, 0.0, machine.bytes_per_us))
     for tokens in (1, 64, 2048):
         cell = Cell("fused", 8, tokens, 7168, "bfloat16")
-        both = [f(cell.nbytes, 8, H200, multicast=False) for f in (model.one_shot_us, model.two_shot_us)]
-        assert min(both) == pytest.approx(floor_us(cell, H200))
+        both = [f(cell.nbytes, 8, machine, multicast=False) for f in (model.one_shot_us, model.two_shot_us)]
+        assert min(both) == pytest.approx(floor_us(cell, datasheet))
 
 
 def test_the_strategies_are_those_that_the_library_takes():

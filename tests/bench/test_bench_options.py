@@ -29,6 +29,8 @@ def test_a_run_that_chooses_nothing_is_whole(words: list[str]):
         "--mode eager",
         "--l2 cold",
         "--strategy one_shot",
+        "--context gemm",
+        "--skew 0,2",
         "--pdl off",
         "--transport unicast",
         "--peers nccl",

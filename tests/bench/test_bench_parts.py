@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,16 +19,24 @@ from mnnvl_ar.memory import MULTICAST_SWITCHES, multicast_refusal
 from mnnvl_ar.tuning import machines
 
 
-def cell(tp: int = 8, tokens: int = 1, **other: str) -> Cell:
+def cell(tp: int = 8, tokens: int = 1, **other: Any) -> Cell:
     return Cell("fused", tp, tokens, 7168, "bfloat16", **other)
 
 
 def test_the_floor_is_one_hop_for_small_and_wire_time_for_large():
-    fixed = H200.launch_us + H200.read_l2_us + H200.reduction_us + H200.write_us
-    assert floor_us(cell(), H200) == pytest.approx(fixed + H200.hop_us + 7 * 7168 * 2 / 450e3)
+    machine = H200.machine
+    fixed = 0.45 + machine.read_l2_us + machine.reduction_us
+    assert floor_us(cell(), H200) == pytest.approx(fixed + machine.hop_us + 7 * 7168 * 2 / 365e3)
     large = cell(tokens=2048)
-    assert floor_us(large, H200) == pytest.approx(fixed + 2 * H200.hop_us + 14 / 8 * large.nbytes / 450e3)
+    assert floor_us(large, H200) == pytest.approx(fixed + 2 * machine.hop_us + 14 / 8 * large.nbytes / 365e3)
     assert floor_us(cell(l2="cold"), H200) > floor_us(cell(), H200)
+
+
+def test_between_gemms_the_floor_has_the_gap_of_there_and_alone_it_has_no_wire():
+    assert floor_us(cell(context="gemm"), H200) - floor_us(cell(), H200) == pytest.approx(1.3 - 0.45)
+    alone = floor_us(cell(1, 64), H200)
+    assert alone == floor_us(cell(1), H200) == pytest.approx(0.45 + H200.machine.read_l2_us + H200.machine.reduction_us)
+    assert floor_us(cell(skew_us=2.0), H200) == floor_us(cell(), H200)
 
 
 def test_the_floor_is_that_of_the_machine():
@@ -35,9 +44,12 @@ def test_the_floor_is_that_of_the_machine():
     assert machine_of("8 x NVIDIA H200") == H200
     gb200 = machine_of("4 x NVIDIA GB200")
     assert gb200 is not None
-    saved = 14 / 8 * large.nbytes * (1 / 450e3 - 1 / 900e3)
+    saved = 14 / 8 * large.nbytes * (1 / 365e3 - 1 / 690e3)
     assert floor_us(large, gb200) == pytest.approx(floor_us(large, H200) - saved)
-    assert all(machine_of(f"8 x NVIDIA {name.upper()}") == figures for name, figures in machines.shipped().items())
+    for name, machine in machines.shipped().items():
+        figures = machine_of(f"8 x NVIDIA {name.upper()}")
+        assert figures is not None
+        assert figures.machine == machine
 
 
 @pytest.mark.parametrize("name", ["2 x x86_64 host", "8 x NVIDIA A100-SXM4-80GB", "4 x NVIDIA B200 + 4 x NVIDIA H200"])

@@ -32,6 +32,22 @@ def test_a_small_grid_ends_up_in_the_file(root: Path, tmp_path: Path):
     assert not report.usual(record["rows"])  # eager on the host is nothing to show
 
 
+def test_a_world_of_one_between_gemms(root: Path, tmp_path: Path):
+    file = tmp_path / "host.json"
+    grid = ["--tp", "1", "--context", "gemm", "--tokens", "2", "--hidden", "64", "--op", "fused,static_fp8"]
+    done = run(root, *grid, "--pdl", "auto,off", "--peers", "yardsticks", "--verbose", "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    names = ["mnnvl_ar", "mnnvl_ar/pdl_off", "yardstick/trivial", "yardstick/copy"]
+    assert [row["variant"] for row in rows] == 2 * names
+    for row in rows:
+        assert row["ok"] is True, row
+        assert (row["context"], row["skew_us"], row["tp"]) == ("gemm", 0, 1)
+        assert row["base_us"] > 0
+        assert row["low_us"] <= row["p50_us"] <= row["high_us"]
+    assert "taken off" in done.stdout
+
+
 def test_quantised_ops_are_measured_and_checked(root: Path, tmp_path: Path):
     file = tmp_path / "host.json"
     grid = ["--tp", "2", "--tokens", "3", "--hidden", "384", "--op", ",".join(KINDS), "--dtype", "bfloat16"]
