@@ -40,9 +40,10 @@ class Ours:
 
     def variants(self, cell: Cell) -> list[Variant]:
         return [
-            self._variant(cell, strategy, pdl, first=pdl == self.pdls[0])
+            self._variant(cell, strategy, pdl, pdl == self.pdls[0], with_norm)
             for strategy in self.strategies
             for pdl in self.pdls
+            for with_norm in ((False, True) if cell.op in KINDS else (False,))
             if self._workspace(strategy).fits(cell.tokens, cell.hidden, cell.torch_dtype)
         ]
 
@@ -57,22 +58,26 @@ class Ours:
     def _workspace(self, strategy: str) -> Workspace:
         return self.workspaces["one_shot" if strategy == "one_shot" else "auto"]
 
-    def _variant(self, cell: Cell, strategy: str, pdl: str, first: bool) -> Variant:
+    def _variant(self, cell: Cell, strategy: str, pdl: str, first: bool, with_norm: bool) -> Variant:
         name = NAME + (f"/{strategy}" if strategy != "auto" else "") + ("" if first else f"/pdl_{pdl}")
+        name += "/with_norm" if with_norm else ""
         extra = {"strategy": strategy, "pdl": pdl, "transport": self._workspace(strategy).transport}
         handle = self._workspace(strategy).handle
         options = {"strategy": int(Strategy[strategy.upper()]), "pdl": int(Pdl[pdl.upper()])}
 
         def bind(cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
-            return bind_call(cell, inputs, outputs, handle, options)
+            return bind_call(cell, inputs, outputs, handle, options, with_norm)
 
         return Variant(name, bind, exact=True, extra=extra)
 
 
-def bind_call(cell: Cell, inputs: Inputs, outputs: Outputs, handle: int, options: dict[str, Any]) -> Call:
-    """Call i of `cell` on workspace `handle`: residual in place, norm or what stands for it into its own buffers."""
+def bind_call(
+    cell: Cell, inputs: Inputs, outputs: Outputs, handle: int, options: dict[str, Any], with_norm: bool = False
+) -> Call:
+    """Call i of `cell` on workspace `handle`: residual in place, norm or what stands for it into its own buffers.
+    with_norm: of a quantised op, the norm besides."""
     if kind := KINDS.get(cell.op):
-        return bind(kind, inputs, outputs, EPS, handle, options)
+        return bind(kind, inputs, outputs, EPS, handle, options, with_norm)
     xs, residuals, outs, weight = inputs.xs, outputs.residuals, outputs.outs, inputs.weight
 
     def fused(i: int) -> None:

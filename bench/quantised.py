@@ -115,20 +115,22 @@ def memory_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def bind(
-    kind: Kind, inputs: Any, outputs: Any, eps: float, handle: int, choice: dict[str, Any]
+    kind: Kind, inputs: Any, outputs: Any, eps: float, handle: int, choice: dict[str, Any], with_norm: bool
 ) -> Callable[[int], None]:
-    """Call i on workspace `handle`: residual in place, the norm quantised into buffers of its own."""
+    """Call i on workspace `handle`: residual in place, the norm quantised into buffers of its own, and stored besides
+    if `with_norm`."""
     import torch
 
     from mnnvl_ar import ops
 
     op: Any = getattr(ops, f"all_reduce_rms_norm_{kind.op}_out")
     xs, residuals, quants = inputs.xs, outputs.residuals, outputs.quants
+    norm = torch.empty_like(xs[0]) if with_norm else None
     given = () if kind.scale is None else (torch.tensor([kind.scale], device=xs[0].device),)
 
     def call(i: int) -> None:
         residual, quant = residuals[i % len(residuals)], quants[i % len(quants)]
         x = xs[i % len(xs)]
-        op(x, residual, inputs.weight, eps, *given, *quant, None, residual, handle, **kind.options, **choice)
+        op(x, residual, inputs.weight, eps, *given, *quant, norm, residual, handle, **kind.options, **choice)
 
     return call

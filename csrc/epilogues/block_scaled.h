@@ -58,10 +58,11 @@ struct BlockScaled : Quantised {
   };
 
   struct PerCall {
-    float global;
+    protocol::Nvfp4Global global;
   };
   static MNNVL_AR_HD PerCall prepare(const Arguments& a) {
-    return {a.format.is_fp4 ? load_word<float>(a.global) : 1.0f};
+    if (!a.format.is_fp4) return {};
+    return {protocol::nvfp4_global(load_word<float>(a.global))};
   }
 
   static MNNVL_AR_HD uint32_t block_vectors(const Arguments& a) { return 1u << a.format.shift; }
@@ -75,7 +76,7 @@ struct BlockScaled : Quantised {
     const ScalePlace block{tensors.first_token + place.row, tensors.call_tokens, place.vector >> shift,
                            tensors.vectors >> shift};
     if (block.column << shift == place.vector) store_scale(a.scale, block, scale.stored);
-    pad_tile(a.scale, block, place.vector, tensors.vectors, 1u << shift);
+    pad_tile(a.scale, block, place.vector, tensors.vectors, shift);
     if (a.format.is_fp4) {
       store_quantised(a, tensors, place, norm, protocol::e2m1_codes<D>(norm, {scale.number}));
     } else if (a.format.divides) {

@@ -69,14 +69,15 @@ MNNVL_AR_HD void store_scale(const BlockScales& s, const ScalePlace& p, uint32_t
   if (is_aligned && p.column % 4 == 0) pad_column(s.data, p, p.column / 4, end / 4);
 }
 
-// By every vector, of which a block has `block_vectors`: its share of the rows that pad the last tiles. A tile is 32 units of 16 bytes,
+// By every vector, of which a block has 2 to the power of `shift`: its share of the rows that pad the last tiles. A tile is 32 units of 16 bytes,
 // each of four rows; all vectors of the rows in a tile, in its four columns, take turns.
 MNNVL_AR_HD void pad_tile(const BlockScales& s, const ScalePlace& p, uint32_t vector, uint32_t vectors,
-                          uint32_t block_vectors) {
+                          uint32_t shift) {
   const uint32_t used = p.rows % 128;
   if (s.order != ScaleOrder::tiles || used == 0 || p.row / 128 != p.rows / 128) return;
-  const uint32_t first = vector / (4 * block_vectors) * (4 * block_vectors);
-  const uint32_t width = vectors - first < 4 * block_vectors ? vectors - first : 4 * block_vectors;
+  const uint32_t column_vectors = 4u << shift;  // of the tile's four columns
+  const uint32_t first = vector & ~(column_vectors - 1);
+  const uint32_t width = vectors - first < column_vectors ? vectors - first : column_vectors;
   uint8_t* const tile = at(s.data, protocol::byte_scale_at(protocol::ByteScales::swizzled_128x4, p.row / 128 * 128,
                                                            p.column / 4 * 4, p.columns));
   for (uint32_t unit = p.row % 128 + used * (vector - first); unit < 32; unit += used * width) {

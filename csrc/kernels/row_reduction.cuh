@@ -60,8 +60,9 @@ struct RowReduction {
   // The maximum of each block of `neighbours` vectors, a power of two up to 32, to every thread of the block. A warp holds whole
   // blocks, so nothing is exchanged with others.
   static __device__ __forceinline__ void max_in_blocks(uint32_t neighbours, uint32_t (&word)[Tile::kVectors]) {
-#pragma unroll 1
-    for (uint32_t step = 1; step < neighbours; step *= 2) {
+#pragma unroll
+    for (uint32_t step = 1; step < 32; step *= 2) {
+      if (step >= neighbours) break;
 #pragma unroll
       for (uint32_t& value : word) value = max(value, __shfl_xor_sync(0xffffffffu, value, step));
     }

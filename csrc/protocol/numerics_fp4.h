@@ -34,6 +34,13 @@ MNNVL_AR_HD uint32_t e2m1_codes(const Vector& norm, Times scaled) {
   return codes;
 }
 
+// The scale of the tensor, with what all blocks need of it.
+struct Nvfp4Global {
+  float value, reciprocal;
+};
+
+MNNVL_AR_HD Nvfp4Global nvfp4_global(float scale) { return {scale, divide(1.0f, scale)}; }
+
 struct Nvfp4Block {
   uint32_t scale;  // e4m3
   Times scaled;    // elements to codes
@@ -41,11 +48,11 @@ struct Nvfp4Block {
 
 // A scale of 0 has codes of 0. Where scale / global has no reciprocal that is finite and not 0, as for NaN, or a global scale of
 // infinity, codes could not say what is lost, so the scale is NaN.
-MNNVL_AR_HD Nvfp4Block nvfp4_block(uint32_t most, float global) {
+MNNVL_AR_HD Nvfp4Block nvfp4_block(uint32_t most, Nvfp4Global global) {
   constexpr float kSixth = 0x1.555556p-3f;
-  const uint32_t scale = e4m3(mul(global, mul(value_of_most(most), kSixth)));
+  const uint32_t scale = e4m3(mul(global.value, mul(value_of_most(most), kSixth)));
   if ((scale & 0x7fu) == 0) return {scale, {0.0f}};
-  const float factor = divide(1.0f, mul(e4m3_value(scale), divide(1.0f, global)));
+  const float factor = divide(1.0f, mul(e4m3_value(scale), global.reciprocal));
   const uint32_t magnitude = magnitude_of(as_bits(factor));
   if (magnitude == 0 || magnitude >= kInfinity) return {kE4m3Nan, {as_float(kPoison)}};
   return {scale, {factor}};

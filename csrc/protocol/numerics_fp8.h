@@ -77,15 +77,24 @@ MNNVL_AR_HD uint32_t e8m0_up(float value) { return e8m0_up_of_bits(as_bits(value
 
 // ---- of a vector
 
+// Of each half, as an unsigned integer.
+MNNVL_AR_HD uint32_t larger_halves(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __vmaxu2(a, b);
+#else
+  const uint32_t low = (a & 0xffffu) > (b & 0xffffu) ? a : b, high = a >> 16 > b >> 16 ? a : b;
+  return (low & 0xffffu) | (high & 0xffff0000u);
+#endif
+}
+
 template <class D>
 MNNVL_AR_HD uint32_t largest(const Vector& norm) {
-  uint32_t most = 0;
+  static_assert(D::kPerVector == 8);  // magnitudes of halves order like integers, too
+  uint32_t pair = 0;
   MNNVL_AR_UNROLL
-  for (int i = 0; i < D::kPerVector; ++i) {
-    const uint32_t magnitude = magnitude_of(as_bits(D::load(norm, i)));
-    most = magnitude > most ? magnitude : most;
-  }
-  return most;
+  for (int i = 0; i < 4; ++i) pair = larger_halves(pair, norm.word[i] & 0x7fff7fffu);
+  const uint32_t low = pair & 0xffffu, high = pair >> 16;
+  return as_bits(D::load(Vector{{low > high ? low : high, 0, 0, 0}}, 0));
 }
 
 // How an element is brought to a code's range.
@@ -94,8 +103,14 @@ struct Times {
   MNNVL_AR_HD float operator()(float x) const { return mul(x, factor); }
 };
 struct Over {
-  float scale;
-  MNNVL_AR_HD float operator()(float x) const { return divide(x, scale); }
+  float divisor, reciprocal;
+
+  MNNVL_AR_HD explicit Over(float scale) : divisor(scale), reciprocal(divide(1.0f, scale)) {
+#if defined(__CUDA_ARCH__)
+    if (as_bits(scale) == kInfinity) divisor = 0.0f;  // over infinity a remainder would be NaN: the product is all
+#endif
+  }
+  MNNVL_AR_HD float operator()(float x) const { return divide_by(x, divisor, reciprocal); }
 };
 
 // A vector's codes, in memory order. Rows of 16 bits alone are quantised.
@@ -120,6 +135,12 @@ inline constexpr uint32_t kLeastTokenScale = 0x36924925u;  // 1 / (448 * 512)
 inline constexpr uint32_t kLeastGroup =
     0x2edbe6ffu;  // 1e-10, of a group's `most`, and of a scale that is a power of two
 
+// Of what is neither negative nor subnormal, or is less than any scale may be, over 448.
+MNNVL_AR_HD float over_range(float x) {
+  constexpr float kOver448 = 0x1.24924ap-9f;
+  return as_bits(x) >= kInfinity ? x : divide_by(x, kE4m3Range, kOver448);
+}
+
 // The largest magnitude as a number, but no less than `least`; of all NaNs, one.
 MNNVL_AR_HD float value_of_most(uint32_t most, uint32_t least = 0) {
   if (is_nan(most)) return as_float(kPoison);
@@ -131,11 +152,11 @@ MNNVL_AR_HD Times static_fp8(float scale) { return {divide(1.0f, scale)}; }
 
 // Per token. Codes are multiplied by it to get elements back; elements are divided by it.
 MNNVL_AR_HD float token_scale(uint32_t most) {
-  return value_of_most(as_bits(divide(value_of_most(most), kE4m3Range)), kLeastTokenScale);
+  return value_of_most(as_bits(over_range(value_of_most(most))), kLeastTokenScale);
 }
 
 // Per group of 128, as fp32. Likewise.
-MNNVL_AR_HD float group_scale(uint32_t most) { return divide(value_of_most(most, kLeastGroup), kE4m3Range); }
+MNNVL_AR_HD float group_scale(uint32_t most) { return over_range(value_of_most(most, kLeastGroup)); }
 
 // The same, up to a power of two, as its byte of e8m0: here infinity is 0xff as NaN is, since the exponent of fp32 is.
 MNNVL_AR_HD uint32_t group_scale_e8m0(uint32_t most) {

@@ -150,7 +150,7 @@ struct ToScales {
 struct ToNvfp4 {  // under global scales of all magnitudes
   static MNNVL_AR_HD uint64_t of(uint32_t w) {
     const protocol::Nvfp4Block block =
-        protocol::nvfp4_block(protocol::magnitude_of(w), protocol::as_float(w * 2654435761u));
+        protocol::nvfp4_block(protocol::magnitude_of(w), protocol::nvfp4_global(protocol::as_float(w * 2654435761u)));
     return block.scale | uint64_t{protocol::as_bits(block.scaled.factor)} << 32;
   }
 };
@@ -266,6 +266,43 @@ unsigned long long differing_quick_roots() {
   return found;
 }
 
+// Every significand of 11 bits, as those of fp16 and bf16 are, over every one of 24.
+__global__ void compare_quotients(unsigned long long* differing) {
+  const uint64_t thread = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x, threads = uint64_t{gridDim.x} * blockDim.x;
+  unsigned long long mine = 0;
+  for (uint64_t divisor = thread; divisor < 1u << 23; divisor += threads) {
+    const float b = protocol::as_float(0x3f800000u | static_cast<uint32_t>(divisor));
+    const float reciprocal = protocol::divide(1.0f, b);
+    for (uint32_t significand = 0; significand < 1u << 10; ++significand) {
+      const float a = protocol::as_float((significand & 1u) << 31 | 0x3f800000u | significand << 13);
+      mine += protocol::as_bits(protocol::divide_by(a, b, reciprocal)) != protocol::as_bits(protocol::divide(a, b));
+    }
+  }
+  if (mine != 0) atomicAdd(differing, mine);
+}
+
+// And what elements become over scales of all magnitudes, of zeros, infinities and NaN.
+struct ToQuotients {
+  static MNNVL_AR_HD uint64_t of(uint32_t w) {
+    const protocol::Over scaled(protocol::group_scale(protocol::magnitude_of(w * 2654435761u)));
+    const Vector v{{w, ~w, w << 7, w * 0x9e3779b9u}};
+    const protocol::Codes8 a = protocol::e4m3_codes<Bfloat16>(v, scaled), b = protocol::e4m3_codes<Float16>(v, scaled);
+    return (a.word[0] ^ a.word[1] * 3u) | uint64_t{b.word[0] ^ b.word[1] * 3u} << 32;
+  }
+};
+
+unsigned long long differing_quick_quotients() {
+  unsigned long long* device;
+  unsigned long long found = 0;
+  check(cudaMalloc(&device, sizeof *device), "cudaMalloc");
+  check(cudaMemset(device, 0, sizeof *device), "cudaMemset");
+  compare_quotients<<<kBlocks, kThreads>>>(device);
+  check(cudaGetLastError(), "launch");
+  check(cudaMemcpy(&found, device, sizeof found, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  cudaFree(device);
+  return found;
+}
+
 void print_wire(const char* name, uint32_t broken) {
   uint8_t* scratch;
   Counts* counts;
@@ -306,6 +343,8 @@ int main() {
   std::printf("\"to_e4m3\": %u, \"one_other_e4m3\": %u, ", differing_bins<ToE4m3>(), differing_bins<OneOtherE4m3>());
   std::printf("\"to_e2m1_and_e8m0\": %u, \"to_scales\": %u, \"to_nvfp4\": %u, ", differing_bins<ToE2m1AndE8m0>(),
               differing_bins<ToScales>(), differing_bins<ToNvfp4>());
+  std::printf("\"to_quotients\": %u, \"quick_quotient\": %llu, ", differing_bins<ToQuotients>(),
+              differing_quick_quotients());
   std::printf("\"root\": %u, \"quick_root\": %llu, \"add_multiply\": %u}\n", differing_bins<Root>(),
               differing_quick_roots(), differing_bins<AddMultiply>());
   return 0;

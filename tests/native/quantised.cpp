@@ -156,7 +156,7 @@ auto nvfp4(const std::string& dtype, const Halves& norm, uint32_t global) {
     return in_blocks<D, uint8_t>(
         norm, 16, 4,
         [=](uint32_t most) {
-          const Nvfp4Block block = nvfp4_block(most, as_float(global));
+          const Nvfp4Block block = nvfp4_block(most, nvfp4_global(as_float(global)));
           return Scale<uint8_t, Times>{static_cast<uint8_t>(block.scale), block.scaled};
         },
         [](const Vector& v, auto s) { return e2m1_codes<D>(v, s.scaled); });
