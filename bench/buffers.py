@@ -75,3 +75,12 @@ def reset(inputs: Inputs, outputs: Outputs) -> None:
 
 def _normal(shape: tuple[int, ...], cell: Cell, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, device=generator.device).to(cell.torch_dtype)
+
+
+def tensor_at(pointer: int, nbytes: int, device: torch.device) -> torch.Tensor:
+    """Bytes at `pointer` on `device`, a GPU, which the caller keeps allocated."""
+
+    class Memory:
+        __cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}  # noqa: RUF012
+
+    return torch.as_tensor(Memory(), device=device)

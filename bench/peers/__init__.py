@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PEERS = {
     "yardsticks": "bench.peers.yardsticks:Yardsticks",
     "nccl": "bench.peers.nccl:Nccl",
+    "nccl_symmetric": "bench.peers.nccl:NcclSymmetric",
     "symm_mem": "bench.peers.symm_mem:SymmMem",
     "flashinfer": "bench.peers.flashinfer_trtllm:FlashInferTrtllm",
     "vllm": "bench.peers.flashinfer_vllm:FlashInferVllm",
@@ -21,7 +22,10 @@ PEERS = {
     "gloo": "bench.peers.gloo:Gloo",
 }
 ANY_OP = ("yardsticks", "vllm_quantised")  # the others cannot quantise
-ON_GPU = ("yardsticks", "nccl", "symm_mem", "flashinfer", "vllm", "vllm_quantised", "flashinfer_mnnvl")
+ON_GPU = (
+    *("yardsticks", "nccl", "nccl_symmetric", "symm_mem", "flashinfer"),
+    *("vllm", "vllm_quantised", "flashinfer_mnnvl"),
+)
 ON_HOST = ("gloo",)
 
 

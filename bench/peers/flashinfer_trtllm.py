@@ -1,7 +1,8 @@
 """FlashInfer's trtllm_allreduce_fusion, one-shot and two-shot over unicast, with PDL.
 
-Written for flashinfer_python 0.6.13. Its workspace comes from PyTorch's symmetric memory, which makes no multicast
-object while TORCH_SYMM_MEM_DISABLE_MULTICAST is 1 (bench/options.py); `use_symm_dev_mem`, which would, stays False.
+Written for flashinfer_python 0.6.13. Rows have the `version` that ran; another one is another run, in an environment of
+its own. Its workspace comes from PyTorch's symmetric memory, which makes no multicast object while
+TORCH_SYMM_MEM_DISABLE_MULTICAST is 1 (bench/options.py); `use_symm_dev_mem`, which would, stays False.
 
 Its kernels load `residual_in` (of the row each thread takes first) before they wait for the kernel ahead of them
 (flashinfer-ai/flashinfer pull request 5081). Two one-shot calls in a row with early trigger therefore must not pass a
@@ -11,6 +12,7 @@ call writes, and the others, which let the next kernel start only at their end, 
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import itertools
 import os
@@ -42,6 +44,7 @@ class FlashInferTrtllm:
 
         self.team, self.comm = team, comm
         self.limits = limits
+        self.about = {"version": importlib.metadata.version("flashinfer-python")}
         self._made: dict[bool, tuple[Any, torch.Tensor]] = {}
         for fp32 in sorted({dtype == torch.float32 for dtype in limits.dtypes}):
             self._made[fp32] = self._workspace(fp32)
@@ -53,9 +56,10 @@ class FlashInferTrtllm:
             triggers = (True, False) if cell.op == "fused" else (True,)
             for fp32_acc, early in itertools.product((False, True), triggers):
                 name = "flashinfer/one_shot" + ("_fp32" if fp32_acc else "") + ("" if early else "_late")
-                variants.append(Variant(name, self._bind(True, fp32_acc, early)))
+                variants.append(Variant(name, self._bind(True, fp32_acc, early), extra=self.about))
         if cell.tokens > cell.tp:
-            variants.append(Variant("flashinfer/two_shot", self._bind(False, fp32_acc=False, early=False)))
+            two_shot = self._bind(False, fp32_acc=False, early=False)
+            variants.append(Variant("flashinfer/two_shot", two_shot, extra=self.about))
         return variants
 
     def functional(self, cell: Cell, inputs: Inputs) -> Callable[[], object]:

@@ -8,13 +8,14 @@ others have mapped by CUDA IPC must not be freed under them.
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import torch
 
-from bench.buffers import L2_BYTES, Inputs, Outputs
+from bench.buffers import L2_BYTES, Inputs, Outputs, tensor_at
 from bench.cells import Cell
 from bench.peers import flashinfer_build
-from bench.peers.add_norm import add_norm, require
+from bench.peers.add_norm import add_norm, forms, require
 from bench.team import Team
 from bench.variant import Call, Limits, Unavailable, Variant
 
@@ -37,7 +38,7 @@ class FlashInferVllm:
         self.signals = self._zeroed(meta)
         self.registered = self._zeroed(self.nbytes)
         self.shared = self._zeroed(3 * L2_BYTES + 2 * self.nbytes)  # the inputs of any cell
-        self.inputs = _tensor(self.shared[team.rank], 3 * L2_BYTES + 2 * self.nbytes, team.device)
+        self.inputs = tensor_at(self.shared[team.rank], 3 * L2_BYTES + 2 * self.nbytes, team.device)
         self.rank_data = torch.empty(RANK_DATA_BYTES, dtype=torch.uint8, device=team.device)
         self.handle = vllm_ar.init_custom_ar(self.signals, self.rank_data, team.rank, True)
         vllm_ar.register_buffer(self.handle, self.registered)
@@ -45,7 +46,8 @@ class FlashInferVllm:
     def variants(self, cell: Cell) -> list[Variant]:
         if cell.nbytes % 16 != 0:
             return []
-        return [Variant("vllm", self._bind, finish=self._register if cell.mode == "graph" else None)]
+        finish = self._register if cell.mode == "graph" else None
+        return [Variant(name, partial(self._bind, pdl), finish=finish) for name, pdl in forms("vllm", cell)]
 
     def close(self) -> None:
         self.api.dispose(self.handle)
@@ -73,7 +75,7 @@ class FlashInferVllm:
             place.copy_(x)
         return placed
 
-    def _bind(self, cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
+    def _bind(self, pdl: bool, cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
         xs, residuals, outs, weight = self._place(inputs.xs), outputs.residuals, outputs.outs, inputs.weight
         total = torch.empty_like(xs[0])
         own = self.registered[self.team.rank]
@@ -84,18 +86,9 @@ class FlashInferVllm:
 
         def fused(i: int) -> None:
             reduce(xs[i % len(xs)], total)
-            add_norm(total, residuals[i % len(residuals)], weight, outs[i % len(outs)])
+            add_norm(total, residuals[i % len(residuals)], weight, outs[i % len(outs)], pdl=pdl)
 
         def plain(i: int) -> None:
             reduce(xs[i % len(xs)], outs[i % len(outs)])
 
         return fused if cell.op == "fused" else plain
-
-
-def _tensor(pointer: int, nbytes: int, device: torch.device) -> torch.Tensor:
-    """Bytes at `pointer`, which the caller keeps allocated."""
-
-    class Memory:
-        __cuda_array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}  # noqa: RUF012
-
-    return torch.as_tensor(Memory(), device=device)

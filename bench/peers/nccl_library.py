@@ -1,8 +1,13 @@
-"""ncclAllReduce by ctypes: out of place and without PyTorch's bookkeeping, which its process groups do not offer."""
+"""ncclAllReduce by ctypes: out of place and without PyTorch's bookkeeping, which its process groups do not offer; and
+memory that a communicator knows as a symmetric window.
+
+Values and signatures are those of nccl.h, 2.27 and later for windows.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,10 +17,20 @@ from bench.variant import Unavailable
 
 DTYPES = {torch.float16: 6, torch.float32: 7, torch.bfloat16: 9}  # ncclDataType_t
 SUM = 0  # ncclRedOp_t
+SYMMETRIC = 1  # NCCL_WIN_COLL_SYMMETRIC
 
 
 class UniqueId(ctypes.Structure):
     _fields_ = (("internal", ctypes.c_byte * 128),)
+
+
+@dataclass(frozen=True)
+class Window:
+    """`nbytes` at `pointer`, where every rank has as many."""
+
+    pointer: int
+    handle: int
+    nbytes: int
 
 
 class Communicator:
@@ -35,6 +50,24 @@ class Communicator:
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         args = (ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr()), ctypes.c_size_t(x.numel()))
         self._check(self._library.ncclAllReduce(*args, DTYPES[x.dtype], SUM, self._comm, stream))
+
+    def window(self, nbytes: int) -> Window:
+        """Memory of NCCL's, registered with every rank at once. Collective. Raises `Unavailable` where this NCCL has no
+        windows."""
+        if not hasattr(self._library, "ncclCommWindowRegister"):
+            raise Unavailable("this NCCL has no symmetric windows (2.27 has)")
+        pointer, handle = ctypes.c_void_p(), ctypes.c_void_p()
+        self._check(self._library.ncclMemAlloc(ctypes.byref(pointer), ctypes.c_size_t(nbytes)))
+        register = self._library.ncclCommWindowRegister
+        self._check(register(self._comm, pointer, ctypes.c_size_t(nbytes), ctypes.byref(handle), SYMMETRIC))
+        if pointer.value is None or handle.value is None:
+            raise Unavailable("NCCL made no window of its memory")
+        return Window(pointer.value, handle.value, nbytes)
+
+    def free(self, window: Window) -> None:
+        """Collective, when no call uses it any more."""
+        self._check(self._library.ncclCommWindowDeregister(self._comm, ctypes.c_void_p(window.handle)))
+        self._check(self._library.ncclMemFree(ctypes.c_void_p(window.pointer)))
 
     def close(self) -> None:
         self._library.ncclCommDestroy(self._comm)

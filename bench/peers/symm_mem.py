@@ -8,12 +8,13 @@ copy goes first, as in a server whose GEMMs write elsewhere.
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import torch
 
 from bench.buffers import Inputs, Outputs
 from bench.cells import Cell
-from bench.peers.add_norm import add_norm, require
+from bench.peers.add_norm import add_norm, forms, require
 from bench.team import Team
 from bench.variant import Call, Limits, Unavailable, Variant
 from mnnvl_ar.memory import multicast_refusal
@@ -38,39 +39,43 @@ class SymmMem:
     def variants(self, cell: Cell) -> list[Variant]:
         variants = []
         if (cell.tp - 1) * cell.nbytes <= ONE_SHOT_WIRE_BYTES:
-            variants.append(Variant("symm_mem/one_shot", self._one_shot))
+            for name, pdl in forms("symm_mem/one_shot", cell):
+                variants.append(Variant(name, partial(self._one_shot, pdl)))
         if cell.nbytes % (16 * cell.tp) == 0:
-            variants.append(Variant("symm_mem/two_shot", self._two_shot))
+            for name, pdl in forms("symm_mem/two_shot", cell):
+                variants.append(Variant(name, partial(self._two_shot, pdl)))
         return variants
 
     def close(self) -> None:
         del self.handle, self.buffer
 
-    def _one_shot(self, cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
+    def _one_shot(self, pdl: bool, cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
         def reduce(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
             torch.ops.symm_mem.one_shot_all_reduce_copy_out(self._like(x), x, "sum", self.name, total)
             return total
 
-        return self._call(cell, inputs, outputs, reduce)
+        return self._call(pdl, cell, inputs, outputs, reduce)
 
-    def _two_shot(self, cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
+    def _two_shot(self, pdl: bool, cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
         def reduce(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
             buffer = self._like(x)
             buffer.copy_(x)
             torch.ops.symm_mem.two_shot_all_reduce_(buffer, "sum", self.name)
             return buffer
 
-        return self._call(cell, inputs, outputs, reduce)
+        return self._call(pdl, cell, inputs, outputs, reduce)
 
     def _like(self, x: torch.Tensor) -> torch.Tensor:
         return self.buffer[: x.nbytes].view(x.dtype).view(x.shape)
 
-    def _call(self, cell: Cell, inputs: Inputs, outputs: Outputs, reduce) -> Call:  # type: ignore[no-untyped-def]
+    def _call(self, pdl: bool, cell: Cell, inputs: Inputs, outputs: Outputs, reduce) -> Call:  # type: ignore[no-untyped-def]
         xs, residuals, outs, weight = inputs.xs, outputs.residuals, outputs.outs, inputs.weight
         total = torch.empty_like(xs[0])
 
         def fused(i: int) -> None:
-            add_norm(reduce(xs[i % len(xs)], total), residuals[i % len(residuals)], weight, outs[i % len(outs)])
+            add_norm(
+                reduce(xs[i % len(xs)], total), residuals[i % len(residuals)], weight, outs[i % len(outs)], pdl=pdl
+            )
 
         def plain(i: int) -> None:
             out = outs[i % len(outs)]

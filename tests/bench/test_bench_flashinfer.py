@@ -51,6 +51,7 @@ class Early:
 def peer(comm: Early) -> FlashInferTrtllm:
     made = FlashInferTrtllm.__new__(FlashInferTrtllm)
     made.comm, made.team = comm, SimpleNamespace(size=4, rank=0)  # type: ignore[assignment]
+    made.about = {"version": "0"}
     made._made = {False: (None, torch.empty(0))}
     return made
 

@@ -12,10 +12,13 @@ import pytest
 from tools import gpu_campaign as campaign
 from tools.gpu_campaign import Job
 
-# Writes which GPUs it saw, when it began and ended.
+# Writes which GPUs it saw, when it began and ended. `beside`: a job that has to begin before it ends.
 WORK = """
 import json, os, sys, time
 began = time.monotonic()
+open(sys.argv[1] + ".began", "w").close()
+while {beside!r} and not os.path.exists(os.path.join(os.path.dirname(sys.argv[1]), {beside!r} + ".json.began")):
+    time.sleep(0.05)
 time.sleep({seconds})
 content = [os.environ["CUDA_VISIBLE_DEVICES"].split(","), began, time.monotonic()]
 open(sys.argv[1], "w").write(json.dumps(content))
@@ -23,8 +26,9 @@ print("done"); sys.exit({status})
 """
 
 
-def job(name: str, gpus: int, seconds: float = 0.2, status: int = 0, limit: float = 20.0) -> Job:
-    return Job(name, gpus, limit, (sys.executable, "-c", WORK.format(seconds=seconds, status=status)))
+def job(name: str, gpus: int, seconds: float = 0.2, status: int = 0, limit: float = 20.0, beside: str = "") -> Job:
+    work = WORK.format(seconds=seconds, status=status, beside=beside)
+    return Job(name, gpus, limit, (sys.executable, "-c", work))
 
 
 def ignore(_: Path) -> None: ...
@@ -32,7 +36,12 @@ def ignore(_: Path) -> None: ...
 
 def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
     ended: list[Path] = []
-    jobs = [job("four", 4), job("two a", 2, 2.0), job("two b", 2), *(job(f"one {n}", 1) for n in range(5))]
+    jobs = [
+        job("four", 4),
+        job("two a", 2, limit=60.0, beside="two-b"),
+        job("two b", 2),
+        *(job(f"one {n}", 1) for n in range(5)),
+    ]
     assert campaign.run(jobs, ["0", "1", "2", "5"], 60.0, tmp_path, tmp_path, ended.append) == []
     ran = [(each.gpus, *json.loads((tmp_path / f"{each.name.replace(' ', '-')}.json").read_text())) for each in jobs]
     for n, (count, gpus, began, end) in enumerate(ran):
@@ -40,8 +49,8 @@ def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
         for _, others, from_, to in ran[:n]:
             assert not {*gpus} & {*others} or began >= to or end <= from_
     assert {path.name for path in ended} == {path.name for path in tmp_path.glob("*.json")}
-    (_, _, from_, to), (_, _, also_from, _) = ran[1:3]
-    assert also_from < to, "two pairs of four GPUs work side by side"
+    (_, _, _, to), (_, _, also_from, _) = ran[1:3]
+    assert also_from < to, "two pairs of four GPUs work side by side: or the first would have waited for its limit"
 
 
 def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
