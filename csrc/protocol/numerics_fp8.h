@@ -107,7 +107,8 @@ struct Over {
 
   MNNVL_AR_HD explicit Over(float scale) : divisor(scale), reciprocal(divide(1.0f, scale)) {
 #if defined(__CUDA_ARCH__)
-    if (as_bits(scale) == kInfinity) divisor = 0.0f;  // over infinity a remainder would be NaN: the product is all
+    // Over infinity a remainder would be NaN: the product is all. Of the exponent, or nvcc compares floating-point numbers.
+    if (as_bits(scale) >> 23 == 255) divisor = 0.0f;
 #endif
   }
   MNNVL_AR_HD float operator()(float x) const { return divide_by(x, divisor, reciprocal); }

@@ -222,7 +222,10 @@ FMAS_A_RECIPROCAL, FMAS_A_QUICK_ROOT = 2, 8
 OTHER_EPILOGUE = re.compile(r"epilogues\d+(?!(?:Plain|RmsNorm)E)")
 NORMED = re.compile(r"epilogues\d+(?!Plain)")
 WEAK = re.compile(r"narrow: [0-9a-f]+ (?!\S*\.STRONG)")
-NEGATION = re.compile(r"ftz: [0-9a-f]+ FADD\.FTZ (R\d+), -(R\d+), -RZ$")  # in that sequence; of 1 / H, no subnormal
+NEGATION = re.compile(r"ftz: [0-9a-f]+ FADD\.FTZ R\d+, (-R\d+, -RZ|-RZ, -R\d+)$")  # in that sequence, of no subnormal
+# Of each vector whose elements are divided by a scale (protocol/numerics_base.h, divide_by): two for each of eight
+# elements, and those of the scale itself and of its reciprocal. Once more a negation, in nvcc's sequence for that.
+QUOTIENTS = {"PerTokenFp8": 18, "BlockScaled": 24}
 
 
 def library_faults(kernel: Kernel) -> list[str]:
@@ -232,12 +235,15 @@ def library_faults(kernel: Kernel) -> list[str]:
     roots = sum(kernel.code[i].opcode.startswith("MUFU.RSQ") for i in body(kernel))
     if not NORMED.search(kernel.name) or roots == 0:
         return found
-    negations = [fault for fault in found if NEGATION.match(fault)][:1]
+    divides = re.search(r"PerTokenFp8|BlockScaled", kernel.name)
+    tile = re.search(r"TileILi(\d)ELi(\d)E", kernel.name)
+    quotients = QUOTIENTS[divides[0]] * int(tile[1]) * int(tile[2]) if divides and tile else 0
+    negations = [fault for fault in found if NEGATION.match(fault)][: 2 if divides else 1]
     fmas = [
         fault
         for fault in found
         if (count := re.match(r"fma: (\d+) FFMA, (\d+) of them", fault))
-        and int(count[1]) - int(count[2]) == FMAS_A_RECIPROCAL + FMAS_A_QUICK_ROOT * roots // 2
+        and int(count[1]) - int(count[2]) == FMAS_A_RECIPROCAL + FMAS_A_QUICK_ROOT * roots // 2 + quotients
     ]
     return [fault for fault in found if fault not in (*negations, *fmas)]
 
