@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 
 from mnnvl_ar._library import named, ops
-from mnnvl_ar.errors import CallMismatch, PeerTimeout, WorkspaceBroken
+from mnnvl_ar.errors import CallMismatch, PeerGone, PeerTimeout, WorkspaceBroken
 
 # FaultCode of csrc/protocol/fault.h.
 PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE, TWO_AT_ONCE, ENDED = range(1, 9)
+PEER_DIED, PEER_LEFT = 9, 10
+_KINDS = {PEER_TIMEOUT: PeerTimeout, CALL_MISMATCH: CallMismatch, PEER_DIED: PeerGone, PEER_LEFT: PeerGone}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Fault:
         return f"{self.text} Noted {when} on rank {self.rank}. {advice}"
 
     def error(self) -> WorkspaceBroken:
-        kind = {PEER_TIMEOUT: PeerTimeout, CALL_MISMATCH: CallMismatch}.get(self.code, WorkspaceBroken)
+        kind = _KINDS.get(self.code, WorkspaceBroken)
         return kind(self.message(), self.rank, self.peer, self.call_number, self.call, self.peer_call, self.waited)
 
 
@@ -48,7 +50,7 @@ def read_fault(handle: int) -> Fault | None:
 
 
 def raise_fault(handle: int) -> None:
-    """Raises what `read_fault` finds: `PeerTimeout`, `CallMismatch` or `WorkspaceBroken`."""
+    """Raises what `read_fault` finds: `PeerTimeout`, `PeerGone`, `CallMismatch` or `WorkspaceBroken`."""
     fault = read_fault(handle)
     if fault is not None:
         raise fault.error()

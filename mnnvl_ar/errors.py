@@ -66,5 +66,10 @@ class PeerTimeout(WorkspaceBroken):
     """A peer did not send its share within the deadline."""
 
 
+class PeerGone(PeerTimeout):
+    """A peer's process has died; or it has left (closed, put to sleep, recovers, ended its process), and this rank made
+    a call that it will not make."""
+
+
 class CallMismatch(WorkspaceBroken):
     """A peer made another call (op, shape, dtype or strategy) than this rank did."""

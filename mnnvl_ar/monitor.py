@@ -1,8 +1,12 @@
-"""One thread a process that looks at every open workspace and logs each fault once.
+"""One thread a process that looks at every open workspace, logs each fault once, and hears of peers that are gone.
 
 It is for those who do not look themselves: a server whose other ranks hang, or a rank that makes no calls any more.
 Every GLANCE it looks for a record that a call of this rank has left, in host memory; every PERIOD for what peers have
 marked, which is one copy of 16 KiB at most, and takes no lock that a call takes. Logger "mnnvl_ar", level ERROR.
+
+At every GLANCE it also listens to the lifelines (memory/lifeline.py), passes on what it hears, and ends the calls of
+this rank that a peer who is gone owes something: as long as the memory is mapped, after `close` too, while graphs may
+run.
 
 A call that holds its stream (`Workspace(hold=)`) is let go when `on_fault` has returned. `on_fault` is called once the
 fault is logged, or after LOG_SECONDS: a log that blocks must not outlast the hold. Whatever it raises is logged too,
@@ -24,6 +28,7 @@ from typing import Protocol
 from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import read_fault
 from mnnvl_ar.errors import WorkspaceBroken
+from mnnvl_ar.memory.lifeline import Lifeline
 
 PERIOD = 0.5  # seconds between two looks
 GLANCE = 0.05
@@ -42,18 +47,21 @@ class Watched(Protocol):
 
 
 class Monitor:
-    """Watches handles until they are forgotten. The thread runs while there is something to watch."""
+    """Watches handles until they are forgotten, and lifelines until this rank has left. The thread runs while there is
+    something to watch."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[int, weakref.ref[Watched]] = {}
+        self._lifelines: dict[int, Lifeline] = {}  # by handle
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
-    def watch(self, handle: int, owner: Watched) -> None:
+    def watch(self, handle: int, owner: Watched, lifeline: Lifeline) -> None:
         """Until `forget`, or until nobody holds `owner` any more."""
         with self._lock:
             self._watched[handle] = weakref.ref(owner)
+            self._lifelines[handle] = lifeline
             if self._thread is None:
                 self._stop = threading.Event()
                 self._thread = threading.Thread(
@@ -61,18 +69,26 @@ class Monitor:
                 )
                 self._thread.start()
 
-    def forget(self, handle: int) -> None:
-        """Ends with the last handle. Does not wait for a look that is under way; closing does."""
+    def forget(self, handle: int, wait: bool = False) -> None:
+        """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle. Does
+        not wait for a look that is under way; closing does. wait: if there is nothing left to watch, until the thread
+        has ended."""
+        thread = None
         with self._lock:
             self._watched.pop(handle, None)
-            if not self._watched:
+            if handle in self._lifelines and self._lifelines[handle].has_left:
+                del self._lifelines[handle]
+            if not self._watched and not self._lifelines:
                 self._stop.set()
-                self._thread = None
+                thread, self._thread = self._thread, None
+        if wait and thread not in (None, threading.current_thread()):
+            thread.join()
 
     def end(self) -> None:
         """At exit: no look is under way afterwards, unless the driver holds one up."""
         with self._lock:
             self._watched.clear()
+            self._lifelines.clear()
             self._stop.set()
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -83,14 +99,32 @@ class Monitor:
         while not stop.wait(GLANCE):
             with self._lock:
                 watched = list(self._watched.items())
+                lifelines = [(handle, line) for handle, line in self._lifelines.items() if not line.has_left]
+            ended = {handle for handle, lifeline in lifelines if self._listen(handle, lifeline)}
             is_time = time.monotonic() - looked >= PERIOD
             if is_time:
                 looked = time.monotonic()
             for handle, owner in watched:
-                if owner() is None or ((is_time or ops._workspace_has_fault(handle)) and self._look(handle, owner)):
+                is_due = is_time or handle in ended or ops._workspace_has_fault(handle)
+                if owner() is None or (is_due and self._look(handle, owner)):
                     with self._lock:
                         if self._watched.get(handle) is owner:
                             del self._watched[handle]
+
+    def _listen(self, handle: int, lifeline: Lifeline) -> bool:
+        """Whether there is a fault now, since a peer is gone."""
+        ended = False
+        try:
+            for gone in lifeline.look():
+                if ops._workspace_lose(handle, gone.rank, gone.how, gone.next):
+                    lifeline.settled(gone)
+                    ended = True
+        except Exception:
+            _log.exception("the monitor cannot listen to the peers of workspace %d any more", handle)
+            with self._lock:
+                if self._lifelines.get(handle) is lifeline:
+                    del self._lifelines[handle]
+        return ended
 
     def _look(self, handle: int, owner: weakref.ref[Watched]) -> bool:
         """Whether all has been said about this workspace."""
@@ -127,12 +161,12 @@ def _say(text: str, *arguments: object) -> None:
 _monitor = Monitor()
 
 
-def watch(handle: int, owner: Watched) -> None:
-    _monitor.watch(handle, owner)
+def watch(handle: int, owner: Watched, lifeline: Lifeline) -> None:
+    _monitor.watch(handle, owner, lifeline)
 
 
-def forget(handle: int) -> None:
-    _monitor.forget(handle)
+def forget(handle: int, wait: bool = False) -> None:
+    _monitor.forget(handle, wait)
 
 
 def _after_fork() -> None:

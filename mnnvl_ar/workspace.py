@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import struct
@@ -19,7 +20,7 @@ from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, sec
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create, nanoseconds
-from mnnvl_ar.memory import AnyGroup, Members, Request, SymmetricMemory, allocate
+from mnnvl_ar.memory import ASLEEP, CHECKPOINT, AnyGroup, Members, Request, SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
 
@@ -152,6 +153,7 @@ class Workspace:
 
         _give_back_kept()
         self._memory = allocate(group, prepare, timeout=timeout, use=use)
+        self._memory.lifeline.next_epoch = functools.partial(ops._workspace_epoch, self.handle)
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
         self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)
@@ -227,15 +229,15 @@ class Workspace:
         return dtype in DTYPES and bool(ops._workspace_fits(self.handle, tokens, hidden * dtype.itemsize, chosen))
 
     def check(self) -> None:
-        """Raises `PeerTimeout`, `CallMismatch` or `WorkspaceBroken` if a call on this workspace failed, here or, as far
-        as this rank has been told, on a peer; `MnnvlArError` if it is closed or asleep, and nobody can tell. Waits for
-        nothing; on a GPU it costs a copy of 16 KiB."""
+        """Raises `PeerTimeout` (also as `PeerGone`), `CallMismatch` or `WorkspaceBroken` if a call on this workspace
+        failed, here or, as far as this rank has been told, on a peer, or if a peer's process has died; `MnnvlArError`
+        if it is closed or asleep, and nobody can tell. Waits for nothing; on a GPU it costs a copy of 16 KiB."""
         self._awake("check")
         raise_fault(self.handle)
 
     def close(self, force: bool = False) -> None:
         """Gives the memory back, once the calls of this rank have ended. Not collective; may be called twice, after the
-        group is gone, or at exit. Peers that go on calling time out.
+        group is gone, or at exit. Peers are told once the memory goes: their later calls end, with `PeerGone`.
 
         If calls were captured, graphs that hold them may still run: ops raise from now on, but the memory stays mapped
         until those graphs are destroyed, and is given back when a workspace is made or closed after that. `force` gives
@@ -254,22 +256,17 @@ class Workspace:
                 self._memory = memory
                 raise
             self._dropped.detach()
-            watchers.forget(self.handle)
             if may_unmap:
                 memory.close()
             else:
                 _kept.append((self.handle, memory))
+            watchers.forget(self.handle)
         _give_back_kept()
 
     def sleep(self) -> None:
         """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank
         have ended. Not collective. Until `wake`, ops raise, and graphs must not be replayed."""
-        memory = self._mapped("sleep")
-        ops._workspace_sleep(self.handle, False)
-        watchers.forget(self.handle)
-        with self._mapping:
-            self._asleep = True
-            memory.drop()
+        self._sleep("sleep", ASLEEP)
 
     def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
@@ -292,8 +289,23 @@ class Workspace:
         and make another workspace over the survivors."""
         self.wake(group, timeout)
 
-    checkpoint_prepare = sleep
-    checkpoint_restore = wake
+    def checkpoint_prepare(self) -> None:
+        """As `sleep`, for a checkpoint of the whole process: peers are told that, and this workspace leaves no socket
+        and no descriptor behind; the last one that is watched in this process, no thread either. A second call, or one
+        of a workspace that sleeps, does nothing."""
+        self._sleep("checkpoint_prepare", CHECKPOINT)
+
+    def checkpoint_restore(self, group: AnyGroup, timeout: float = 60.0) -> None:
+        """In the process as it was, or as it was restored: as `wake`."""
+        self.wake(group, timeout)
+
+    def _sleep(self, verb: str, how: int) -> None:
+        memory = self._mapped(verb)
+        ops._workspace_sleep(self.handle, False)
+        with self._mapping:
+            self._asleep = True
+            memory.drop(how)
+        watchers.forget(self.handle, wait=how == CHECKPOINT)
 
     def _mapped(self, verb: str) -> SymmetricMemory:
         if os.getpid() != self._pid:
@@ -308,7 +320,8 @@ class Workspace:
 
     def _watch(self) -> None:
         if self._monitor:
-            watchers.watch(self.handle, self)
+            assert self._memory is not None
+            watchers.watch(self.handle, self, self._memory.lifeline)
 
     def __copy__(self) -> Workspace:
         return self
@@ -359,6 +372,7 @@ def _give_back_kept() -> None:
         if ops._workspace_close(handle, False):
             _kept.remove(entry)
             memory.close()
+            watchers.forget(handle)
 
 
 def _tell_of_dropped(handle: int, nbytes: int, pid: int) -> None:

@@ -4,7 +4,7 @@
 #include <atomic>
 
 #include "diagnosis/evidence.h"
-#include "diagnosis/notes.h"
+#include "protocol/signature.h"
 
 namespace mnnvl_ar::diagnosis {
 
@@ -108,7 +108,7 @@ void find_culprit(const Evidence& evidence, const FaultRecord& record, const std
     if (note.code != FaultCode::peer_timeout || note.peer >= ranks) continue;
     f.peer = note.peer;
     f.waiter = author;
-    f.waited_ns = uint64_t{note.waited_ms} * 1000000;
+    f.waited_ns = uint64_t{note.detail} * 1000000;
     if (const Sent* call = call_of(evidence, author, note.epoch)) f.call = *call;
     f.conclusive = true;
     return;
@@ -150,6 +150,23 @@ bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& contro
   return true;
 }
 
+bool is_departure(const Note& note) { return is_heard_by_all(note.code); }
+
+// That a peer is gone, as this rank has heard, or another one.
+bool find_departure(const Evidence& evidence, const std::vector<Note>& notes, Finding& f) {
+  const auto ranks = static_cast<uint32_t>(notes.size());
+  const auto first = static_cast<uint32_t>(std::find_if(notes.begin(), notes.end(), is_departure) - notes.begin());
+  const uint32_t author = is_departure(notes[f.rank]) ? f.rank : first;
+  if (author == ranks || notes[author].peer >= ranks) return false;
+  f.code = notes[author].code;
+  f.peer = notes[author].peer;
+  f.how = static_cast<Departure>(notes[author].detail);
+  f.relayed = author != f.rank;
+  if (f.relayed) f.waiter = author, f.call = evidence.ranks[author].newest;
+  f.waited_ns = 0;
+  return true;
+}
+
 Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vector<uint8_t>& control) {
   Finding f;
   f.rank = blocks.params.group.rank;
@@ -178,6 +195,8 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
              code == FaultCode::ended) {
     f.peer = f.rank;
     f.conclusive = true;
+  } else if (find_departure(evidence, notes, f)) {
+    f.conclusive = true;
   } else if (f.relayed && take_from_peer(evidence, control, notes, f)) {
     f.conclusive = true;
   } else if (code != FaultCode::peer_timeout && find_difference(evidence, notes, mine, f)) {
@@ -200,11 +219,14 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
 void tell_peers(const Blocks& blocks, const Finding& f) {
   const BlockReader memory(blocks);
   const Group& group = blocks.params.group;
-  const Note note{f.code, f.peer, f.code == FaultCode::damaged ? static_cast<uint32_t>(f.offset) : f.call.epoch,
-                  static_cast<uint32_t>(f.waited_ns / 1000000)};
+  const Note note{
+      f.code, f.peer, f.code == FaultCode::damaged ? static_cast<uint32_t>(f.offset) : f.call.epoch,
+      is_heard_by_all(f.code) ? static_cast<uint32_t>(f.how) : static_cast<uint32_t>(f.waited_ns / 1000000)};
   for (uint32_t rank = 0; rank < group.ranks; ++rank) {
     uint32_t broken = 0;
+    if (f.code == FaultCode::peer_died && rank == f.peer) continue;
     if (!f.relayed) memory.write(rank, note_offset(group.rank), &note, sizeof(note));
+    if (f.code == FaultCode::peer_left) continue;  // to others it may owe nothing yet
     if (!memory.read(rank, kBrokenOffset, &broken, sizeof(broken)) || broken != 0) continue;
     broken = peer_mark(f.rank, f.code);
     memory.write(rank, kBrokenOffset, &broken, sizeof(broken));
@@ -234,6 +256,48 @@ bool look(const Blocks& blocks, Finding& finding) {
 void end_calls(const Blocks& blocks) {
   const auto broken = static_cast<uint32_t>(FaultCode::ended);
   BlockReader(blocks).write(blocks.params.group.rank, kBrokenOffset, &broken, sizeof(broken));
+}
+
+uint32_t next_epoch_of(const Blocks& blocks) {
+  uint32_t epoch = kNoEpoch;
+  const bool is_read =
+      BlockReader(blocks).read(blocks.params.group.rank, kStateOffset + offsetof(State, epoch), &epoch, sizeof(epoch));
+  return is_read ? epoch : kNoEpoch;
+}
+
+bool lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting) {
+  const BlockReader memory(blocks);
+  const Group& group = blocks.params.group;
+  std::vector<uint8_t> control(kControlBytes);
+  if (!memory.read(group.rank, 0, control.data(), kControlBytes)) return true;
+  State state;
+  Progress progress;
+  std::memcpy(&state, control.data() + kStateOffset, sizeof(state));
+  std::memcpy(&progress, control.data() + kProgressOffset, sizeof(progress));
+  if (progress.broken != 0) return true;  // something else was first, or this
+  const auto code = how == Departure::died ? FaultCode::peer_died : FaultCode::peer_left;
+  const uint32_t current = state.epoch == 0 ? kEpochs - 1 : state.epoch - 1;
+  if (code == FaultCode::peer_left) {
+    // What it had queued when it said so may have run since; whatever has run here has been signed here.
+    for (uint32_t slot = 0; slot < kSlots; ++slot) {
+      Vector row;
+      std::memcpy(&row, control.data() + board_offset(slot, peer), sizeof(row));
+      if (row.word[0] == kNoEpoch || !is_signature_of(row, row.word[0])) continue;
+      if (next == kNoEpoch || epoch_distance(next, next_epoch(row.word[0])) > 0) next = next_epoch(row.word[0]);
+    }
+    const bool is_owed = next == kNoEpoch || epoch_distance(next, current) >= 0;
+    const bool is_again = waiting == current;
+    waiting = state.launched != progress.finished && is_owed ? current : kNoEpoch;
+    if (waiting == kNoEpoch || !is_again) return false;
+  }
+  const Note note{code, peer, next, static_cast<uint32_t>(how)};
+  for (uint32_t ahead = 0; ahead < group.ranks; ++ahead) {  // notes before any mark: who sees a mark knows why
+    const uint32_t rank = (group.rank + ahead) % group.ranks;
+    if (rank != peer) memory.write(rank, note_offset(group.rank), &note, sizeof(note));
+  }
+  const auto broken = static_cast<uint32_t>(code);
+  memory.write(group.rank, kBrokenOffset, &broken, sizeof(broken));
+  return true;
 }
 
 bool quiesce([[maybe_unused]] const Blocks& blocks) {

@@ -12,11 +12,10 @@
 #include <vector>
 
 #include "diagnosis/block_reader.h"
+#include "diagnosis/notes.h"
 #include "protocol/fault.h"
 
 namespace mnnvl_ar::diagnosis {
-
-using protocol::FaultCode;
 
 // A call as a rank announced it, and of a large one a piece.
 struct Sent {
@@ -37,15 +36,22 @@ struct Finding {
   Sent call;                            // the waiter's
   Sent peer_call;
   uint64_t waited_ns = 0;
-  int64_t when_ns = 0;       // Unix time of the fault, or of its discovery
-  uint64_t offset = 0;       // damaged: the first word
-  std::vector<Sent> newest;  // of each rank
+  int64_t when_ns = 0;              // Unix time of the fault, or of its discovery
+  uint64_t offset = 0;              // damaged: the first word
+  Departure how = Departure::died;  // peer_died, peer_left
+  std::vector<Sent> newest;         // of each rank
 };
 
 // Brings `finding`, which is not conclusive yet, up to date. Returns whether anything is wrong.
 bool look(const Blocks& blocks, Finding& finding);
 // Marks this rank's block broken, so that calls of this rank that wait end now.
 void end_calls(const Blocks& blocks);
+// A peer is gone, and `next` is the epoch of the first call that it will not make, as far as it has said (kNoEpoch: it has not).
+// Ends the call of this rank that has to wait for it: at once if the peer died, else if the same call waits at two looks in a row;
+// `waiting` is for this function to remember, of each peer. Returns whether there is nothing more to do.
+bool lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting);
+// Of this rank's next call; kNoEpoch if its block cannot be read.
+uint32_t next_epoch_of(const Blocks& blocks);
 // Waits for the device. False: a capture is under way, or the device has failed.
 bool quiesce(const Blocks& blocks);
 

@@ -10,12 +10,15 @@ namespace mnnvl_ar::diagnosis {
 
 using protocol::FaultCode;
 
+// How a peer went. The numbers of mnnvl_ar/memory/lifeline.py, too.
+enum class Departure : uint32_t { died = 0, closed = 1, asleep = 2, checkpoint = 3, recovers = 4, exited = 5 };
+
 // In every block, one from each rank: what it found.
 struct alignas(16) Note {
   FaultCode code;  // none: no note
   uint32_t peer;
   uint32_t epoch;
-  uint32_t waited_ms;
+  uint32_t detail;  // milliseconds waited, or of a peer that is gone a Departure
 };
 
 inline constexpr uint64_t kNotesOffset = 8192;

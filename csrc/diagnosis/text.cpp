@@ -51,6 +51,16 @@ std::string difference_text(const Sent& theirs, const Sent& ours) {
   return text;
 }
 
+std::string departure_text(Departure how) {
+  switch (how) {
+    case Departure::asleep: return "has put its workspace to sleep";
+    case Departure::checkpoint: return "has given its workspace up for a checkpoint";
+    case Departure::recovers: return "recovers its workspace, or wakes it";
+    case Departure::exited: return "has ended its process";
+    default: return "has closed its workspace";
+  }
+}
+
 std::string headline(const Finding& f) {
   switch (f.code) {
     case FaultCode::peer_timeout: {
@@ -74,6 +84,10 @@ std::string headline(const Finding& f) {
     case FaultCode::ended:
       return rank_text(f, f.peer) + " ended its call itself, " + call_text(f.call) +
              ": a signal's handler raised there, or close(force=True), wake() or recover() was called";
+    case FaultCode::peer_died: return "the process of " + rank_text(f, f.peer) + " has died";
+    case FaultCode::peer_left:
+      return rank_text(f, f.peer) + " " + departure_text(f.how) + ", and " + rank_text(f, f.waiter) +
+             " waited for it in a later call, " + call_text(f.call);
     case FaultCode::damaged: {
       char offset[32];
       std::snprintf(offset, sizeof(offset), "0x%llx", static_cast<unsigned long long>(f.offset));

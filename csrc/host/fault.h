@@ -36,7 +36,7 @@ inline void report_fault(const Params& p, FaultCode code, const protocol::Fault&
   store_word(&record.code, static_cast<uint32_t>(code));
   store_word_if_zero(broken_word(g.block), static_cast<uint32_t>(code));
   const uint32_t mark = protocol::peer_mark(g.rank, code);
-  for (uint32_t i = 0; i + 1 < g.ranks; ++i) {
+  for (uint32_t i = 0; i + 1 < g.ranks && !protocol::is_heard_by_all(code); ++i) {
     uint32_t* word = broken_word(g.peers[i]);
     // The rank that found it may have marked that peer already, and knows more.
     code == FaultCode::peer_fault ? store_word_if_zero(word, mark) : store_word(word, mark);
@@ -48,6 +48,12 @@ inline void report_fault(const Params& p, FaultCode code, const protocol::Fault&
     const timespec nap{0, 100000};
     nanosleep(&nap, nullptr);
   }
+}
+
+// A marked block's call ends for what the host has marked it with, or since a peer has.
+inline FaultCode code_of_own(uint32_t broken) {
+  const auto code = static_cast<FaultCode>(broken);
+  return protocol::is_heard_by_all(code) ? code : FaultCode::peer_fault;
 }
 
 // One wait of one call: spins for a while, then gives the core away between looks.
@@ -64,7 +70,7 @@ class BoundedWait {
     const uint32_t broken = load_word(broken_word(p_.group.block));
     if (broken == static_cast<uint32_t>(FaultCode::ended)) return end();
     if (broken != 0 && !protocol::is_off(p_, protocol::Rule::peer_mark)) {
-      report_fault(p_, FaultCode::peer_fault, {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
+      report_fault(p_, code_of_own(broken), {epoch_, protocol::kMaxRanks, 0, 0, began_ns_});
       return false;
     }
     if (now - asked_ns_ >= kAskNs) {

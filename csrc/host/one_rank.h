@@ -54,8 +54,9 @@ class Call {
         per_call_(E::prepare(p.arguments)) {}
 
   bool run() {
-    ok_ = load_word(broken_word(p_.group.block)) == 0 || is_off(p_, Rule::peer_mark);
-    if (!ok_) report_fault(p_, FaultCode::peer_fault, {epoch_, kMaxRanks, 0, 0, now_ns()});
+    const uint32_t broken = load_word(broken_word(p_.group.block));
+    ok_ = broken == 0 || is_off(p_, Rule::peer_mark);
+    if (!ok_) report_fault(p_, code_of_own(broken), {epoch_, kMaxRanks, 0, 0, now_ns()});
     uint32_t slot = slot_of(epoch_), stale = slot_to_clear(epoch_), dirty = state_->dirty;
 #ifdef MNNVL_AR_TEST_BUILD
     if (is_off(p_, Rule::three_slots)) slot = epoch_ % 2, stale = 1 - slot;

@@ -29,7 +29,14 @@ enum class FaultCode : uint32_t {
   launch_shape = 6,   // the call was launched in another shape than it was planned in
   two_at_once = 7,    // two calls on this rank took the same place in the ring
   ended = 8,          // this rank ended its call itself: a signal, close(force), recover; host transport only
+  peer_died = 9,      // a peer's process is no more; this and the next are the host's, who hears of it
+  peer_left = 10,     // a peer has left in good order, and this rank's call is one that it will not make
 };
+
+// Every rank hears of these for itself: a call that is ended for them tells no peer.
+MNNVL_AR_HD constexpr bool is_heard_by_all(FaultCode code) {
+  return code == FaultCode::peer_died || code == FaultCode::peer_left;
+}
 
 MNNVL_AR_HD constexpr uint32_t peer_mark(uint32_t rank, FaultCode code) {
   return static_cast<uint32_t>(FaultCode::peer_fault) | static_cast<uint32_t>(code) << 8 | rank << 16;

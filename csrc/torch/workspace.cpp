@@ -184,10 +184,27 @@ bool close(int64_t handle, bool force) {
     count_open_blocks(workspace.settings.device);
   }
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (workspace.asleep) return true;
+  if (workspace.asleep || workspace.unmapped) return true;
   if (workspace.graphs != 0 && !force) return false;
   if (force) end_calls(workspace);
-  return diagnosis::quiesce(workspace.blocks()) || force;
+  workspace.unmapped = diagnosis::quiesce(workspace.blocks()) || force;
+  if (workspace.unmapped) workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+  return workspace.unmapped;
+}
+
+bool lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {
+  Workspace& workspace = find_any(handle);
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  if (is_of_another_process(workspace) || workspace.asleep || workspace.unmapped) return true;
+  if (peer >= workspace.params.group.ranks) return true;
+  return diagnosis::lose(workspace.blocks(), peer, how, next, workspace.waiting[peer]);
+}
+
+uint32_t epoch_of(int64_t handle) {
+  Workspace& workspace = find_any(handle);
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  if (workspace.asleep || workspace.unmapped) return workspace.last_epoch;
+  return is_of_another_process(workspace) ? protocol::kNoEpoch : diagnosis::next_epoch_of(workspace.blocks());
 }
 
 void put_to_sleep(int64_t handle, bool end) {
@@ -196,7 +213,10 @@ void put_to_sleep(int64_t handle, bool end) {
   if (shut(workspace, handle, workspace.asleep, end)) return;  // before the lock, which a call that fails takes
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (end) end_calls(workspace);
-  if (diagnosis::quiesce(workspace.blocks())) return;
+  if (diagnosis::quiesce(workspace.blocks())) {
+    workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+    return;
+  }
   workspace.asleep = false;
   STD_TORCH_CHECK(false, "workspace: handle ", handle,
                   " cannot sleep: a CUDA graph is being captured, or the GPU has failed");
@@ -210,6 +230,7 @@ void reset(int64_t handle) {
   workspace.host_calls = 0;
   workspace.finding = diagnosis::Finding{};
   workspace.found = false;
+  workspace.waiting = Workspace::nobody();
   workspace.asleep = false;
 }
 

@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -39,16 +40,24 @@ struct Workspace {
   uint64_t slot_vectors;
   std::atomic<bool> closed = false;
   std::atomic<bool> asleep = false;  // addresses without memory
+  bool unmapped = false;             // closed, and no graph is left; under `reading`
   std::atomic<uint32_t> graphs = 0;  // that hold our addresses (graphs.h)
   unsigned long long last_capture = 0;
   std::atomic<bool> busy = false;   // a thread is in a call
   std::atomic<bool> found = false;  // `finding` says what is wrong
   std::mutex reading;               // held by whoever reads or writes blocks outside of calls
   diagnosis::Finding finding;
+  uint32_t last_epoch = protocol::kNoEpoch;  // of the next call when the memory went, under `reading`
+  std::array<uint32_t, protocol::kMaxRanks> waiting = nobody();  // diagnosis::lose(), by peer
   uint32_t launches =
       0;  // numbers launches, by the thread that is in a call (protocol::Launch::number). No index into the ring
   uint32_t host_calls = 0;  // test builds: what a host counter would say
 
+  static constexpr std::array<uint32_t, protocol::kMaxRanks> nobody() {
+    std::array<uint32_t, protocol::kMaxRanks> none{};
+    none.fill(protocol::kNoEpoch);
+    return none;
+  }
   diagnosis::Blocks blocks() const { return {params, slot_vectors, settings.device}; }
 };
 
@@ -68,6 +77,10 @@ void set_deadline(int64_t handle, uint64_t deadline_ns);
 bool has_fault(int64_t handle);
 // The host has heard of it: the call that holds its stream for that ends.
 void answer(int64_t handle);
+// A peer is gone: diagnosis::lose(). Also true if there is no memory here any more. Takes workspace.reading.
+bool lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next);
+// Of this rank's next call, now or when it closed or slept; kNoEpoch if that is not known.
+uint32_t epoch_of(int64_t handle);
 // Open workspaces on a device, those on one block counted once.
 uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);

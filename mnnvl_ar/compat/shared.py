@@ -76,7 +76,7 @@ class Shared:
     def sleep(self) -> None:
         """Of several users the first puts it to sleep, and the first to come back wakes it."""
         if not self._asleep:
-            self.workspace.sleep()
+            self.workspace.checkpoint_prepare()
             self._asleep = True
 
     def wake(self, group: AnyGroup, timeout: float) -> None:

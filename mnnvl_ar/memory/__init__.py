@@ -6,6 +6,7 @@
     agreement                          one vote on its own
     bringup, multicast                 the order of steps, the ways tried, and how all ranks fall back together
     block                              a block, its views, and the proof that all see one memory
+    lifeline                           what stays open: who is gone is known at once
     rendezvous, place, group           how ranks find each other and connect
     hosts, process, descriptors        what a rank knows of its machine and its process
     vote, failures, connection         a step is done here and voted on everywhere; what a failure says
@@ -15,11 +16,14 @@
 
 from .agreement import agree
 from .group import AnyGroup, Group, Members
+from .lifeline import ASLEEP, CHECKPOINT
 from .request import Fill, Request
 from .symmetric import SymmetricMemory, allocate
 from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_multicast, multicast_refusal
 
 __all__ = [
+    "ASLEEP",
+    "CHECKPOINT",
     "MULTICAST_SWITCHES",
     "AnyGroup",
     "DriverError",

@@ -24,6 +24,12 @@ _LIMIT = 64 << 20
 STRANGER_LIMIT = 1 << 10
 _MAX_FDS = 253  # what Linux lets one message carry
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
+_KEEPALIVE = (  # seconds, but for the last: milliseconds
+    (socket.TCP_KEEPIDLE, 10),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 4),
+    (socket.TCP_USER_TIMEOUT, 30000),
+)
 
 Message = dict[str, Any]
 
@@ -65,6 +71,14 @@ class Connection:
     def is_local(self) -> bool:
         """Whether descriptors can be passed."""
         return self._sock.family == socket.AF_UNIX
+
+    def notice_silence(self) -> None:
+        """From now on a host that does not answer for half a minute ends the connection, as an `OSError` that is no
+        `ConnectionClosed`. A unix socket needs none of that."""
+        if not self.is_local:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                self._sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def trust(self) -> None:
         """The other end has shown who it is."""

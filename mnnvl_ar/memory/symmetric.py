@@ -16,6 +16,7 @@ from .cuda_driver import CudaDriver
 from .failures import Refusals
 from .group import AnyGroup, Members
 from .host_driver import HostDriver
+from .lifeline import ASLEEP, CLOSED, RECOVERS, Lifeline
 from .rendezvous import meet
 from .request import Request
 from .verbs import Verbs
@@ -31,12 +32,14 @@ class SymmetricMemory:
     transport:         "host", "unicast" or "multicast".
     handle_kind:       "memfd", "posix_fd" or "fabric".
     reason:            one line: which transport, and why not a better one.
+    lifeline:          by which peers know, and tell, who is gone; a new one after `restore`.
 
     The caller sees to it that nothing on this rank uses the memory any more when it calls `close` or `drop`. Peers may:
     a block's memory lives until the last rank that maps it lets it go. A forked child has no part in any of it.
     """
 
-    def __init__(self, block: Block, made: BringUp) -> None:
+    def __init__(self, block: Block, made: BringUp, lifeline: Lifeline) -> None:
+        self.lifeline = lifeline
         self._block, self._request, self._pid = block, made.request, os.getpid()
         self._closed = False
         self.rank, self.world_size, self.nbytes = block.rank, block.world_size, block.stride
@@ -48,12 +51,14 @@ class SymmetricMemory:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        self.lifeline.leave(CLOSED)
         self._block.close()
 
-    def drop(self) -> None:
+    def drop(self, how: int = ASLEEP) -> None:
         """Gives the physical memory back and keeps the addresses. Idempotent, not collective. Touching them then
-        faults."""
+        faults. `how` is what peers are told (`lifeline.Gone`)."""
         self._check_usable("drop")
+        self.lifeline.leave(how)
         self._block.drop()
 
     def restore(self, group: AnyGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None) -> None:
@@ -76,7 +81,7 @@ class SymmetricMemory:
         try:
             if quiesce is not None:
                 quiesce()
-            self.drop()
+            self.drop(RECOVERS)
         except Exception as error:
             trouble = error
 
@@ -88,11 +93,12 @@ class SymmetricMemory:
 
         # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
         try:
-            made = _bring_up(self._block, members, timeout, prepare, Refusals())
+            made, lifeline = _bring_up(self._block, members, timeout, prepare, Refusals())
         except BaseException:
             if trouble is None:
                 self._block.drop()
             raise
+        lifeline.next_epoch, self.lifeline = self.lifeline.next_epoch, lifeline
         self.transport, self.reason, self.handle_kind = made.transport, made.reason, self._block.kind
 
     @property
@@ -139,7 +145,7 @@ def allocate(
 
     try:
         with members.alone():
-            memory = SymmetricMemory(block, _bring_up(block, members, timeout, prepare, Refusals.of(group), use))
+            memory = SymmetricMemory(block, *_bring_up(block, members, timeout, prepare, Refusals.of(group), use))
     except BaseException:
         block.close()
         raise
@@ -153,11 +159,11 @@ def _bring_up(
     prepare: Callable[[], Request],
     refused: Refusals,
     use: Use | None = None,
-) -> BringUp:
+) -> tuple[BringUp, Lifeline]:
     with contextlib.closing(meet(members, timeout)) as voter:
         bring_up = BringUp(block, voter, prepare, refused, use)
         bring_up.run()
-        return bring_up
+        return bring_up, Lifeline(members.rank, voter.hand_over())
 
 
 def _with_index(device: torch.device) -> torch.device:

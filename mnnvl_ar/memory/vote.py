@@ -53,6 +53,10 @@ class Voter:
         """Collective. Takes the outcome's descriptors over; those in the verdict belong to the caller."""
         raise NotImplementedError
 
+    def hand_over(self) -> dict[int, Connection]:
+        """After the last vote: the connections, by the rank at the other end. They are the caller's, and stay open."""
+        raise NotImplementedError
+
     def close(self) -> None:
         raise NotImplementedError
 
@@ -64,7 +68,7 @@ class Participant(Voter):
         self, connection: Connection, rank: int, world_size: int, timeout: float, deadline: float, *, host: str
     ) -> None:
         super().__init__(rank, world_size, timeout, deadline, host)
-        self._connection = connection
+        self._connection, self._is_ours = connection, True
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
         late = time.monotonic() > self.deadline  # then the others stopped waiting for us, whatever we find now
@@ -95,8 +99,13 @@ class Participant(Voter):
         left = iter(fds)
         return Verdict(None, message["data"], [[next(left) for _ in range(count)] for count in message["fds"]])
 
+    def hand_over(self) -> dict[int, Connection]:
+        self._is_ours = False
+        return {0: self._connection}
+
     def close(self) -> None:
-        self._connection.close()
+        if self._is_ours:
+            self._connection.close()
 
 
 class Coordinator(Voter):
@@ -134,6 +143,10 @@ class Coordinator(Voter):
             for received in outcomes.values():
                 close_all(received.fds)
         return verdict
+
+    def hand_over(self) -> dict[int, Connection]:
+        peers, self._peers = self._peers, {}
+        return peers
 
     def close(self) -> None:
         for connection in self._peers.values():

@@ -18,6 +18,10 @@ KINDS = {
     "exit in a call": "PeerTimeout",  # or between two, at any moment
     "signal": "WorkspaceBroken or PeerTimeout",  # its handler raises, in a wait or between two calls
     "closed by force": "WorkspaceBroken or PeerTimeout",  # by another thread, likewise
+    "death": "PeerGone",  # as "kill", but with a monitor, and a deadline that nobody waits for; so are these
+    "close": "PeerGone",  # between two calls, and no more calls are made; so are these
+    "sleep": "PeerGone",
+    "exit": "PeerGone",  # of the process, in good order
     "skipped call": "CallMismatch",
     "extra call": "CallMismatch",
     "wrong shape": "CallMismatch",
@@ -29,7 +33,8 @@ KINDS = {
     "other weight dtype": "CallMismatch",
     "honest": "",  # late, but within the deadline: no rank may raise an error
 }
-LETHAL = ("kill", "exit before first call", "exit in a call")
+HEARD = ("death", "close", "sleep", "exit")  # of by the connections to the rank at fault
+LETHAL = ("kill", "death", "exit", "exit before first call", "exit in a call")
 # What one rank's call with a norm has otherwise.
 OF_A_NORM: dict[str, dict[str, Any]] = {
     "other eps": {"eps": 1e-5},
@@ -37,7 +42,7 @@ OF_A_NORM: dict[str, dict[str, Any]] = {
     "other weight dtype": {"fp32_weight": True},
 }
 ON_THE_HOST = ("signal", "closed by force")  # on a GPU nobody waits inside a call
-SUDDEN = ("kill", "stop", "exit in a call", *ON_THE_HOST)  # by a thread beside the calls
+SUDDEN = ("kill", "death", "stop", "exit in a call", *ON_THE_HOST)  # by a thread beside the calls
 FAULTS = tuple(kind for kind in KINDS if kind != "honest")
 
 CALLS = 36  # of a round
@@ -74,6 +79,11 @@ class Plan:
     off: str = ""  # rules switched off
     graphs: bool = False  # calls are replayed CUDA graphs
     more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> float:
+        """Seconds from the beginning of a call until it must end, but for a margin."""
+        return 0.0 if self.kind in HEARD else self.deadline
 
     def calls(self, rank: int) -> list[Call]:
         """The calls that `rank` makes. No two in a row are alike, or one of them could be skipped unnoticed."""
@@ -114,9 +124,9 @@ def draw(number: int, world_size: int, deadline: float, seed: int, kinds: tuple[
         victim=random_.randrange(world_size),
         at=0 if kind == "exit before first call" else random_.randrange(LATEST),
         seed=random_.randrange(1 << 30),
-        deadline=deadline,
+        deadline=60.0 if kind in HEARD else deadline,
         device=device,
-        recover=random_.random() < 0.5,
+        recover=random_.random() < 0.5 and kind not in HEARD,
         graphs=device == "cuda" and random_.random() < 0.5,
         more={"delay": random_.random() * 0.003, "late": 1.0 + random_.random()},
     )

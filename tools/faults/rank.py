@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -11,7 +13,7 @@ from typing import Any
 
 from common.cases.calls import Prepared, wanted
 from common.cases.rules import break_rule
-from tools.faults.plan import ON_THE_HOST, SIZES, SUDDEN, WORKSPACE, Plan
+from tools.faults.plan import HEARD, ON_THE_HOST, SIZES, SUDDEN, WORKSPACE, Plan
 
 
 @dataclass
@@ -55,13 +57,19 @@ class Sudden:
         if self._deed == "closed by force":
             self._workspace.close(force=True)
         else:
-            numbers = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "signal": signal.SIGTERM}
+            numbers = {
+                "kill": signal.SIGKILL,
+                "death": signal.SIGKILL,
+                "stop": signal.SIGSTOP,
+                "signal": signal.SIGTERM,
+            }
             os.kill(os.getpid(), numbers[self._deed])
         self._done.set()
 
 
 def round_of(rank: Any, plan: Plan) -> Outcome:
     """Collective."""
+    logging.getLogger("mnnvl_ar").setLevel(logging.CRITICAL)  # what the monitors say, hundreds of times
     try:
         return _round_of(rank, plan)
     except Interrupted as raised:  # between two calls, and no more calls are made
@@ -82,6 +90,9 @@ def _round_of(rank: Any, plan: Plan) -> Outcome:
             if plan.kind == "exit before first call":
                 os._exit(3)
             if plan.kind == "exception":
+                break
+            if plan.kind in HEARD and plan.kind != "death":
+                _leave(workspace, plan)
                 break
             if plan.kind in ("slow", "honest"):
                 time.sleep(
@@ -107,9 +118,19 @@ def _round_of(rank: Any, plan: Plan) -> Outcome:
         outcome.wrong += prepared.wrong()
     if sudden and plan.kind in ON_THE_HOST:
         sudden.wait()  # or it would happen in the next round
-    if plan.kind == "closed by force":  # the next round's is a new one, on all ranks
+    if plan.kind == "closed by force" or plan.kind in HEARD:  # the next round's is a new one, on all ranks
         rank._workspaces.pop("faults").close(force=True)
     return outcome
+
+
+def _leave(workspace: Any, plan: Plan) -> None:
+    if plan.kind == "close":
+        workspace.close(force=plan.graphs)
+    elif plan.kind == "sleep":
+        workspace.sleep()
+    else:  # as a child of multiprocessing ends
+        multiprocessing.util._exit_function()
+        os._exit(0)
 
 
 def _explain(workspace: Any, error: RuntimeError, outcome: Outcome, took: float) -> None:
@@ -133,7 +154,7 @@ def _workspace(rank: Any, plan: Plan) -> Any:
     else:
         if kept is not None:
             kept.close(force=True)
-        kept = rank.new_workspace(**WORKSPACE, deadline=plan.deadline, monitor=False)
+        kept = rank.new_workspace(**WORKSPACE, deadline=plan.deadline, monitor=plan.kind in HEARD)
         rank._workspaces["faults"] = kept
     if plan.off:
         break_rule(kept.handle, plan.off)

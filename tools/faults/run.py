@@ -2,8 +2,9 @@
 
 A round makes some three dozen calls on 2 to 4 processes; at a random one of them, a random rank does something wrong.
 The fault counts as named if every other rank raises the right error, naming the right rank, at most a second after the
-deadline. Groups run side by side, since they mostly wait. Exit status: 0 if every fault was named, no rank hung, no
-rank raised an error after a delay within the deadline, no bit that was returned is wrong, and nobody interrupted it.
+deadline; or, of those that are heard of (`plan.HEARD`), after the beginning of the call. Groups run side by side, since
+they mostly wait. Exit status: 0 if every fault was named, no rank hung, no rank raised an error after a delay within
+the deadline, no bit that was returned is wrong, and nobody interrupted it.
 
 Negative controls: --library tests/_C_test.so --off deadline (ranks hang), --off signature (wrong bits).
 """
@@ -61,7 +62,7 @@ class Tally:
             else:
                 self.injected[plan.kind] += 1
                 self.named[plan.kind] += not problems and not hung
-                self.slowest = max(self.slowest, late - plan.deadline)
+                self.slowest = max(self.slowest, late - plan.limit)
             if (problems or wrong or hung) and self._verbose:
                 print(f"{plan}", *problems, *wrong[:2], sep="\n    ", flush=True)
 
@@ -81,7 +82,7 @@ def judge(plan: Plan, rank: int, outcome: Outcome) -> list[str]:
         found.append(f"{wanted} names rank {outcome.peer}, wanted {plan.victim}: {outcome.text}")
     elif wanted and f"rank {plan.victim}" not in outcome.op_text:
         found.append(f"the op does not name rank {plan.victim}: {outcome.op_text}")
-    if outcome.took > plan.deadline + MARGIN:
+    if outcome.took > plan.limit + MARGIN:
         found.append(f"took {outcome.took:.2f} s: {outcome.op_text}")
     return found
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "diagnosis/notes.h"
 #include "torch/checks.h"
 #include "torch/workspace.h"
 
@@ -64,6 +63,16 @@ void workspace_deadline(int64_t handle, int64_t deadline_ns) {
 bool workspace_has_fault(int64_t handle) { return has_fault(handle); }
 
 void workspace_answer(int64_t handle) { answer(handle); }
+
+bool workspace_lose(int64_t handle, int64_t peer, int64_t how, int64_t next) {
+  const uint32_t first = next < 0 ? protocol::kNoEpoch : static_cast<uint32_t>(next);
+  return lose(handle, static_cast<uint32_t>(peer), static_cast<diagnosis::Departure>(how), first);
+}
+
+int64_t workspace_epoch(int64_t handle) {
+  const uint32_t epoch = epoch_of(handle);
+  return epoch == protocol::kNoEpoch ? -1 : int64_t{epoch};
+}
 
 protocol::Shape shape_of(int64_t ranks, int64_t tokens, int64_t row_bytes) {
   return {static_cast<uint32_t>(ranks), static_cast<uint32_t>(tokens),
@@ -197,6 +206,8 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_deadline(int workspace, int deadline_ns) -> ()");
   m.def("_workspace_has_fault(int workspace) -> bool");
   m.def("_workspace_answer(int workspace) -> ()");
+  m.def("_workspace_lose(int workspace, int peer, int how, int next) -> bool");
+  m.def("_workspace_epoch(int workspace) -> int");
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes, int strategy=-1) -> bool");
   m.def(
       "_workspace_choice(int workspace, int tokens, int row_bytes, int strategy=-1) -> "
@@ -227,6 +238,8 @@ STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_deadline", TORCH_BOX(&mnnvl_ar::workspace_deadline));
   m.impl("_workspace_has_fault", TORCH_BOX(&mnnvl_ar::workspace_has_fault));
   m.impl("_workspace_answer", TORCH_BOX(&mnnvl_ar::workspace_answer));
+  m.impl("_workspace_lose", TORCH_BOX(&mnnvl_ar::workspace_lose));
+  m.impl("_workspace_epoch", TORCH_BOX(&mnnvl_ar::workspace_epoch));
   m.impl("_workspace_fits", TORCH_BOX(&mnnvl_ar::workspace_fits));
   m.impl("_workspace_choice", TORCH_BOX(&mnnvl_ar::workspace_choice));
   m.impl("_workspace_slot_bytes", TORCH_BOX(&mnnvl_ar::workspace_slot_bytes));

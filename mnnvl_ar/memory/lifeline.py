@@ -1,0 +1,166 @@
+"""What a bring-up leaves open: a connection from each rank to rank 0, by which all ranks know at once who is gone.
+
+Contract
+  * A connection ends with the process that has it, however that ends: the kernel sees to it, of another host too.
+  * Who leaves in good order says so first: why, and the epoch of the call that would have been its next. An end without
+    a word is a death.
+  * Rank 0 sees the end of every other rank, and passes it on; all see the end of rank 0. That is the last news: without
+    rank 0 there are no more calls to complete.
+  * Where nothing is heard any more (a network, a host without power), nobody is said to be dead: a warning is logged,
+    and only the deadline tells.
+  * A forked child has no part in it: its copies of the connections are closed in it, or they would outlive the parent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import multiprocessing.util
+import os
+import select
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from .connection import Connection, ConnectionClosed
+
+# How a rank goes. The numbers of csrc/diagnosis/notes.h, too.
+DIED, CLOSED, ASLEEP, CHECKPOINT, RECOVERS, EXITED = range(6)
+_SEND_SECONDS = 1.0  # the kernel takes a message this small at once, unless the other end reads nothing any more
+
+_log = logging.getLogger("mnnvl_ar")
+_open: set[Lifeline] = set()  # held here: a connection must not end because nobody holds its workspace any more
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A rank that is gone. how: `DIED`, ... `EXITED`; next: the epoch of the first call that it did not make, or -1."""
+
+    rank: int
+    how: int
+    next: int = -1
+
+
+class Lifeline:
+    """One rank's end. `connections`: to every other rank on rank 0, to rank 0 on the others; owned from now on.
+
+    next_epoch: what this rank says when it leaves, as in `Gone`; to be set by whoever knows.
+    """
+
+    def __init__(self, rank: int, connections: Mapping[int, Connection]) -> None:
+        self.rank, self.next_epoch = rank, _unknown
+        self._connections, self._said, self._gone = dict(connections), dict[int, Gone](), list[Gone]()
+        self._lock = threading.Lock()  # leaving is another thread's than looking
+        self._has_left = False
+        for connection in self._connections.values():
+            connection.notice_silence()
+        _open.add(self)
+        _be_told_of_the_end()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether this rank has."""
+        return self._has_left
+
+    def look(self) -> list[Gone]:
+        """Who is gone and not yet `settled`, in the order in which it was heard. Never waits."""
+        with self._lock:
+            for rank in self._ready():
+                self._hear(rank)
+            return list(self._gone)
+
+    def settled(self, gone: Gone) -> None:
+        """There is nothing more to do about this one."""
+        with self._lock:
+            self._gone.remove(gone)
+
+    def leave(self, how: int) -> None:
+        """Says so to all ranks, and ends the connections; with `EXITED` the end of the process does that, whose calls
+        may still run. Idempotent, never raises."""
+        with self._lock:
+            if self._has_left:
+                return
+            self._has_left = True
+            epoch = -1
+            with contextlib.suppress(Exception):  # a device that has failed knows none
+                epoch = self.next_epoch()
+            self._tell(Gone(self.rank, how, epoch))
+            if how != EXITED:
+                self._close()
+
+    def _close(self) -> None:
+        _open.discard(self)
+        while self._connections:
+            self._connections.popitem()[1].close()
+
+    def _ready(self) -> list[int]:
+        poll = select.poll()
+        by_fd = {connection.fileno(): rank for rank, connection in self._connections.items()}
+        closed = by_fd.pop(-1, None)  # cut already in the bring-up's last vote
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        return [*([] if closed is None else [closed]), *(by_fd[fd] for fd, _ in (poll.poll(0) if by_fd else ()))]
+
+    def _hear(self, rank: int) -> None:
+        connection = self._connections[rank]
+        try:
+            while connection.fileno() >= 0:
+                got = connection.poll()
+                if got is None:
+                    return
+                gone = Gone(**got[0])
+                if gone.rank == rank:
+                    self._said[rank] = gone
+                else:
+                    self._gone.append(gone)
+        except (ConnectionClosed, TypeError):
+            pass
+        except OSError as error:
+            _log.warning("nothing is heard of rank %d any more (%s): if it dies, only the deadline tells", rank, error)
+            self._drop(rank)
+            return
+        self._drop(rank)
+        gone = self._said.get(rank, Gone(rank, DIED))
+        self._gone.append(gone)
+        self._tell(gone)
+
+    def _drop(self, rank: int) -> None:
+        self._connections.pop(rank).close()
+
+    def _tell(self, gone: Gone) -> None:
+        for connection in self._connections.values():
+            with contextlib.suppress(OSError):  # its end is news of its own
+                connection.send(asdict(gone), time.monotonic() + _SEND_SECONDS)
+
+
+def _unknown() -> int:
+    return -1
+
+
+_told_by: int | None = None  # the process that will be told of its end
+
+
+def _be_told_of_the_end() -> None:
+    """A child of multiprocessing's ends without `atexit`, and has this instead."""
+    global _told_by
+    if _told_by != os.getpid():
+        _told_by = os.getpid()
+        multiprocessing.util.Finalize(None, _exit, exitpriority=0)
+
+
+def _exit() -> None:
+    for lifeline in list(_open):
+        lifeline.leave(EXITED)
+
+
+def _after_fork() -> None:
+    for lifeline in list(_open):
+        lifeline._lock = threading.Lock()  # which another thread of the parent may have held
+        lifeline._has_left = True
+        lifeline._close()
+
+
+atexit.register(_exit)
+os.register_at_fork(after_in_child=_after_fork)

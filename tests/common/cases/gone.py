@@ -1,0 +1,283 @@
+"""Ranks that are gone: killed, closed, asleep, ended. What the others are told, when, and when not."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing.util
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from common.cases.calls import Call, check_calls
+
+SMALL = {"max_tokens": 8, "hidden": 64, "dtype": torch.bfloat16}
+PATIENCE = 30.0  # for what is there at once on a machine that is not busy; far below any deadline that must not end it
+HEARD = 0.5  # seconds of quiet in which what must not be said would have been, ten times over
+
+Told = tuple[str, int, str, float]  # error class, the rank it names, its text, when (time.monotonic)
+
+
+def until(is_so: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+
+def one_call(rank: Any, workspace: Any, tokens: int = 1) -> None:
+    from mnnvl_ar import ops
+
+    ops.all_reduce(torch.ones(tokens, 64, dtype=torch.bfloat16, device=rank.device), workspace.handle)
+
+
+def told(workspace: Any) -> Told | None:
+    from mnnvl_ar import WorkspaceBroken
+
+    try:
+        workspace.check()
+    except WorkspaceBroken as error:
+        return type(error).__name__, error.peer, str(error), time.monotonic()
+    return None
+
+
+def call_in_vain(rank: Any, workspace: Any) -> Told:
+    """A call that has to fail; its own text is in front."""
+    try:
+        one_call(rank, workspace)
+    except RuntimeError as error:
+        when, text = time.monotonic(), str(error)
+    else:
+        raise AssertionError("the call was completed")
+    found = told(workspace)
+    assert found is not None, text
+    return found[0], found[1], f"{text}\n{found[2]}", when
+
+
+def begun(workspace: Any, rank: int) -> int:
+    """Calls that a rank has begun, as its block says."""
+    memory = workspace._memory
+    return int.from_bytes(memory._block.driver.read(memory.pointers[rank], 4), "little")
+
+
+def killed(
+    rank: Any, victim: int, others_call: bool, deadline: float = 60.0, monitor: bool = True, child: str = ""
+) -> Told | None:
+    """The victim is killed, when the others wait for it in a call, or between two calls. It leaves the time in the
+    store.
+
+    child: "" or what a forked child of the victim does that outlives it: "closes" its copies of the connections, or
+           "holds" them, as it would without our hook.
+    """
+    from mnnvl_ar.memory import lifeline
+
+    workspace = rank.new_workspace(**SMALL, deadline=deadline, monitor=monitor)
+    check_calls(rank, [Call(tokens=2), Call(tokens=8, seed=1)], handle=workspace.handle)
+    rank.barrier()
+    if rank.rank == victim:
+        before = begun(workspace, victim)
+        others = [other for other in range(rank.world_size) if other != victim]
+        if others_call:
+            until(lambda: all(begun(workspace, other) > before for other in others), "the others do not call")
+        if child == "holds":
+            lifeline._open.clear()
+        if child and os.fork() == 0:
+            until(lambda: rank.store.check(["over"]), "the test does not end")
+            os._exit(0)
+        rank.store.set("killed", str(time.monotonic()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = call_in_vain(rank, workspace) if others_call else None
+    if found is None:
+        until(lambda: told(workspace) is not None, "nobody is told")
+        found = told(workspace)
+    rank.store.add("ended", 1)
+    until(lambda: rank.store.add("ended", 0) == rank.world_size - 1, "the others are not told")
+    rank.store.set("over", "")
+    assert rank.store.get("killed")
+    took = found[3] - float(rank.store.get("killed").decode())
+    workspace.close(force=True)
+    return *found[:3], took
+
+
+class Log:
+    """What the monitor has logged as errors."""
+
+    def __enter__(self) -> list[str]:
+        self._texts: list[str] = []
+        self._handler = logging.Handler(logging.ERROR)
+        self._handler.emit = lambda record: self._texts.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("mnnvl_ar").addHandler(self._handler)
+        return self._texts
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("mnnvl_ar").removeHandler(self._handler)
+
+
+LEAVES = {
+    "close": "has closed its workspace",
+    "sleep": "has put its workspace to sleep",
+    "checkpoint_prepare": "has given its workspace up for a checkpoint",
+    "recover": "recovers its workspace, or wakes it",
+    "exit": "has ended its process",
+}
+
+
+def leaves(rank: Any, how: str, victim: int, deadline: float = 60.0, monitor: bool = True) -> tuple[str, str, float]:
+    """One rank leaves after some calls. The next rank then calls, and is told who left, and how; the others call
+    nothing, and nothing is said there. Returns what the one that calls was told: class, text, seconds."""
+    workspace = rank.new_workspace(**SMALL, deadline=deadline, monitor=monitor)
+    caller, result = (victim + 1) % rank.world_size, ("", "", 0.0)
+    with Log() as log:
+        check_calls(rank, [Call(tokens=2), Call(tokens=8, seed=1)], handle=workspace.handle)
+        recovering = None
+        if rank.rank == victim:
+            recovering = _leave(rank, workspace, how)
+        elif rank.rank == caller:
+            rank.store.wait(["leaving"])
+            time.sleep(HEARD)  # until it is known, and some time to see that it is no fault
+            assert told(workspace) is None
+            assert log == []
+            began = time.monotonic()
+            kind, peer, text, when = call_in_vain(rank, workspace)
+            assert not monitor or peer == victim, text
+            result = kind, text, when - began
+            if monitor:
+                until(lambda: len(log) == 1, "the monitor says nothing")
+                assert LEAVES[how] in log[0]
+            rank.store.set("ended", "")
+        else:
+            rank.store.wait(["ended"])
+            time.sleep(HEARD)
+            assert not monitor or told(workspace) is None
+            assert log == []
+    rank.store.add("over", 1)
+    until(lambda: rank.store.add("over", 0) >= rank.world_size - (how == "exit"), "the others do not end")
+    if how in ("sleep", "checkpoint_prepare", "recover"):
+        if recovering is None:
+            workspace.checkpoint_restore(rank.group)
+        else:
+            recovering.join(PATIENCE)
+            assert not recovering.is_alive()
+        check_calls(rank, [Call(tokens=2, seed=2), Call(tokens=8)], handle=workspace.handle)
+        rank.barrier()
+    workspace.close(force=True)
+    return result
+
+
+def two_leave(rank: Any) -> Told | None:
+    """One rank leaves; another calls in vain, and leaves too, one call later. The third still hears of the first."""
+    workspace = rank.new_workspace(**SMALL, deadline=60.0)
+    check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
+    found = None
+    if rank.rank == 1:
+        workspace.close()
+        rank.store.set("first", "")
+    elif rank.rank == 2:
+        rank.store.wait(["first"])
+        assert call_in_vain(rank, workspace)[1] == 1
+        workspace.close()
+        rank.store.set("second", "")
+    else:
+        rank.store.wait(["second"])
+        until(lambda: len(workspace._memory.lifeline._gone) == 2, "it does not hear of both")
+        began = time.monotonic()
+        kind, peer, text, when = call_in_vain(rank, workspace)
+        found = kind, peer, text, when - began
+        workspace.close()
+    return found
+
+
+def _leave(rank: Any, workspace: Any, how: str) -> threading.Thread | None:
+    """`recover` is collective: the thread that is in it, while another rank calls."""
+    from mnnvl_ar import monitor
+
+    if how == "exit":
+        rank.store.set("leaving", "")
+        multiprocessing.util._exit_function()  # as a child of multiprocessing ends
+        os._exit(0)
+    if how == "recover":
+        recovering = threading.Thread(target=workspace.recover, args=(rank.group,))
+        recovering.start()
+        until(lambda: workspace._memory.lifeline.has_left, "it does not leave")
+        rank.store.set("leaving", "")
+        return recovering
+    before = sockets()
+    getattr(workspace, how)()
+    assert sockets() < before
+    if how == "checkpoint_prepare":
+        assert monitor._monitor._thread is None
+        assert not any("mnnvl_ar" in thread.name for thread in threading.enumerate())
+    rank.store.set("leaving", "")
+    return None
+
+
+def sockets() -> int:
+    links = [Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    return sum(link.is_symlink() and os.readlink(link).startswith("socket:") for link in links)
+
+
+def check_normal_ends(rank: Any) -> None:
+    """No fault: ranks that drop their workspace, close it, or end, each after the last call, while others still
+    work."""
+    workspace = rank.new_workspace(**SMALL)
+    with Log() as log:
+        check_calls(rank, [Call(tokens=2), Call(tokens=8, seed=1)], handle=workspace.handle)
+        other = rank.new_workspace(**SMALL)
+        rank.barrier()
+        if rank.rank == 2:
+            multiprocessing.util._exit_function()
+            os._exit(0)
+        if rank.rank == 1:
+            workspace.close()
+            del other
+            gc.collect()
+        time.sleep(HEARD)
+        if rank.rank == 0:
+            assert told(workspace) is None
+            assert told(other) is None
+        assert log == []
+
+
+def check_kept(rank: Any) -> None:
+    """Closed while graphs are alive: nothing is said, and a death is still heard and passed on, until they are gone."""
+    import mnnvl_ar.workspace as module
+
+    class Ops:
+        """As if a captured graph held the workspace."""
+
+        real, graphs = module.ops, True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def _workspace_close(self, handle: int, force: bool) -> bool:
+            return False if self.graphs else bool(self.real._workspace_close(handle, force))
+
+    workspace = rank.new_workspace(**SMALL, deadline=60.0)
+    check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
+    rank.barrier()
+    kept = Ops()
+    if rank.rank == 0:
+        line = workspace._memory.lifeline
+        with mock.patch.object(module, "ops", kept):
+            workspace.close()
+            assert not line.has_left
+            time.sleep(HEARD)
+            assert not line.has_left
+            rank.barrier()
+            kept.graphs = False
+            module._give_back_kept()
+            assert line.has_left
+        rank.barrier()
+    else:
+        rank.barrier()
+        rank.barrier()
+        assert call_in_vain(rank, workspace)[:2] == ("PeerGone", 0)
+        workspace.close()

@@ -1,0 +1,139 @@
+"""Who is gone is named at once, whatever the deadline; who left in good order is no fault until it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cases import gone
+from common.ranks import ROOT, RankPool
+
+LIMIT = 10.0  # seconds, for what takes a tenth of one; the deadline is 60 s
+
+
+@pytest.fixture
+def pool() -> Iterator[RankPool]:
+    """Three ranks of our own, to be harmed."""
+    pool = RankPool(3)
+    yield pool
+    pool.discard()
+
+
+def of_the_others(pool: RankPool, victim: int, *arguments: Any) -> list[gone.Told]:
+    outcomes = pool.start(gone.killed, victim, *arguments).outcomes(80)
+    assert "exit code -9" in outcomes[victim].value
+    others = [outcome for rank, outcome in enumerate(outcomes) if rank != victim]
+    assert all(ok for ok, _ in others), others
+    return [value for _, value in others]
+
+
+@pytest.mark.parametrize("others_call", [True, False], ids=["in a call", "between calls"])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_dead_process_is_named_at_once(pool: RankPool, victim: int, others_call: bool, record_property: Any) -> None:
+    found = of_the_others(pool, victim, others_call)
+    for kind, peer, text, took in found:
+        assert (kind, peer) == ("PeerGone", victim), text
+        assert f"the process of rank {victim} has died" in text
+        assert took < LIMIT
+    record_property("seconds", max(took for *_, took in found))
+
+
+def test_control_without_the_monitor_only_the_deadline_tells(pool: RankPool) -> None:
+    for kind, _, text, took in of_the_others(pool, 2, True, 2.0, False):
+        assert kind in ("PeerTimeout", "WorkspaceBroken"), text
+        assert took > 1.5
+
+
+def test_a_child_that_outlives_its_parent(pool: RankPool) -> None:
+    for kind, peer, text, took in of_the_others(pool, 1, True, 60.0, True, "closes"):
+        assert (kind, peer) == ("PeerGone", 1), text
+        assert took < LIMIT
+
+
+def test_control_a_child_that_holds_the_connections(pool: RankPool) -> None:
+    """What the hook at fork is for: until the deadline the parent passes for alive."""
+    for kind, _, text, took in of_the_others(pool, 1, True, 2.0, True, "holds"):
+        assert kind in ("PeerTimeout", "WorkspaceBroken"), text
+        assert took > 1.5
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("how", gone.LEAVES)
+def test_who_leaves_says_so(pool: RankPool, how: str, victim: int) -> None:
+    outcomes = pool.start(gone.leaves, how, victim).outcomes(80)
+    ended = [rank for rank, (ok, _) in enumerate(outcomes) if not ok]
+    assert ended == [victim] * (how == "exit"), outcomes
+    kind, text, took = outcomes[(victim + 1) % 3].value
+    assert kind == "PeerGone", text
+    assert f"rank {victim} {gone.LEAVES[how]}" in text
+    assert took < LIMIT
+
+
+def test_control_without_the_monitor_who_leaves_is_waited_for(pool: RankPool) -> None:
+    kind, text, took = pool.run(gone.leaves, "close", 2, 2.0, False)[0]
+    assert kind == "PeerTimeout", text
+    assert took >= 2.0
+
+
+def test_two_leave_one_after_the_other(pool: RankPool) -> None:
+    kind, peer, text, took = pool.run(gone.two_leave, timeout=100)[0]
+    assert (kind, peer) == ("PeerGone", 1), text
+    assert took < LIMIT
+
+
+def test_a_normal_end_is_no_fault(pool: RankPool) -> None:
+    outcomes = pool.start(gone.check_normal_ends).outcomes(60)
+    assert [ok for ok, _ in outcomes] == [True, True, False], outcomes
+    assert "exit code 0" in outcomes[2].value
+
+
+def test_nothing_is_said_while_graphs_may_run() -> None:
+    with RankPool(2) as pool:
+        pool.run(gone.check_kept)
+
+
+PROGRAM = """
+    import sys
+    import torch
+    import torch.distributed as dist
+    from common.cases import gone
+    from mnnvl_ar import Workspace
+
+    store, rank = dist.FileStore(sys.argv[1], 2), int(sys.argv[2])
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+
+    class Rank:
+        device = torch.device("cpu")
+
+    workspace = Workspace(dist.group.WORLD, **gone.SMALL, device="cpu", deadline=60.0)
+    gone.one_call(Rank, workspace)
+    if rank == 1:
+        sys.exit("an error, and a normal end all the same")
+    gone.until(lambda: workspace._memory.lifeline._gone, "it does not end")
+    assert gone.told(workspace) is None
+    kind, peer, text, _ = gone.call_in_vain(Rank, workspace)
+    assert (kind, peer) == ("PeerGone", 1), text
+    assert "rank 1 has ended its process, and rank 0 waited for it in a later call" in text, text
+"""
+
+
+def test_the_end_of_a_plain_process(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(PROGRAM))
+    command = [sys.executable, str(script), str(tmp_path / "store")]
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GLOO_SOCKET_IFNAME": "lo", "PATH": ""}
+    ranks = [
+        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=100)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 1], said

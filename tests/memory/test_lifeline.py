@@ -1,0 +1,122 @@
+"""What stays open after a bring-up: who is gone is heard by all, on one host or several, and only that."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from memory import ranks
+from memory.simulated_driver import SimulatedDriver
+from memory.test_allocate import make
+from mnnvl_ar.memory import hosts
+from mnnvl_ar.memory.connection import Connection
+from mnnvl_ar.memory.lifeline import CLOSED, DIED, EXITED, Gone, Lifeline
+
+
+@pytest.fixture
+def star() -> Any:
+    """Three ranks in one process."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    ends = [[Connection(sock) for sock in side] for side in zip(*pairs, strict=True)]
+    for connection in (*ends[0], *ends[1]):
+        connection.trust()
+    made = [Lifeline(0, dict(enumerate(ends[0], 1))), *(Lifeline(r + 1, {0: end}) for r, end in enumerate(ends[1]))]
+    yield made
+    for lifeline in made:
+        lifeline.leave(CLOSED)
+
+
+def end(lifeline: Lifeline) -> None:
+    """As the kernel does when a process ends."""
+    lifeline._close()
+
+
+def test_who_leaves_is_heard_by_all(star: list[Lifeline]) -> None:
+    star[1].next_epoch = lambda: 7
+    star[1].leave(CLOSED)
+    assert star[0].look() == star[2].look() == [Gone(1, CLOSED, 7)]
+    star[2].settled(Gone(1, CLOSED, 7))
+    assert star[2].look() == []
+    star[1].leave(DIED)  # it has left
+    assert star[0].look() == [Gone(1, CLOSED, 7)]
+    assert star[1].look() == []
+
+
+def test_an_end_without_a_word_is_a_death(star: list[Lifeline]) -> None:
+    end(star[2])
+    assert star[1].look() == []  # it has it from rank 0
+    assert star[0].look() == star[1].look() == [Gone(2, DIED)]
+    end(star[0])
+    assert star[1].look() == [Gone(2, DIED), Gone(0, DIED)]
+
+
+def test_who_ends_is_gone_when_its_process_is(star: list[Lifeline]) -> None:
+    star[0].next_epoch = lambda: 3
+    star[0].leave(EXITED)
+    assert star[1].look() == star[2].look() == []
+    end(star[0])
+    assert star[1].look() == star[2].look() == [Gone(0, EXITED, 3)]
+
+
+def test_an_epoch_that_cannot_be_known_is_no_obstacle(star: list[Lifeline]) -> None:
+    star[1].next_epoch = mock.Mock(side_effect=RuntimeError("the device has failed"))
+    star[1].leave(CLOSED)
+    assert star[0].look() == [Gone(1, CLOSED)]
+
+
+def test_silence_is_no_death(star: list[Lifeline], caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        mock.patch.object(Lifeline, "_ready", return_value=[2]),
+        mock.patch.object(Connection, "poll", side_effect=TimeoutError(110, "Connection timed out")),
+        caplog.at_level(logging.WARNING, "mnnvl_ar"),
+    ):
+        assert star[0].look() == []
+    assert "nothing is heard of rank 2 any more" in caplog.text
+    assert star[0].look() == star[1].look() == []
+
+
+def hosts_body(rank: int, size: int, store: dist.Store, victim: int) -> Any:
+    """Each rank is on a host of its own: they are connected by TCP."""
+    group = ranks.group(store, "first", rank, size)
+    with (
+        mock.patch.object(hosts, "identity", return_value=f"host{rank}/kernel {rank}/1"),
+        mock.patch.dict(os.environ, {hosts.ADDRESS_VARIABLE: "127.0.0.1"}),
+    ):
+        memory = make(
+            group, device=torch.device("cuda", 0), transport="unicast", driver=SimulatedDriver(rank, host=f"h{rank}")
+        )
+    connections = list(memory.lifeline._connections.values())
+    keepalive = [c._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for c in connections]
+    ranks.meet(store, "made", size)
+    if rank == victim:
+        store.set("killed", str(time.monotonic()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    until = time.monotonic() + 30.0
+    while time.monotonic() < until and not memory.lifeline.look():
+        time.sleep(0.005)
+    took, gone = time.monotonic() - float(store.get("killed").decode()), memory.lifeline.look()
+    ranks.meet(store, "heard", size - 1)
+    memory.close()
+    return [c.is_local for c in connections], keepalive, gone, took
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_death_on_another_host(victim: int) -> None:
+    ends = ranks.launch(3, hosts_body, victim)
+    assert ends[victim].exitcode == -signal.SIGKILL
+    for rank, found in enumerate(ends):
+        if rank != victim:
+            local, keepalive, gone, took = found.value
+            assert not any(local)
+            assert all(keepalive)
+            assert gone == [Gone(victim, DIED)]
+            assert took < 10.0
