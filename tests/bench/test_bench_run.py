@@ -38,8 +38,11 @@ def test_a_world_of_one_between_gemms(root: Path, tmp_path: Path):
     done = run(root, *grid, "--pdl", "auto,off", "--peers", "yardsticks", "--verbose", "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text())["rows"]
-    names = ["mnnvl_ar", "mnnvl_ar/pdl_off", "yardstick/trivial", "yardstick/copy"]
-    assert [row["variant"] for row in rows] == 2 * names
+    others = ["yardstick/trivial", "yardstick/copy"]
+    assert [row["variant"] for row in rows] == [
+        *("mnnvl_ar", "mnnvl_ar/pdl_off", *others),
+        *("mnnvl_ar", "mnnvl_ar/with_norm", "mnnvl_ar/pdl_off", "mnnvl_ar/pdl_off/with_norm", *others),
+    ]
     for row in rows:
         assert row["ok"] is True, row
         assert (row["context"], row["skew_us"], row["tp"]) == ("gemm", 0, 1)
@@ -54,8 +57,10 @@ def test_quantised_ops_are_measured_and_checked(root: Path, tmp_path: Path):
     done = run(root, *grid, "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text())["rows"]
-    assert [row["op"] for row in rows] == [*KINDS]
-    assert all(row["ok"] and row["variant"] == "mnnvl_ar" for row in rows), rows
+    assert [(row["op"], row["variant"]) for row in rows] == [
+        (kind, name) for kind in KINDS for name in ("mnnvl_ar", "mnnvl_ar/with_norm")
+    ]
+    assert all(row["ok"] for row in rows), rows
 
 
 def test_no_time_means_no_rows_but_a_list_of_what_was_not_run(root: Path, tmp_path: Path):

@@ -129,7 +129,7 @@ def _leave(workspace: Any, plan: Plan) -> None:
     elif plan.kind == "sleep":
         workspace.sleep()
     else:  # as a child of multiprocessing ends
-        multiprocessing.util._exit_function()
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
         os._exit(0)
 
 
