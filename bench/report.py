@@ -98,8 +98,7 @@ def _table(run: dict[str, Any], today: str) -> str:
     tps = sorted({tp for tp, _ in cells})
     age = "" if run["source_digest"] == today else ", **earlier than today's**"
     lines = [
-        f"{run['machine']}, hidden {TABLE_HIDDEN}, bf16, AllReduce + add + RMSNorm in a graph, us a call (p50, slowest"
-        f" rank); in brackets the best peer of the size, and the floor. Sources `{run['source_digest']}`{age}.",
+        f"{run['machine']}, hidden {TABLE_HIDDEN}. Sources `{run['source_digest']}`{age}.",
         "",
         "| tokens | " + " | ".join(f"TP{tp}" for tp in tps) + " |",
         "|---" * (len(tps) + 1) + "|",
