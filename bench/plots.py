@@ -32,12 +32,15 @@ COLOURS = {
 }
 
 
+TOKENS_TOLD = (1, 4, 16, 64, 256, 1024)  # on the axis
+
+
 def latency(rows: Sequence[Row], title: str, file: Path) -> None:
     """One panel a group size and hidden size, log-log. Raises ImportError without matplotlib."""
     plt = _pyplot()
     tps, widths = _values(rows, "tp"), _values(rows, "hidden")
     size = (3.4 * len(widths) + 1, 2.9 * len(tps) + 1)
-    figure, axes = plt.subplots(len(tps), len(widths), figsize=size, squeeze=False, sharex=True)
+    figure, axes = plt.subplots(len(tps), len(widths), figsize=size, squeeze=False, sharex=True, layout="constrained")
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     for axis, (tp, hidden) in zip(axes.flat, [(tp, hidden) for tp in tps for hidden in widths], strict=True):
         here = [row for row in rows if (row["tp"], row["hidden"]) == (tp, hidden)]
@@ -51,15 +54,16 @@ def latency(rows: Sequence[Row], title: str, file: Path) -> None:
         if floor:
             axis.plot([t for t, _ in floor], [us for _, us in floor], "k--", linewidth=1, label="floor")
         axis.set(xscale="log", yscale="log", title=f"TP{tp}, hidden {hidden}")
-        axis.grid(True, which="both", alpha=0.25)
+        _plain_numbers(axis.xaxis, [t for t in TOKENS_TOLD if any(row["tokens"] >= t for row in here)])
+        _plain_numbers(axis.yaxis, _told([float(row["p50_us"]) for row in here]))
+        axis.grid(True, alpha=0.25)
     for axis in axes[-1]:
         axis.set_xlabel("tokens")
     for axis in axes[:, 0]:
         axis.set_ylabel("us a call, p50")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=min(5, len(labels)), frameon=False)
     figure.suptitle(title)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(handles, labels, loc="outside lower center", ncol=min(5, len(labels)), frameon=False)
     _save(plt, figure, file)
 
 
@@ -76,7 +80,7 @@ def speed_up(rows: Sequence[Row], title: str, file: Path) -> None:
 
     scale = TwoSlopeNorm(1.0, vmin=0.5, vmax=3.0)  # red where a peer is ahead
     size = (0.62 * len(counts) + 2, (0.45 * len(widths) + 1) * len(tps) + 0.6)
-    figure, axes = plt.subplots(len(tps), 1, figsize=size, squeeze=False)
+    figure, axes = plt.subplots(len(tps), 1, figsize=size, squeeze=False, layout="constrained")
     for axis, tp in zip(axes.flat, tps, strict=True):
         grid = [[ratios.get((tp, hidden, tokens), float("nan")) for tokens in counts] for hidden in widths]
         axis.imshow(grid, cmap="RdYlGn", norm=scale, aspect="auto")
@@ -89,12 +93,25 @@ def speed_up(rows: Sequence[Row], title: str, file: Path) -> None:
                     axis.text(x, y, f"{ratio:.1f}", ha="center", va="center", fontsize=8)
     axes.flat[-1].set_xlabel("tokens")
     figure.suptitle(title)
-    figure.tight_layout()
     _save(plt, figure, file)
 
 
 def _values(rows: Sequence[Row], name: str) -> list[int]:
     return sorted({int(row[name]) for row in rows})
+
+
+def _told(times: Sequence[float]) -> list[int]:
+    """What an axis of microseconds is marked with: those of 1, 2, 5, 10, ... that are near to these times."""
+    steps = [mantissa * 10**power for power in range(6) for mantissa in (1, 2, 5)]
+    return [step for step in steps if min(times) / 2 <= step <= 2 * max(times)]
+
+
+def _plain_numbers(axis: Any, ticks: Sequence[int]) -> None:
+    """A logarithmic axis that is marked with these numbers, written out, and with no others."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_ticks(ticks, labels=[f"{tick}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def _pyplot() -> Any:

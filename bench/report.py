@@ -1,4 +1,4 @@
-"""Makes pictures and README's table from the recorded runs, and says how the figures to reach stand."""
+"""Makes pictures and the tables of docs/benchmarks.md from the recorded runs, and says how the figures stand."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--images", type=Path, default=results.ROOT / "docs" / "images")
-    parser.add_argument("--readme", type=Path, default=results.ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=results.ROOT / "docs" / "benchmarks.md")
     args = parser.parse_args(arguments)
     today = results.source_digest()
     if of_servers := servers.section(servers.load(args.results), today):
-        print(put_in_readme(of_servers, args.readme, *SERVERS))
+        print(put_in_page(of_servers, args.page, *SERVERS))
     runs = load(args.results)
     if not runs:
         print(f"no recorded run in {args.results}; make one by `make bench` where there are GPUs")
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(f"{name}: {run['machine']}, {len(run['rows'])} rows{stale}")
     pictures = draw(runs, args.images)
-    section = readme_section(runs, pictures, args.readme.parent, today)
-    print(put_in_readme(section, args.readme))
+    section = page_section(runs, pictures, args.page.parent, today)
+    print(put_in_page(section, args.page))
     print("\n".join(standing(runs, args.results)))
     return 0
 
@@ -60,7 +60,7 @@ def usual(rows: list[Row]) -> list[Row]:
 
 def draw(runs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
     """The pictures of each run, those of the largest first; without matplotlib those that are there already, so that
-    README keeps them, with a word about it."""
+    the page keeps them, with a word about it."""
     pictures = []
     for name, run in reversed(runs.items()):
         for kind, plot, text in (
@@ -77,7 +77,7 @@ def draw(runs: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
     return pictures
 
 
-def readme_section(runs: dict[str, dict[str, Any]], pictures: list[Path], base: Path, today: str) -> str:
+def page_section(runs: dict[str, dict[str, Any]], pictures: list[Path], base: Path, today: str) -> str:
     """A table of each run, those of the sources `today` first, and the largest first; and the first one's pictures."""
     largest_first = list(reversed(runs.items()))
     order = sorted(largest_first, key=lambda item: item[1]["source_digest"] != today)
@@ -98,8 +98,7 @@ def _table(run: dict[str, Any], today: str) -> str:
     tps = sorted({tp for tp, _ in cells})
     age = "" if run["source_digest"] == today else ", **earlier than today's**"
     lines = [
-        f"{run['machine']}, hidden {TABLE_HIDDEN}, bf16, AllReduce + add + RMSNorm in a graph, us a call (p50, slowest"
-        f" rank); in brackets the best peer of the size, and the floor. Sources `{run['source_digest']}`{age}.",
+        f"{run['machine']}, hidden {TABLE_HIDDEN}. Sources `{run['source_digest']}`{age}.",
         "",
         "| tokens | " + " | ".join(f"TP{tp}" for tp in tps) + " |",
         "|---" * (len(tps) + 1) + "|",
@@ -119,15 +118,15 @@ def _entry(cell: tuple[Row | None, Row | None] | None) -> str:
     return f"**{ours['p50_us']:.1f}**{wrong} ({peer}; {floor})"
 
 
-def put_in_readme(section: str, readme: Path, begin: str = BEGIN, end: str = END) -> str:
+def put_in_page(section: str, page: Path, begin: str = BEGIN, end: str = END) -> str:
     """Replaces what is between the markers; says what it did."""
-    text = readme.read_text() if readme.exists() else ""
+    text = page.read_text() if page.exists() else ""
     if begin not in text or end not in text:
-        return f"{readme.name} has no {begin} ... {end}; the table would be:\n{section}"
+        return f"{page.name} has no {begin} ... {end}; the table would be:\n{section}"
     head, rest = text.split(begin, 1)
     tail = rest.split(end, 1)[1]
-    readme.write_text(f"{head}{begin}\n{section}\n{end}{tail}")
-    return f"wrote the table into {readme.name}"
+    page.write_text(f"{head}{begin}\n{section}\n{end}{tail}")
+    return f"wrote the table into {page.name}"
 
 
 def standing(runs: dict[str, dict[str, Any]], folder: Path) -> list[str]:

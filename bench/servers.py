@@ -1,4 +1,4 @@
-"""README's tables of what servers did (tests/servers), from bench/results/servers_*.json.
+"""The tables of docs/benchmarks.md of what servers did (tests/servers), from bench/results/servers_*.json.
 
 Empty where nothing was recorded. What failed is in the table, and says so.
 """
@@ -30,7 +30,7 @@ def _parts(record: dict[str, Any], today: str) -> list[str]:
     age = f", {stale} **of earlier sources**" if stale else ""
     head = f"{record['machine']}, unmodified servers, TP2: {len(runs)} scenarios{age}"
     return [
-        f"{head} ([docs/servers.md](docs/servers.md)).",
+        f"{head} ([servers.md](servers.md)).",
         *filter(None, (_speed(runs), _traffic(runs), _faults(runs))),
     ]
 

@@ -1,7 +1,8 @@
-"""bench/report.py on made-up runs: figures, README's table, pictures."""
+"""bench/report.py on made-up runs: figures, the page's table, pictures."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic
@@ -55,13 +56,13 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(report, "draw", lambda runs, folder: [folder / "bench_latency_h200x8.png"])
-    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results, page = tmp_path / "results", tmp_path / "page.md"
     synthetic.write(results / "h200x2.json", "2 x NVIDIA H200", synthetic.rows((2,)))
     synthetic.write(results / "h200x8.json", "8 x NVIDIA H200", synthetic.rows((2, 8)))
-    readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
-    arguments = ["--results", str(results), "--images", str(tmp_path / "images"), "--readme", str(readme)]
+    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    arguments = ["--results", str(results), "--images", str(tmp_path / "images"), "--page", str(page)]
     assert report.main(arguments) == 0
-    once = readme.read_text()
+    once = page.read_text()
     assert once.startswith("above\n")
     assert once.endswith("\nbelow\n")
     assert "old" not in once
@@ -69,7 +70,7 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(
     assert "8 x NVIDIA H200" in once
     assert "| tokens | TP2 | TP8 |" in once
     assert report.main(arguments) == 0
-    assert readme.read_text() == once
+    assert page.read_text() == once
     printed = capsys.readouterr().out
     assert "STALE" in printed
     assert "reached      geometric mean" in printed
@@ -81,7 +82,7 @@ def test_a_run_of_todays_sources_comes_before_a_larger_one_of_others(tmp_path: P
         for n, digest in ((2, "today"), (4, "before"), (8, "before"))
     }
     pictures = [tmp_path / f"bench_latency_{name}.png" for name in runs]
-    section = report.readme_section(runs, pictures, tmp_path, "today")
+    section = report.page_section(runs, pictures, tmp_path, "today")
     shown = [
         "2 x NVIDIA H200, hidden",
         "(bench_latency_h200x2.png)",
@@ -101,7 +102,7 @@ def test_a_machine_without_a_floor_is_shown_without(tmp_path: Path):
     rows = [{**row, "floor_us": None} for row in synthetic.rows((8,))]
     figures = by_name(targets.judge(rows))
     assert {figures[f"time over floor, T {which} 8"].reached for which in ("<=", ">")} == {None}
-    section = report.readme_section({"b": {"machine": "8 x B", "source_digest": "0", "rows": rows}}, [], tmp_path, "0")
+    section = report.page_section({"b": {"machine": "8 x B", "source_digest": "0", "rows": rows}}, [], tmp_path, "0")
     best = next(
         row for row in rows if (row["tokens"], row["hidden"], row["variant"]) == (1024, 7168, "flashinfer/one_shot")
     )
@@ -123,18 +124,41 @@ def test_pictures(tmp_path: Path, floor: bool):
     assert all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 10_000 for p in pictures)
 
 
-def test_without_matplotlib_readme_keeps_the_pictures_that_are_there(
+def test_the_legend_covers_nothing_and_numbers_are_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the bench extra)")
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "_save", lambda plt, figure, file: figures.append(figure))
+    plots.latency(report.usual(synthetic.rows((2, 8))), "title", tmp_path / "a.png")
+    (figure,) = figures
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.y0 >= 0
+    assert not [axis for axis in figure.axes if axis.get_tightbbox().overlaps(box)]
+    for axis in figure.axes:
+        told = [label.get_text() for label in (*axis.get_xticklabels(), *axis.get_yticklabels())]
+        assert len(told) > 6
+        assert all(text.isdigit() for text in told)
+    axes = figure.axes[-1]
+    axes.set_xscale("log")  # control: matplotlib's own marks are powers
+    assert not all(label.get_text().isdigit() for label in axes.get_xticklabels())
+    legend.set_loc("center")  # control: a legend on a picture
+    figure.canvas.draw()
+    assert [axis for axis in figure.axes if axis.get_tightbbox().overlaps(legend.get_window_extent())]
+
+
+def test_without_matplotlib_the_page_keeps_the_pictures_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    results, readme, images = tmp_path / "results", tmp_path / "README.md", tmp_path / "images"
+    results, page, images = tmp_path / "results", tmp_path / "page.md", tmp_path / "images"
     synthetic.write(results / "h200x8.json", "8 x NVIDIA H200", synthetic.rows((8,)))
-    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
     images.mkdir()
     (images / "bench_speedup_h200x8.png").touch()
-    assert report.main(["--results", str(results), "--images", str(images), "--readme", str(readme)]) == 0
-    assert "](images/bench_speedup_h200x8.png)" in readme.read_text()
-    assert "bench_latency" not in readme.read_text()  # there is none
+    assert report.main(["--results", str(results), "--images", str(images), "--page", str(page)]) == 0
+    assert "](images/bench_speedup_h200x8.png)" in page.read_text()
+    assert "bench_latency" not in page.read_text()  # there is none
     assert capsys.readouterr().out.count("not drawn anew") == 2
 
 

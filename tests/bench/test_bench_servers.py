@@ -1,4 +1,4 @@
-"""README's tables of servers, on made-up records."""
+"""The tables of servers, on made-up records."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def record() -> dict[str, Any]:
 
 def test_the_tables() -> None:
     lines = servers.section({"servers_h200x2": record()}, "today").split("\n")
-    assert lines[0] == ("2 x NVIDIA H200, unmodified servers, TP2: 6 scenarios ([docs/servers.md](docs/servers.md)).")
+    assert lines[0] == ("2 x NVIDIA H200, unmodified servers, TP2: 6 scenarios ([servers.md](servers.md)).")
     for line in (
         "| vllm 0.26.0, llama-32x4096 | ours | 3.000 | 3.500 | 8.250 | - | 0.0123 | 131 s | 64 MiB |",
         "| vllm 0.26.0, llama-32x4096 | as is | 3.000 | 3.500 | 8.250 | 87.5 % | 0.0123 | 131 s | - |",
@@ -91,24 +91,24 @@ def test_half_a_record_is_a_table() -> None:
     assert servers.section({}, "today") == ""
 
 
-def test_readme_has_it_once_there_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_has_it_once_there_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "draw", lambda runs, folder: [])
-    results, readme = tmp_path / "results", tmp_path / "README.md"
+    results, page = tmp_path / "results", tmp_path / "page.md"
     synthetic.write(results / "h200x8.json", "8 x NVIDIA H200", synthetic.rows((2, 8)))
     empty = f"above\n{report.BEGIN}\n{report.END}\n" + "\n".join(report.SERVERS) + "\nbelow\n"
-    readme.write_text(empty)
-    arguments = ["--results", str(results), "--readme", str(readme)]
+    page.write_text(empty)
+    arguments = ["--results", str(results), "--page", str(page)]
     assert report.main(arguments) == 0
-    assert readme.read_text().endswith("\n".join(report.SERVERS) + "\nbelow\n")
+    assert page.read_text().endswith("\n".join(report.SERVERS) + "\nbelow\n")
     (results / "servers_h200x2.json").write_text(json.dumps(record()))
     assert report.main(arguments) == 0
-    text = readme.read_text()
+    text = page.read_text()
     assert "| vllm 0.26.0 | rank 1: stop, in decode | ours |" in text.split(report.SERVERS[0])[1]
     assert text.count("8 x NVIDIA H200, hidden") == 1
     assert report.main(arguments) == 0
-    assert readme.read_text() == text
+    assert page.read_text() == text
 
 
-def test_readme_of_this_repository_has_the_place() -> None:
-    text = (report.results.ROOT / "README.md").read_text()
+def test_the_page_of_this_repository_has_the_place() -> None:
+    text = (report.results.ROOT / "docs" / "benchmarks.md").read_text()
     assert all(text.count(mark) == 1 for mark in report.SERVERS)

@@ -1,4 +1,4 @@
-"""docs/decisions: one file a decision, and an index that holds them all. (test_links.py has the links.)"""
+"""docs/decisions: one file a decision, and an index that holds them all. (test_documents.py has the links.)"""
 
 from __future__ import annotations
 

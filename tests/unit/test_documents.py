@@ -1,4 +1,5 @@
-"""The documents: what they link to is there, and the log's index names every file of the log."""
+"""The documents: what they link to is there, the log's index names every file of the log, README is short, and so are
+lines of prose."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 LINK = re.compile(r"\]\(([^)]+)\)")
+LONGEST_LINE, MOST_WORDS = 120, 600
 
 
 def documents(root: Path) -> list[Path]:
@@ -37,12 +39,32 @@ def unlisted(index: Path) -> set[str]:
     return {path.name for path in index.parent.glob("*.md")} - {index.name, *LINK.findall(index.read_text())}
 
 
+def long_lines(document: Path) -> list[str]:
+    """The beginnings of lines of prose that are too long."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    prose = [line for line in text.split("\n") if not re.match(r" *\||    \S|!\[", line)]
+    return [f"{document.name}: {line[:60]}" for line in prose if len(line) > LONGEST_LINE]
+
+
+def words(text: str) -> int:
+    """As `wc -w` counts them, tables and code included."""
+    return len(text.split())
+
+
 def test_links_lead_somewhere() -> None:
     assert [broken for path in documents(ROOT) for broken in broken_links(path)] == []
 
 
 def test_the_index_of_the_log_is_complete() -> None:
     assert unlisted(ROOT / "docs/log/README.md") == set()
+
+
+def test_lines_of_prose_are_not_long() -> None:
+    assert [line for document in documents(ROOT) for line in long_lines(document)] == []
+
+
+def test_readme_is_short() -> None:
+    assert words((ROOT / "README.md").read_text()) < MOST_WORDS
 
 
 # ---- controls
@@ -56,3 +78,10 @@ def test_what_is_not_there_is_found(tmp_path: Path) -> None:
     assert unlisted(page) == set()
     page.write_text("")
     assert unlisted(page) == {"b.md"}
+
+
+def test_what_is_long_is_found(tmp_path: Path) -> None:
+    page, long = tmp_path / "a.md", "b" * (LONGEST_LINE + 1)
+    page.write_text(f"{long}\n\n| {long} |\n\n```\n{long}\n```\n\n    {long}\n\n* {long}\n{long[1:]}\n")
+    assert long_lines(page) == [f"a.md: {long[:60]}", f"a.md: * {long[:58]}"]
+    assert words("| a | b |\n`c d`") == 7
