@@ -100,7 +100,7 @@ auto divided(const Halves& norm, py::ssize_t block, float (*scale_of)(uint32_t))
       norm, block, 8,
       [=](uint32_t most) {
         const float scale = scale_of(most);
-        return Scale<uint32_t, Over>{as_bits(scale), {scale}};
+        return Scale<uint32_t, Over>{as_bits(scale), Over(scale)};
       },
       [](const Vector& v, auto s) { return e4m3_codes<D>(v, s.scaled); });
 }
@@ -130,7 +130,8 @@ Bytes group_bytes(const std::string& dtype, const Halves& norm) {
     return in_blocks<D, uint8_t>(
                norm, 128, 8,
                [](uint32_t most) {
-                 return Scale<uint8_t, Over>{static_cast<uint8_t>(group_scale_e8m0(most)), {group_scale_power(most)}};
+                 return Scale<uint8_t, Over>{static_cast<uint8_t>(group_scale_e8m0(most)),
+                                             Over(group_scale_power(most))};
                },
                [](const Vector& v, auto s) { return e4m3_codes<D>(v, s.scaled); })
         .second;
