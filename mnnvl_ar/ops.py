@@ -4,10 +4,11 @@ documentation.
 All ranks of the group make the same calls, with the same shapes, in the same order. CUDA tensors run on the current
 stream and may be captured; CPU tensors run at once.
 
-None has a gradient. Autograd is not told what they do: nothing flows back through them, whatever requires it, and an
+None has a gradient. Autograd is not told what they do: PyTorch warns in `backward()`, and nothing flows back. An
 `_out` op does not bump the version of what it writes, so autograd does not see that a tensor it has saved was
 overwritten. They are for `torch.no_grad()` and `torch.inference_mode()`. (An error instead is not to be had: the part
-PyTorch that is the same in all releases, which is all that `_C.so` uses, knows neither `requires_grad` nor versions.)
+of PyTorch that is the same in all releases, which is all that `_C.so` uses, knows neither `requires_grad` nor
+versions.)
 """
 
 from __future__ import annotations

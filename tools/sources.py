@@ -96,6 +96,7 @@ ROOMS = {
         "tests/ranks/test_diagnosis.py",
         "tests/ranks/test_input.py",
         "tests/ranks/test_lifecycle.py",
+        "tests/ranks/test_no_gradient.py",
     ),
     "faults": ("tools/faults/",),
     "bits": (
