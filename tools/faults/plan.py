@@ -82,8 +82,9 @@ class Plan:
 
     @property
     def limit(self) -> float:
-        """Seconds from the beginning of a call until it must end, but for a margin."""
-        return 0.0 if self.kind in HEARD else self.deadline
+        """Seconds from the beginning of a call until it must end, but for a margin. What is heard of is so within a
+        tenth of a second (tests/host/test_gone.py), but a process may take long to end on a busy machine."""
+        return self.deadline / 2 if self.kind in HEARD else self.deadline
 
     def calls(self, rank: int) -> list[Call]:
         """The calls that `rank` makes. No two in a row are alike, or one of them could be skipped unnoticed."""
