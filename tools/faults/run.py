@@ -1,9 +1,10 @@
 """`make faults`: a rank is killed, stopped, delayed or made to call out of turn; every other rank must name it.
 
 A round makes some three dozen calls on 2 to 4 processes; at a random one of them, a random rank does something wrong.
-The fault counts as named if every other rank raises the right error, naming the right rank, at most a second after the
-deadline; or, of those that are heard of (`plan.HEARD`), long before it. Groups run side by side, since they mostly wait. Exit status: 0 if every fault was named, no rank hung, no rank raised an error after a delay within
-the deadline, no bit that was returned is wrong, and nobody interrupted it.
+The fault counts as named if every other rank raises the right error, naming the right rank, at most a second after
+the deadline; or, of those that are heard of (`plan.HEARD`), long before it. Groups run side by side, since they
+mostly wait. Exit status: 0 if every fault was named, no rank hung, no rank raised an error after a delay within the
+deadline, no bit that was returned is wrong, and nobody interrupted it.
 
 Negative controls: --library tests/_C_test.so --off deadline (ranks hang), --off signature (wrong bits).
 """
