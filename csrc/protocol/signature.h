@@ -32,7 +32,7 @@ inline constexpr uint32_t kTags = 1 << kTagBits;
 inline constexpr uint32_t kSignedPieces = 1 << kPieceBits;
 
 // How an op is called, in a signature's few bits. What its epilogue stores besides is the epilogue's (epilogues/epilogue.h).
-enum Variant : uint32_t { kWeightIsFp32 = 1, kNormToo = 2, kScaleOrderAt = 2 };
+inline constexpr uint32_t kWeightIsFp32 = 1, kNormToo = 2, kScaleOrderAt = 2;
 
 // tag: the caller's, to tell calls apart that are alike in all else. piece: of the call.
 MNNVL_AR_HD constexpr uint32_t describe(Op op, Dtype dtype, Strategy strategy, uint32_t vectors, uint32_t tag,

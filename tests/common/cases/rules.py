@@ -372,10 +372,11 @@ def check_canary(rank: Any, off: str) -> None:
 
     workspace = sabotaged(rank, off, hidden=64, monitor=False)
     workspace.check()
+    offset = named(torch.ops.mnnvl_ar._block_canaries)["offsets"][1]
     rank.barrier()
     if rank.rank == 0:
-        write_word(rank, workspace, 5000, 7)
-        with pytest.raises(mnnvl_ar.WorkspaceBroken, match="overwritten at offset 0x1388"):
+        write_word(rank, workspace, offset, 7)
+        with pytest.raises(mnnvl_ar.WorkspaceBroken, match=f"overwritten at offset 0x{offset:x}"):
             workspace.check()
     rank.barrier()
     workspace.close()
