@@ -119,7 +119,8 @@ struct Rank {
                  .vectors = plan.vectors(n),
                  .first_token = 0,
                  .call_tokens = plan.tokens(n),
-                 .description = protocol::describe(op, plan.dtype(n), plan.strategy(n), plan.vectors(n), 0)};
+                 .description = protocol::describe(op, plan.dtype(n), plan.strategy(n), plan.vectors(n), 0, 0),
+                 .numbers = {}};
     const bool ok =
         op == Op::all_reduce
             ? host::run<epilogues::Plain>({{{out.data()}}, p}, plan.dtype(n))
