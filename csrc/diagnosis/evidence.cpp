@@ -86,9 +86,9 @@ Evidence gather(const Blocks& blocks) {
   found.ranks.resize(ranks);
   std::vector<Board> boards(ranks);
   for (uint32_t rank = 0; rank < ranks; ++rank) {
-    boards[rank].resize(2 * kSlots * kMaxRanks);
+    boards[rank].resize(kBoardBytes / kVectorBytes);
     if (!reader.read(rank, kBoardOffset, boards[rank].data(), kBoardBytes)) {
-      boards[rank].assign(2 * kSlots * kMaxRanks, signature(kNoEpoch, 0, 0));
+      boards[rank].assign(kBoardBytes / kVectorBytes, signature(kNoEpoch, 0, 0));
     }
     reader.read(rank, kProgressOffset + offsetof(Progress, later), &found.ranks[rank].later, sizeof(uint32_t));
     for (uint32_t slot = 0; slot < kSlots; ++slot) {

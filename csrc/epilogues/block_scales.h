@@ -69,8 +69,8 @@ MNNVL_AR_HD void store_scale(const BlockScales& s, const ScalePlace& p, uint32_t
   if (is_aligned && p.column % 4 == 0) pad_column(s.data, p, p.column / 4, end / 4);
 }
 
-// By every vector, of which a block has 2 to the power of `shift`: its share of the rows that pad the last tiles. A tile is 32 units of 16 bytes,
-// each of four rows; all vectors of the rows in a tile, in its four columns, take turns.
+// By every vector, of which a block has 2 to the power of `shift`: its share of the rows that pad the last tiles. A tile is 32 units
+// of 16 bytes, each of four rows; all vectors of the rows in a tile, in its four columns, take turns.
 MNNVL_AR_HD void pad_tile(const BlockScales& s, const ScalePlace& p, uint32_t vector, uint32_t vectors,
                           uint32_t shift) {
   const uint32_t used = p.rows % 128;

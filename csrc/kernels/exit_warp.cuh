@@ -10,8 +10,8 @@
 
 namespace mnnvl_ar::kernels {
 
-// Writes our signatures into every peer's boards. They leave no later than the data, so that no peer that has those waits for them: the
-// addresses are computed before the wait for the predecessor. By the whole warp.
+// Writes our signatures into every peer's boards. They leave no later than the data, so that no peer that has those waits for
+// them: the addresses are computed before the wait for the predecessor. By the whole warp.
 template <bool kNormed>
 class Signer {
  public:
