@@ -7,7 +7,7 @@ What is known of plain text:
 * `name` in backticks is code, and a link where `link` knows the name;
 * lines "name: what it is", or "one, other: ...", are a list of arguments or attributes; what is indented under a line
   belongs to it;
-* a line "Errors: ...", "Source: ..." is a paragraph of its own;
+* a line "Errors: ...", "Source: ..." begins a paragraph of its own, which ends where a sentence begins with a line;
 * a paragraph that is indented as a whole is an example.
 """
 
@@ -87,6 +87,8 @@ def _parts(lines: list[str]) -> list[tuple[str, str, str]]:
             parts.append(("item", item[1], item[2]))
         elif label:
             parts.append(("label", label[1], line[label.end() :].strip()))
+        elif before == "label" and parts[-1][2].endswith(".") and line[0].isupper():
+            parts.append(("text", "", line.strip()))
         elif before and (line.startswith(" ") or before != "item"):
             kind, name, text = parts[-1]
             parts[-1] = (kind, name, f"{text} {line.strip()}")
