@@ -144,7 +144,8 @@ def test_what_is_not_in_the_file_is_found(tmp_path: Path, text: str, wrong: list
 
 
 def test_a_name_that_is_not_there_is_found() -> None:
-    text = "`MNNVL_AR_DEADLIN` `--watchdog-timeouts` VLLM_PLUGIN\n```sh\nvllm serve --tensor-parallel-sized 2 \\\n  --badly 1\n"
+    text = "`MNNVL_AR_DEADLIN` `--watchdog-timeouts` VLLM_PLUGIN\n"
+    text += "```sh\nvllm serve --tensor-parallel-sized 2 \\\n  --badly 1\n"
     assert unknown_names(text) == [
         "MNNVL_AR_DEADLIN", "VLLM_PLUGIN", "badly", "tensor-parallel-sized", "watchdog-timeouts"
     ]  # fmt: skip
