@@ -8,11 +8,14 @@ What is known of plain text:
 * lines "name: what it is", or "one, other: ...", are a list of arguments or attributes; what is indented under a line
   belongs to it;
 * a line "Errors: ...", "Source: ..." begins a paragraph of its own, which ends where a sentence begins with a line;
-* a paragraph that is indented as a whole is an example.
+* a paragraph that is indented as a whole is an example;
+* what a member of an enumeration means is in the comment behind it.
 """
 
 from __future__ import annotations
 
+import enum
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,9 +47,17 @@ def converter(known: set[str]) -> Callable[..., None]:
             places = (f"{name}.{text}", f"{module}.{text}", f"mnnvl_ar.{text}", text)
             return next((place for place in places if place in known and place != name), None)
 
-        lines[:] = [*to_rst(lines, link), ""]
+        lines[:] = to_rst(lines, link)
+        if isinstance(thing, type) and issubclass(thing, enum.Enum):
+            lines += meanings(inspect.getsource(thing), link)
 
     return convert
+
+
+def meanings(source: str, link: Link) -> list[str]:
+    """A list of an enumeration's members, of those that have a comment behind them."""
+    found = re.findall(r"^ +(\w+) = .*?  # (.+)$", source, re.MULTILINE)
+    return [line for name, text in found for line in (f"``{name}``", f"    {_inline(text, link)}", "")]
 
 
 def to_rst(lines: list[str], link: Link = lambda _: None) -> list[str]:

@@ -180,6 +180,14 @@ def test_names_link_to_what_is_nearest() -> None:
         assert lines[0] == f":py:obj:`f <{wanted}>`, not ``h``"
 
 
+def test_members_have_the_comment_behind_them() -> None:
+    lines = ["Kinds."]
+    docstrings.converter(set())(None, "class", "a.GroupLayout", mnnvl_ar.scales.GroupLayout, None, lines)
+    text = re.sub(r"\n\n+", "\n\n", "\n".join(lines))
+    assert text.startswith("Kinds.\n\n``COLUMN_MAJOR``\n    strides (1, M)\n\n``TMA_ALIGNED``\n")
+    assert "DEFAULT" not in text
+
+
 # ---- controls
 
 
