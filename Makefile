@@ -20,10 +20,11 @@ READY := .venv/.installed
 READY_DEV := .venv/.dev
 READY_BENCH := .venv/.bench
 READY_RELEASE := .venv/.release
+READY_SITE := .venv/.site
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts servers wheel nightly clean
+.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts servers site wheel nightly clean
 
 demo: build
 	$(PY) -m mnnvl_ar demo $(ARGS)
@@ -59,6 +60,10 @@ bench-report: $(READY_BENCH)
 
 tune: build
 	$(PY) bench/tune.py $(ARGS)
+
+# build/site, to be opened in a browser. A warning is an error: a broken link, a name without an API page.
+site: $(READY_SITE) build
+	$(PY) -m sphinx -W --keep-going -n -q -c docs . build/site $(ARGS)
 
 # dist: the sdist, a wheel for x86-64 and one for aarch64, cross-built. ARGS='x86_64 --twice' and others: tools/wheels.py
 wheel: $(READY_RELEASE)
@@ -152,9 +157,13 @@ endif
 	$(PIP_INSTALL) --no-build-isolation -e '.[test,release]'
 	@touch $@
 
+.venv/.site: .venv/.installed
+	$(PIP_INSTALL) --no-build-isolation -e '.[test,docs]'
+	@touch $@
+
 .PHONY: FORCE
 FORCE:
 
 clean:
 	rm -rf build dist *.egg-info mnnvl_ar/_C.so tests/_C_*.so tests/_protocol*.so
-	rm -f .venv/.torch .venv/.torch-wanted .venv/.constraint .venv/.installed .venv/.dev .venv/.bench .venv/.release
+	rm -f .venv/.torch .venv/.torch-wanted .venv/.constraint .venv/.installed .venv/.dev .venv/.bench .venv/.release .venv/.site

@@ -32,6 +32,7 @@ ROOMS = {
         "mnnvl_ar/doctor/",
         "mnnvl_ar/dsl/",
         "tests/common/cases/demo.py",
+        "tests/common/pages.py",
         "tests/common/sass.py",
         "tools/*.md",
         "tools/Containerfile",

@@ -88,3 +88,10 @@ def test_wheels_are_built_with_what_builds_them(tree: Path) -> None:
     log = make(tree, "wheel", "ARGS=x86_64")
     (extra,) = [i for i, line in enumerate(log) if " install -c .venv/.constraint " in line and "release]" in line]
     assert log.index("-m tools.wheels x86_64") > extra
+
+
+def test_the_site_is_made_strictly_with_what_makes_it(tree: Path) -> None:
+    log = make(tree, "site")
+    (extra,) = [i for i, line in enumerate(log) if " install -c .venv/.constraint " in line and "docs]" in line]
+    (made,) = [i for i, line in enumerate(log) if line.startswith("-m sphinx -W --keep-going -n ")]
+    assert extra < made
