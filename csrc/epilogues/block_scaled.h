@@ -67,16 +67,14 @@ struct BlockScaled : Quantised {
 
   static MNNVL_AR_HD uint32_t block_vectors(const Arguments& a) { return 1u << a.format.shift; }
 
-  // The scale goes first: what it takes is out of the way of the codes, which take most registers.
+  static MNNVL_AR_HD void pad(const Arguments& a, const Tensors& tensors, uint32_t worker, uint32_t workers) {
+    pad_scales(a.scale, tensors, worker, workers);
+  }
+
   template <class D>
   static MNNVL_AR_HD void store(const Arguments& a, PerCall per_call, const Tensors& tensors, Place place,
                                 const Vector& norm, uint32_t most) {
     const Scale scale = scale_of(a, per_call, most);
-    const uint32_t shift = a.format.shift;
-    const ScalePlace block{tensors.first_token + place.row, tensors.call_tokens, place.vector >> shift,
-                           tensors.vectors >> shift};
-    if (block.column << shift == place.vector) store_scale(a.scale, block, scale.stored);
-    pad_tile(a.scale, block, place.vector, tensors.vectors, shift);
     if (a.format.is_fp4) {
       store_quantised(a, tensors, place, norm, protocol::e2m1_codes<D>(norm, {scale.number}));
     } else if (a.format.divides) {
@@ -84,6 +82,9 @@ struct BlockScaled : Quantised {
     } else {
       store_quantised(a, tensors, place, norm, fp8_codes<D>(norm, protocol::Times{scale.number}));
     }
+    const uint32_t column = place.vector >> a.format.shift;
+    if (column << a.format.shift != place.vector) return;
+    store_scale(a.scale, scale_offset(a.scale, tensors.first_token + place.row, column), scale.stored);
   }
 
  private:

@@ -1,9 +1,10 @@
 // Scales of blocks, each stored where its layout has it (protocol/scale_layout.h), and the padding beside it, which is 0.
 //
 // Contract
-//   * Every byte of the tensor is stored by some vector of the call: a scale by the first vector of its block, and padding by those
-//     that stand nearest to it. None is stored twice, and none depends on how the call was cut or spread.
-//   * `row` is of the call, of `rows`; `column` is the block's place in the row, of `columns`.
+//   * A scale is stored by the first vector of its block, padding by pad_scales(): every byte of the tensor by one of them, once,
+//     however the call was cut or spread.
+//   * `row` is of the call; `column` is the block's place in the row.
+//   * A tensor of scales is smaller than 4 GiB, so that a kernel finds its places by 32 bits.
 #pragma once
 
 #include "epilogues/epilogue.h"
@@ -19,74 +20,78 @@ enum class ScaleOrder : uint32_t {
   tiles,            // 128 rows by 4 columns: bytes only
 };
 
+// Of a whole call.
 struct BlockScales {
   void* data;
   ScaleOrder order;
   bool of_bytes;  // or of fp32
+  uint32_t rows, columns;
+  // Where a scale stands, but in tiles: row * row_bytes + (column >> packing) * column_bytes + column % (1 << packing).
+  uint32_t row_bytes, column_bytes, packing;
+
+  BlockScales() = default;
+  BlockScales(void* data, ScaleOrder order, bool of_bytes, uint32_t rows, uint32_t columns)
+      : data(data), order(order), of_bytes(of_bytes), rows(rows), columns(columns), packing(0) {
+    const uint32_t size = of_bytes ? 1 : 4;
+    if (order == ScaleOrder::rows || order == ScaleOrder::tiles) {
+      row_bytes = columns * size;
+      column_bytes = size;
+      return;
+    }
+    const bool is_aligned = order == ScaleOrder::aligned_columns;
+    packing = of_bytes ? 2 : 0;
+    row_bytes = 4;
+    column_bytes = static_cast<uint32_t>(is_aligned ? protocol::tma_stride(rows) : rows) * 4;
+  }
 };
 
-struct ScalePlace {
-  uint32_t row, rows;
-  uint32_t column, columns;
-};
-
-MNNVL_AR_HD uint64_t byte_offset(ScaleOrder order, const ScalePlace& p, uint32_t column) {
-  if (order == ScaleOrder::aligned_columns) return protocol::packed_scale_at(p.rows, p.row, column);
-  return protocol::byte_scale_at(
-      order == ScaleOrder::rows ? protocol::ByteScales::linear : protocol::ByteScales::swizzled_128x4, p.row, column,
-      p.columns);
+MNNVL_AR_HD uint32_t scale_offset(const BlockScales& s, uint32_t row, uint32_t column) {
+  if (s.order == ScaleOrder::tiles) return protocol::tiled_scale_at(row, column, (s.columns + 3) / 4);
+  return row * s.row_bytes + (column >> s.packing) * s.column_bytes + (column & ((1u << s.packing) - 1));
 }
 
-// Behind the last row, in the words of this column: of fp32 one for each scale, of bytes one for four.
-MNNVL_AR_HD void pad_column(void* data, const ScalePlace& p, uint32_t word_column, uint32_t word_columns) {
-  if (p.row + 1 != p.rows || word_column + 1 == word_columns) return;  // the last column ends with the last row
-  const uint64_t stride = protocol::tma_stride(p.rows);
-  for (uint64_t row = p.rows; row < stride; ++row) {
-    store_word(at(data, protocol::column_major_at(stride, row, word_column) * 4), 0u);
+// `scale`: a byte, or the bits of an fp32.
+MNNVL_AR_HD void store_scale(const BlockScales& s, uint32_t offset, uint32_t scale) {
+  if (s.of_bytes) {
+    store_word(at(s.data, offset), static_cast<uint8_t>(scale));
+  } else {
+    store_word(at(s.data, offset), scale);
   }
 }
 
-// By the first vector of a block. `scale`: a byte, or the bits of an fp32.
-MNNVL_AR_HD void store_scale(const BlockScales& s, const ScalePlace& p, uint32_t scale) {
-  const bool is_aligned = s.order == ScaleOrder::aligned_columns;
-  if (!s.of_bytes) {
-    const uint64_t index =
-        s.order == ScaleOrder::rows
-            ? uint64_t{p.row} * p.columns + p.column
-            : protocol::column_major_at(is_aligned ? protocol::tma_stride(p.rows) : p.rows, p.row, p.column);
-    store_word(at(s.data, index * 4), scale);
-    if (is_aligned) pad_column(s.data, p, p.column, p.columns);
+// By `workers` threads, of which this is number `worker`: what pads the rows of this launch, and, if the call's last row is among
+// them, what stands behind that.
+MNNVL_AR_HD void pad_scales(const BlockScales& s, const Tensors& t, uint32_t worker, uint32_t workers) {
+  if (s.order == ScaleOrder::columns || s.order == ScaleOrder::rows) return;
+  const uint32_t words = (s.columns + 3) / 4;  // of a row of bytes
+  const uint32_t beside = s.of_bytes ? words * 4 - s.columns : 0;
+  MNNVL_AR_ROLLED
+  for (uint32_t i = worker; i < t.tokens * beside; i += workers) {
+    store_scale(s, scale_offset(s, t.first_token + i / beside, s.columns + i % beside), 0);
+  }
+  if (t.first_token + t.tokens != t.call_tokens) return;
+  if (s.order == ScaleOrder::aligned_columns) {
+    const uint32_t behind = static_cast<uint32_t>(protocol::tma_stride(s.rows)) - s.rows;
+    const uint32_t columns = (s.of_bytes ? words : s.columns) - 1;  // the last one ends with the last row
+    MNNVL_AR_ROLLED
+    for (uint32_t i = worker; i < behind * columns; i += workers) {
+      store_word(at(s.data, i / behind * s.column_bytes + (s.rows + i % behind) * 4), 0u);
+    }
     return;
   }
-  store_word(at(s.data, byte_offset(s.order, p, p.column)), static_cast<uint8_t>(scale));
-  if (s.order == ScaleOrder::rows) return;
-  const uint32_t end = static_cast<uint32_t>(protocol::align_up(p.columns, 4));
-  if (p.column + 1 == p.columns) {
-    for (uint32_t column = p.columns; column < end; ++column) {
-      store_word(at(s.data, byte_offset(s.order, p, column)), uint8_t{0});
-    }
-  }
-  if (is_aligned && p.column % 4 == 0) pad_column(s.data, p, p.column / 4, end / 4);
-}
-
-// By every vector, of which a block has 2 to the power of `shift`: its share of the rows that pad the last tiles. A tile is 32 units
-// of 16 bytes, each of four rows; all vectors of the rows in a tile, in its four columns, take turns.
-MNNVL_AR_HD void pad_tile(const BlockScales& s, const ScalePlace& p, uint32_t vector, uint32_t vectors,
-                          uint32_t shift) {
-  const uint32_t used = p.rows % 128;
-  if (s.order != ScaleOrder::tiles || used == 0 || p.row / 128 != p.rows / 128) return;
-  const uint32_t column_vectors = 4u << shift;  // of the tile's four columns
-  const uint32_t first = vector & ~(column_vectors - 1);
-  const uint32_t width = vectors - first < column_vectors ? vectors - first : column_vectors;
-  uint8_t* const tile = at(s.data, protocol::byte_scale_at(protocol::ByteScales::swizzled_128x4, p.row / 128 * 128,
-                                                           p.column / 4 * 4, p.columns));
-  for (uint32_t unit = p.row % 128 + used * (vector - first); unit < 32; unit += used * width) {
+  const uint32_t used = s.rows % 128;  // rows of the last tiles, which are 32 units of 16 bytes, each of four rows
+  if (used == 0) return;
+  uint8_t* const tiles = at(s.data, protocol::tiled_scale_at(s.rows - used, 0u, words));
+  MNNVL_AR_ROLLED
+  for (uint32_t i = worker; i < 32 * words; i += workers) {
+    const uint32_t unit = i % 32;
     if (unit >= used) {
-      store16(tile + unit * 16, Vector{});
+      store16(tiles + i * 16, Vector{});
       continue;
     }
+    MNNVL_AR_ROLLED
     for (uint32_t quarter = 1; quarter < 4; ++quarter) {
-      if (unit + quarter * 32 >= used) store_word(tile + unit * 16 + quarter * 4, 0u);
+      if (unit + quarter * 32 >= used) store_word(tiles + i * 16 + quarter * 4, 0u);
     }
   }
 }

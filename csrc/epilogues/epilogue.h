@@ -17,7 +17,8 @@
 //   * PerCall, and prepare(arguments) that returns one: what all rows need and lies in device memory, such as a scale. It is loaded
 //     once, behind the wait for the predecessor, which may have written it, and before the wait for peers.
 //   * store<D>(arguments, per_call, tensors, place, v), if kNormed with one more argument, `most`, that maximum, or 0: stores all that
-//     depends on vector v = s or norm at `place`. Padding of an output is stored by the vectors beside it.
+//     depends on vector v = s or norm at `place`.
+//   * pad(arguments, tensors, worker, workers), if outputs have padding: stores it, by so many threads, which need not wait for anything.
 //   * Tensors of x's size are given from the first row of this launch on, and `place.offset` is into them. All others are given as
 //     a whole, and a row's number in the call is tensors.first_token + place.row: a call may run as several launches.
 //   * A NaN never becomes a number: given NaN, store() leaves NaN in every output (for codes without NaN, in their scale). That is the
@@ -113,6 +114,11 @@ MNNVL_AR_HD Word load_word(const void* address) {
 MNNVL_AR_HD uint8_t* at(void* tensor, uint64_t bytes) { return static_cast<uint8_t*>(tensor) + bytes; }
 
 // ---- for transports
+
+template <class E>
+MNNVL_AR_HD void pad(const typename E::Arguments& a, const Tensors& tensors, uint32_t worker, uint32_t workers) {
+  if constexpr (requires { E::pad(a, tensors, worker, workers); }) E::pad(a, tensors, worker, workers);
+}
 
 template <class D>
 MNNVL_AR_HD Vector poison_vector() {

@@ -80,6 +80,7 @@ class Call {
       if (strategy_ == Strategy::two_shot) reduce();
     }
     for (uint32_t row = 0; row < p_.tensors.tokens; ++row) finish(row);
+    if (!is_off(p_, Rule::padding)) epilogues::pad<E>(p_.arguments, p_.tensors, 0, 1);
     reinterpret_cast<Progress*>(p_.group.block + kProgressOffset)->finished += 1;
     return ok_;
   }
@@ -172,17 +173,14 @@ class Call {
       const uint8_t* address = p_.group.block + board_offset(slot_of(epoch_), source);
       BoundedWait wait(p_, epoch_);
       while (ok_) {
-        const Vector seen = load_vector(address), numbers = load_vector(address + kOneBoardBytes);
-        const bool is_there = is_signature_of(seen, epoch_), are_there = E::kNormed && is_signature_of(numbers, epoch_);
+        const Vector call = load_vector(address), numbers = load_vector(address + kOneBoardBytes);
         const Tensors& t = p_.tensors;
-        if (is_there && (!agrees(seen, t.call_tokens, t.description) ||
-                         (are_there && !agrees(numbers, t.numbers.eps, t.numbers.weight_bias)))) {
+        const Signed found = compare<E::kNormed>(epoch_, call, numbers, t.call_tokens, t.description, t.numbers);
+        if (found == Signed::alike) break;
+        if (found == Signed::differs) {
           report_fault(p_, FaultCode::call_mismatch,
-                       {epoch_, source, seen.word[1], seen.word[3], now_ns(),
-                        are_there ? Numbers{numbers.word[1], numbers.word[3]} : Numbers{}});
+                       {epoch_, source, call.word[1], call.word[3], now_ns(), numbers_of<E::kNormed>(numbers, epoch_)});
           ok_ = false;
-        } else if (is_there && (are_there || !E::kNormed)) {
-          break;
         } else {
           ok_ = wait.once_more();
         }

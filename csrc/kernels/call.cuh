@@ -1,11 +1,12 @@
 // A call's place in the ring (docs/protocol.md, "A call"), as every warp of a CTA sees it.
 //
 // Contract
-//   * prepare_cta() is what all threads do first.
 //   * The entry warp alone reads the ring's state (entry_warp.cuh). enter() is what all other warps do first behind the wait for the
 //     predecessor; all threads of a launch get the same epoch.
-//   * Every warp with rows passes kCleared, by its last clear_step(), after its last store to the stale slot, and arrives on
-//     kReceived after its last load from the current one: the exit warp waits for both.
+//   * What a CTA shares is set up by its warps without rows, before they pass kEntered: nobody waits for it where a plain edge has
+//     put the start of a call in line.
+//   * Where the exit warp does not clear alone, every warp with rows passes kCleared, by its last clear_step(), after its last store to
+//     the stale slot. Every one arrives on kReceived after its last load from the current slot. The exit warp waits for both.
 #pragma once
 
 #include "kernels/fault.cuh"
@@ -14,25 +15,11 @@
 
 namespace mnnvl_ar::kernels {
 
-// Sets up what the CTA's threads share, for the other CTAs of the cluster to see too.
-template <class Shared>
-__device__ __forceinline__ void prepare_cta(const Lane& lane, CallStatus& status, Shared& shared) {
-  if (threadIdx.x == 0) {
-    status.poisoned = status.gave_up = 0;
-    ptx::mbarrier_init(ptx::shared_address(&status.mbarrier), 1);
-  }
-  shared.init(lane);
-  ptx::mbarrier_init_fence();
-  // What peers in the cluster touch are mbarriers, which that fence is for, and words that only they write.
-  __syncthreads();
-  ptx::cluster_sync_relaxed();
-}
-
 struct RingPosition {
   uint32_t epoch;
   uint32_t dirty;       // vectors to clear in the stale slot
   uint64_t slot;        // offset of this call's slot in every block
-  uint64_t stale_slot;  // offset of the slot to clear in our own
+  uint32_t stale_slot;  // number of the slot to clear in our own
   bool broken;          // compute nothing
 };
 
@@ -72,7 +59,7 @@ __device__ __forceinline__ RingPosition enter(const Params& p, const CallStatus&
   if (protocol::is_off(p, protocol::Rule::clear)) ring.dirty = 0;
 #endif
   ring.slot = protocol::slot_offset(slot, p.group.slot_bytes);
-  ring.stale_slot = protocol::slot_offset(stale, p.group.slot_bytes);
+  ring.stale_slot = stale;
   return ring;
 }
 
@@ -87,16 +74,16 @@ __device__ __forceinline__ bool exit_warp_clears(const RingPosition& ring) {
 __device__ __forceinline__ void clear(const Params& p, const RingPosition& ring, uint32_t first, uint32_t end,
                                       uint32_t stride) {
   const protocol::Vector empty = protocol::sentinel_vector();
-  for (uint32_t i = first; i < end; i += stride) {
-    ptx::store(p.group.block + ring.stale_slot + uint64_t{i} * protocol::kVectorBytes, empty);
-  }
+  uint8_t* const slot = p.group.block + protocol::slot_offset(ring.stale_slot, p.group.slot_bytes);
+  for (uint32_t i = first; i < end; i += stride) ptx::store(slot + uint64_t{i} * protocol::kVectorBytes, empty);
 }
 
 // By the warps with rows: step `step` of the `steps` in which this CTA clears its share of what the exit warp leaves to them. Other
-// CTAs may take more steps, or fewer. With the last step they pass kCleared.
+// CTAs may take more steps, or fewer. With the last step they pass kCleared, if anything was left to them.
 __device__ __forceinline__ void clear_step(const Params& p, const RingPosition& ring, uint32_t step, uint32_t steps) {
+  if (exit_warp_clears(ring)) return;
   const uint32_t threads = blockDim.x - kOtherWarps * 32;
-  if (!ring.broken && !exit_warp_clears(ring)) {
+  if (!ring.broken) {
     const uint32_t stride = grid_size() * threads, part = (ring.dirty / (stride * steps) + 1) * stride;
     const uint32_t first = cta_index() * threads + threadIdx.x + step * part;
     clear(p, ring, first, min(first + part, ring.dirty), stride);

@@ -20,47 +20,45 @@ __device__ __forceinline__ bool is_quiescent(const protocol::Vector& state, cons
   return static_cast<int32_t>(progress.word[0] - state.word[1]) >= 0;
 }
 
-__device__ __forceinline__ bool await_quiescence(const Params& p, CallStatus& status, const uint8_t* state,
-                                                 const uint8_t* progress) {
+// What a call learns of the ring before it does anything.
+struct RingWords {
+  protocol::Vector state, progress;
+};
+
+__device__ __forceinline__ RingWords read_ring(const uint8_t* block) {
+  return {ptx::load_relaxed_gpu(block + protocol::kStateOffset),
+          ptx::load_relaxed_gpu(block + protocol::kProgressOffset)};
+}
+
+__device__ __forceinline__ bool await_quiescence(const Params& p, CallStatus& status) {
   uint64_t began_ns = 0;
   for (;;) {
-    const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
-    if (is_quiescent(s, g)) return true;
+    const RingWords now = read_ring(p.group.block);
+    if (is_quiescent(now.state, now.progress)) return true;
     if (must_give_up(p, status, FaultCode::overlap, began_ns)) return false;
   }
 }
 
-// Reads the state and lets the other warps in. By the whole warp.
-class StateReader {
- public:
-  __device__ __forceinline__ StateReader(const Params& p, CallStatus& status)
-      : block_(ptx::keep(reinterpret_cast<uint64_t>(p.group.block))),
-        entry_(ptx::keep(ptx::shared_address(&status.entry))) {}
-
-  // The rank's own block.
-  __device__ __forceinline__ uint8_t* block() const { return reinterpret_cast<uint8_t*>(block_); }
-
-  // Returns the CTAs of all earlier calls.
-  __device__ __forceinline__ uint32_t open(const Params& p, CallStatus& status, RingPosition& ring) const {
-    const uint8_t *state = block() + protocol::kStateOffset, *progress = block() + protocol::kProgressOffset;
-    const protocol::Vector s = ptx::load_relaxed_gpu(state), g = ptx::load_relaxed_gpu(progress);
-    bool broken = g.word[1] != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
-    // One load of one address: all lanes go the same way. What lane 0 finds is what counts.
-    if (!is_quiescent(s, g) && !protocol::is_off(p, protocol::Rule::quiescence)) {
-      broken |= !await_quiescence(p, status, state, progress);
-    }
-    if (threadIdx.x % 32 == 0) ptx::store_shared(entry_, {{s.word[0], s.word[2], broken, 0}});
-    __syncwarp();
-    ptx::barrier_arrive(kEntered, blockDim.x);
-    ring = RingPosition{.epoch = __shfl_sync(0xffffffffu, s.word[0], 0),
-                        .broken = __shfl_sync(0xffffffffu, broken, 0) != 0};
-    return s.word[1];
+// Lets the other warps in, and sets `status` up before that. By the whole warp, whose lanes have all read the same words: they go the
+// same way, and what lane 0 finds is what counts.
+__device__ __forceinline__ RingPosition open_ring(const Params& p, CallStatus& status, const RingWords& words) {
+  if (threadIdx.x % 32 == 0) {  // while the words are on their way
+    status.poisoned = status.gave_up = 0;
+    ptx::mbarrier_init(ptx::shared_address(&status.mbarrier), 1);
   }
-
- private:
-  const uint64_t block_;
-  const uint32_t entry_;
-};
+  __syncwarp();
+  const protocol::Vector &state = words.state, &progress = words.progress;
+  bool broken = progress.word[1] != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
+  if (!is_quiescent(state, progress) && !protocol::is_off(p, protocol::Rule::quiescence)) {
+    broken |= !await_quiescence(p, status);
+  }
+  if (threadIdx.x % 32 == 0) {
+    ptx::store_shared(ptx::shared_address(&status.entry), {{state.word[0], state.word[2], broken, 0}});
+  }
+  __syncwarp();
+  ptx::barrier_arrive(kEntered, blockDim.x);
+  return {.epoch = __shfl_sync(0xffffffffu, state.word[0], 0), .broken = __shfl_sync(0xffffffffu, broken, 0) != 0};
+}
 
 // Counts this CTA in; the last one advances the state. False: CTAs of another call counted themselves in, too.
 __device__ __forceinline__ bool count_in(const Params& p, uint8_t* block, const RingPosition& ring, uint32_t launched,
@@ -83,7 +81,7 @@ __device__ __forceinline__ bool count_in(const Params& p, uint8_t* block, const 
   return alone;
 }
 
-// Waits for the signatures of one rank. False: one differs, or did not come; the fault has been reported or noted.
+// Waits for the signatures of another rank. False: one differs, or did not come; the fault has been reported or noted.
 template <bool kNormed>
 __device__ __forceinline__ bool peer_agrees(const Params& p, const uint8_t* block, CallStatus& status,
                                             const RingPosition& ring, uint32_t source) {
@@ -91,49 +89,51 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, const uint8_t* bloc
   const uint8_t* place = block + protocol::board_offset(protocol::slot_of(ring.epoch), source);
   uint64_t began_ns = 0;
   for (int tries = 0;; ++tries) {
-    const protocol::Vector seen = ptx::load_halves_relaxed_sys(place);
+    const protocol::Vector call = ptx::load_halves_relaxed_sys(place);
     const protocol::Vector numbers =
         kNormed ? ptx::load_halves_relaxed_sys(place + protocol::kOneBoardBytes) : protocol::Vector{};
-    if (protocol::is_signature_of(seen, ring.epoch)) {
-      bool differs = !protocol::agrees(seen, p.tensors.call_tokens, p.tensors.description);
-      const bool are_there = kNormed && protocol::is_signature_of(numbers, ring.epoch);
-      if (are_there) differs |= !protocol::agrees(numbers, p.tensors.numbers.eps, p.tensors.numbers.weight_bias);
-      if (differs) {
-        report_fault(p, FaultCode::call_mismatch,
-                     {ring.epoch, source, seen.word[1], seen.word[3], ptx::global_timer_ns(),
-                      are_there ? protocol::Numbers{numbers.word[1], numbers.word[3]} : protocol::Numbers{}});
-        return false;
-      }
-      if (are_there || !kNormed) return true;
+    const protocol::Tensors& t = p.tensors;
+    const protocol::Signed found =
+        protocol::compare<kNormed>(ring.epoch, call, numbers, t.call_tokens, t.description, t.numbers);
+    if (found == protocol::Signed::alike) return true;
+    if (found == protocol::Signed::differs) {
+      report_fault(p, FaultCode::call_mismatch,
+                   {ring.epoch, source, call.word[1], call.word[3], ptx::global_timer_ns(),
+                    protocol::numbers_of<kNormed>(numbers, ring.epoch)});
+      return false;
     }
     if (tries >= kFastPolls && must_give_up(p, status, FaultCode::peer_timeout, began_ns)) return false;
   }
 }
 
-// `dirty`: vectors that this call will leave in its slot. kNormed: calls sign the numbers of their norm.
+// `dirty`: vectors that this call will leave in its slot. `words`: of the ring, where they could be read at once. kNormed: calls
+// sign the numbers of their norm.
 template <bool kNormed>
-__device__ __forceinline__ void run_entry_warp(const Params& p, uint32_t dirty, CallStatus& status) {
+__device__ __forceinline__ void run_entry_warp(const Params& p, uint32_t dirty, CallStatus& status, RingWords words) {
   const uint32_t lane = threadIdx.x % 32;
-  const StateReader reader(p, status);
-  if (lane == 0) ptx::prefetch_to_l2(p.group.block + protocol::kStateOffset);
-  ptx::wait_for_predecessor();
-  random_delay(p, Step::read_state);
-  RingPosition ring;
-  const uint32_t launched = reader.open(p, status, ring);
+  uint8_t* const block = reinterpret_cast<uint8_t*>(ptx::keep(reinterpret_cast<uint64_t>(p.group.block)));
+  if (p.launch.programmatic) {
+    if (lane == 0) ptx::prefetch_to_l2(block + protocol::kStateOffset);
+    ptx::wait_for_predecessor();
+    random_delay(p, Step::read_state);
+    words = read_ring(block);
+  }
+  const RingPosition ring = open_ring(p, status, words);
   bool ok = !ring.broken;
   if (ok) {
     if (lane == 0) {
-      ok = count_in(p, reader.block(), ring, launched, dirty);
+      ok = count_in(p, block, ring, words.state.word[1], dirty);
       if (!ok) report_fault(p, FaultCode::two_at_once, {ring.epoch, p.group.rank, 0, 0, ptx::global_timer_ns()});
       if (p.tensors.first_token != 0 && cta_index() == 0) {
-        uint8_t* const later = reader.block() + protocol::kProgressOffset + offsetof(protocol::Progress, later);
+        uint8_t* const later = block + protocol::kProgressOffset + offsetof(protocol::Progress, later);
         ptx::reduce_inc_relaxed_gpu(later, protocol::kEpochs - 1);
       }
     }
     __syncwarp();
     if (p.launch.trigger_early) ptx::trigger_dependents();
-    for (uint32_t source = lane; source < p.group.ranks; source += 32)
-      ok &= peer_agrees<kNormed>(p, reader.block(), status, ring, source);
+    for (uint32_t source = lane; source < p.group.ranks; source += 32) {
+      if (source != p.group.rank) ok &= peer_agrees<kNormed>(p, block, status, ring, source);
+    }
   }
   if (!__all_sync(0xffffffffu, ok)) status.poisoned = 1;
   __syncwarp();

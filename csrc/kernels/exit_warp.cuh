@@ -1,11 +1,14 @@
-// The exit warp of each CTA: it signs the call in every peer's board (one CTA's exit warp does), clears the stale slot where that
-// is little, reports what a thread gave up for, and counts the CTA out.
+// The exit warp of each CTA: it sets up what a reduction over the row needs, signs the call in every peer's board (one CTA's exit
+// warp does), clears the stale slot where that is little, stores what pads outputs, reports what a thread gave up for, and counts
+// the CTA out.
 //
 // Contract
 //   * The CTA's clears, and a fence behind them, come before it is counted out: whoever learns that the call has finished finds the
-//     slot clear.
+//     slot clear. A light call, which lets nothing start before it has ended and clears little, has no fence: what comes behind the
+//     end of the kernel finds its clears (docs/protocol.md, "A light call").
 #pragma once
 
+#include "epilogues/epilogue.h"
 #include "kernels/call.cuh"
 
 namespace mnnvl_ar::kernels {
@@ -42,22 +45,29 @@ class Signer {
   const uint64_t board_;
 };
 
-template <bool kNormed>
-__device__ __forceinline__ void run_exit_warp(const Params& p, CallStatus& status) {
+template <class E, class Shared>
+__device__ __forceinline__ void run_exit_warp(const epilogues::CallOf<E>& p, const Lane& where, CallStatus& status,
+                                              Shared& shared) {
   const uint32_t lane = threadIdx.x % 32;
-  const Signer<kNormed> signer(p);
+  shared.init(where);
+  Shared::join_cluster();
+  const Signer<E::kNormed> signer(p);
   ptx::wait_for_predecessor();
   const RingPosition ring = enter(p, status);
   signer.sign(p, ring);
 
-  const bool clears = exit_warp_clears(ring) && !ring.broken;
-  if (clears) {
+  const bool clears_alone = exit_warp_clears(ring);
+  if (!clears_alone) {
+    ptx::barrier_sync(kCleared, blockDim.x - 32);
+  } else if (!ring.broken) {
     clear(p, ring, cta_index() * 32 + lane, ring.dirty, grid_size() * 32);
     __syncwarp();
-    if (lane == 0) ptx::fence_acq_rel_gpu();
   }
-  ptx::barrier_sync(kCleared, blockDim.x - 32);
-  if (!clears && lane == 0) ptx::fence_acq_rel_gpu();
+  if (!protocol::is_off(p, protocol::Rule::padding)) {
+    epilogues::pad<E>(p.arguments, p.tensors, cta_index() * 32 + lane, grid_size() * 32);
+  }
+  const bool is_light = clears_alone && !p.launch.trigger_early;
+  if (!is_light && lane == 0) ptx::fence_acq_rel_gpu();
   ptx::barrier_sync(kReceived, blockDim.x);
   if (lane == 0) {
     const auto& fault = static_cast<const volatile CallStatus&>(status);

@@ -26,7 +26,7 @@ class Sender {
       return;
     }
     if constexpr (kRanks == 2) {
-      ptx::store_relaxed_sys(reinterpret_cast<uint8_t*>(only_) + offset, v);
+      if (p_.group.ranks == 2) ptx::store_relaxed_sys(reinterpret_cast<uint8_t*>(only_) + offset, v);
     } else {
       const uint32_t higher = p_.group.ranks - 1 - p_.group.rank;  // so many stand first in `peers`
       const auto send = [&](uint32_t i) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void send_to_all(const Params& p, uint64_t offset, co
     ptx::multimem_store_relaxed_sys(p.group.multicast + offset, v);
     return;
   }
-  if constexpr (kRanks > 0) {
+  if constexpr (kRanks > 2) {
 #pragma unroll
     for (int i = 0; i < kRanks; ++i) ptx::store_relaxed_sys(p.group.peers[i] + offset, v);
   } else {

@@ -1,10 +1,11 @@
 // What a row goes through once it is summed: an epilogue (epilogues/epilogue.h) over the threads of a cluster.
 //
 // Contract. Finish<D, Tile, E> sees s of kColumns vectors of kRows rows at a time, row by row, and stores the outputs.
-//   * Shared: what a CTA's threads need in shared memory, with init(lane) by all threads before the cluster is synchronised.
+//   * Shared: what a CTA's threads need in shared memory. init(lane): by the exit warp. join_cluster(): by all warps.
 //   * prefetch_weight() and prefetch_row(row): have L2 fetch what all rows need and what one will, before the predecessor has
 //     ended or long before its turn.
-//   * prepare(): loads what does not depend on the row; prefetch(rows): loads what does, issued before the wait for peers.
+//   * prepare(): loads what does not depend on the row, and waits until all CTAs of the cluster are there; prefetch(rows): loads what
+//     does. Both before the wait for peers.
 //   * finish(rows, round, s): by every thread with rows, whatever it holds, since it may hold barriers. `round` counts the calls of
 //     finish() of this cluster. After a fault s is NaN, and so is all that is stored.
 #pragma once
@@ -29,6 +30,7 @@ class Finish<D, Tile, E, false> {
  public:
   struct Shared {
     __device__ __forceinline__ void init(const Lane&) {}
+    static __device__ __forceinline__ void join_cluster() {}
   };
 
   __device__ __forceinline__ Finish(const CallOf<E>& p, const Lane& lane, const CallStatus& status, const Shared&)
@@ -97,6 +99,7 @@ class Finish<D, Tile, E, true> {
   __device__ __forceinline__ void prepare() {
     if (kKeepsWeight) load_weight();
     per_call_ = E::prepare(p_.arguments);
+    Shared::await_cluster();
   }
 
   __device__ __forceinline__ void prefetch(Rows rows) {

@@ -25,31 +25,18 @@ __device__ __forceinline__ void await_clock(uint32_t since, uint32_t clocks) {
 template <int kRanks, class Tile>
 inline constexpr int kCtas = kRanks == 2 && !Tile::kOnce ? 2 : 1;
 
-template <class Tile>
-inline constexpr int kThreads = !Tile::kOnce && Tile::kColumns == 2 ? kTwoColumnThreads : kMaxThreads;
+template <int kRanks, class Tile>
+inline constexpr int kThreads = !Tile::kOnce && Tile::kColumns == 2                                   ? kTwoColumnThreads
+                                : Tile::kOnce && Tile::kColumns == 1 && (kRanks == 2 || kRanks == 4) ? kRowThreads
+                                                                                                     : kMaxThreads;
 
 template <class D, int kRanks, class Tile, class E>
-__global__ void __launch_bounds__(kThreads<Tile>, kCtas<kRanks, Tile>) one_shot(const __grid_constant__ CallOf<E> p) {
-  // ---- Set-up: what the CTA shares, and the warps without rows go their own way.
+__global__ void __launch_bounds__(kThreads<kRanks, Tile>, kCtas<kRanks, Tile>) one_shot(const __grid_constant__ CallOf<E> p) {
   constexpr int kColumns = Tile::kColumns;
   __shared__ CallStatus status;
   __shared__ typename Finish<D, Tile, E>::Shared shared;
   const Lane lane = this_lane<kColumns>();
-  prepare_cta(lane, status, shared);
-  const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors, p.group.multicast != nullptr};
-  if (!is_as_planned<Tile::kOnce>(p)) return refuse<D, E>(p);
-  if (lane.role != Role::row) {
-    if (lane.role == Role::entry) {
-      return run_entry_warp<E::kNormed>(p, static_cast<uint32_t>(protocol::one_shot_vectors(shape)), status);
-    }
-    return run_exit_warp<E::kNormed>(p, status);
-  }
-
-  // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
-  Finish<D, Tile, E> epilogue(p, lane, status, shared);
-  const uint32_t source_bytes = p.tensors.tokens * p.tensors.vectors * protocol::kVectorBytes;
   const uint32_t first = ptx::keep(vector_offset(p, lane.cluster, lane.vector));
-  const Sender<kRanks> to_others(p, source_bytes);
   uint32_t columns = 0;
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) columns += holds_column(p, lane, column);
@@ -67,15 +54,40 @@ __global__ void __launch_bounds__(kThreads<Tile>, kCtas<kRanks, Tile>) one_shot(
       ptx::prefetch_to_l2(static_cast<const uint8_t*>(p.tensors.x) + offset + column * kGroupBytes);
     }
   };
+
+  // ---- What is longest on its way is asked for first, if it is there: nothing is awaited behind a plain edge, and pieces of a call
+  // do not write what the next one reads.
+  Vector mine[kColumns]{};
+  RingWords words{};
+  const bool has_x = !p.launch.programmatic || p.tensors.first_token != 0;
+  if (lane.role == Role::row) {
+    if (has_x && lane.cluster < p.tensors.tokens) load_x(first, mine);
+  } else if (lane.role == Role::entry) {
+    if (!p.launch.programmatic) words = read_ring(p.group.block);
+  }
+
+  // ---- The warps without rows go their own way.
+  const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors, p.group.multicast != nullptr};
+  if (!is_as_planned<Tile::kOnce>(p)) return refuse<D, E>(p);
+  if (lane.role == Role::exit) return run_exit_warp<E>(p, lane, status, shared);
+  shared.join_cluster();
+  if (lane.role == Role::entry) {
+    const auto dirty = static_cast<uint32_t>(protocol::one_shot_vectors(shape));
+    return run_entry_warp<E::kNormed>(p, dirty, status, words);
+  }
+
+  // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
+  Finish<D, Tile, E> epilogue(p, lane, status, shared);
+  const uint32_t source_bytes = p.tensors.tokens * p.tensors.vectors * protocol::kVectorBytes;
+  const Sender<kRanks> to_others(p, source_bytes);
   epilogue.prefetch_weight();
   epilogue.prefetch_row(lane.cluster);
-  if (threadIdx.x % 32 == 0) fetch_x(first);  // for the translation of its address: x itself is being written
+  if (!has_x && threadIdx.x % 32 == 0) fetch_x(first);  // for the translation of its address: x itself is being written
 
   // ---- Enter: the predecessor has ended; load the first row while the entry warp reads the state. Only loads up to the send.
-  Vector mine[kColumns]{};
   ptx::wait_for_predecessor();
   const uint32_t began = ptx::clock();
-  load_x(first, mine);
+  if (!has_x) load_x(first, mine);
   random_delay(p, Step::enter);
   const RingPosition ring = enter(p, status);
   if (ring.broken) columns = 0;
@@ -86,7 +98,7 @@ __global__ void __launch_bounds__(kThreads<Tile>, kCtas<kRanks, Tile>) one_shot(
   const uint32_t rounds = Tile::kOnce ? 1 : (p.tensors.tokens - lane.cluster + lane.clusters - 1) / lane.clusters;
   for (uint32_t row = lane.cluster, offset = first, round = 0;; ++round) {
     // ---- Send the row, sanitised, to every other rank.
-    await_clock(began, row * p.launch.pace.row);
+    if (p.launch.pace.row != 0) await_clock(began, row * p.launch.pace.row);
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       mine[column] = for_the_wire(p, mine[column]);

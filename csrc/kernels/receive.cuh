@@ -68,14 +68,20 @@ __device__ __forceinline__ bool receive(const Params& p, CallStatus& status, con
 inline constexpr int kChunk = 4;  // peers awaited at once where the number of ranks is not known at compile time
 
 // Two ranks, and one of them is us: what is ours is added before the other's has come. The order of two makes no difference to
-// any bit (0 + a is not -0, and NaN is NaN).
+// any bit (0 + a is not -0, and NaN is NaN). Of a world of one rank nothing is awaited: then the other's is 0.
 template <class D, int kColumns>
 __device__ __forceinline__ bool receive_other(const Params& p, CallStatus& status, const uint8_t* first,
                                               uint32_t columns, const Vector (&mine)[kColumns], Vector (&s)[kColumns]) {
   float sum[kColumns][D::kPerVector] = {};
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) protocol::accumulate<D>(sum[column], mine[column]);
-  const bool ok = receive<1, kColumns>(p, status, first, 0, 1, columns, s);
+  bool ok = true;
+  if (p.group.ranks > 1) {
+    ok = receive<1, kColumns>(p, status, first, 0, 1, columns, s);
+  } else {
+#pragma unroll
+    for (Vector& v : s) v = Vector{};
+  }
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) {
     protocol::accumulate<D>(sum[column], s[column]);
@@ -101,7 +107,7 @@ __device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status,
   bool ok = true;
 #pragma unroll 1
   for (uint32_t rank = 0; rank < (kRanks > 0 ? 1 : p.group.ranks); rank += kMost) {
-    const uint32_t count = kRanks > 0 ? kRanks : min(p.group.ranks - rank, static_cast<uint32_t>(kMost));
+    const uint32_t count = kRanks > 2 ? kRanks : min(p.group.ranks - rank, static_cast<uint32_t>(kMost));
     Vector v[kMost * kColumns];
 #pragma unroll
     for (int k = 0; k < kMost * kColumns; ++k) v[k] = mine[k % kColumns];

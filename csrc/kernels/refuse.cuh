@@ -27,6 +27,7 @@ static __device__ __noinline__ void refuse(const epilogues::CallOf<E>& p) {
     const uint32_t epoch = ptx::load_relaxed_gpu(p.group.block + protocol::kStateOffset).word[0];
     report_fault(p, FaultCode::launch_shape, {epoch, p.group.rank, 0, 0, ptx::global_timer_ns()});
   }
+  epilogues::pad<E>(p.arguments, p.tensors, cta_index() * blockDim.x + threadIdx.x, grid_size() * blockDim.x);
   const uint32_t vectors = p.tensors.vectors;
   for (uint32_t row = cta_index(); row < p.tensors.tokens; row += grid_size()) {
     for (uint32_t vector = threadIdx.x; vector < vectors; vector += blockDim.x) {

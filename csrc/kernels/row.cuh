@@ -14,7 +14,7 @@
 namespace mnnvl_ar::kernels {
 
 using launch::kGroupVectors, launch::kMaxCluster, launch::kMaxGroups, launch::kMaxThreads, launch::kOtherWarps,
-    launch::kTwoColumnThreads;
+    launch::kRowThreads, launch::kTwoColumnThreads;
 
 inline constexpr uint32_t kGroupBytes = kGroupVectors * protocol::kVectorBytes;
 

@@ -6,6 +6,8 @@
 //   * Exchanges of a cluster are numbered 0, 1, ... (`turn`). Two sets of words take turns: a warp that is one exchange ahead has
 //     had the words of every warp, and each of those wrote them after it had read the set of the exchange before.
 //   * After exchange(turn), prepare_next(turn) before exchange(turn + 2).
+//   * All warps of a CTA call join_cluster(), after init() where they do both; those that exchange wait for the others, by
+//     await_cluster(), before their first exchange.
 #pragma once
 
 #include "kernels/row.cuh"
@@ -19,20 +21,29 @@ struct RowReduction {
   alignas(16) float group[2][kRows][kMaxGroups];
   uint64_t mbarrier[2];
 
-  // By all threads of the CTA, before a synchronisation of the cluster. Where there is a group only its warp writes.
+  // By one warp of each CTA, before it arrives in the cluster. Where there is a group only its warp writes.
   __device__ __forceinline__ void init(const Lane& lane) {
-    for (uint32_t i = threadIdx.x; i < 2 * kRows * kMaxGroups; i += blockDim.x) {
-      if (i % kMaxGroups >= lane.groups) {
-        (&group[0][0][0])[i] = 0.0f;
-      }
+#pragma unroll
+    for (uint32_t set = 0; set < 2 * kRows; ++set) {
+#pragma unroll 1
+      for (uint32_t i = lane.groups + threadIdx.x % 32; i < kMaxGroups; i += 32) (&group[0][0][0])[set * kMaxGroups + i] = 0.0f;
     }
-    if (threadIdx.x == 0) {
+    if (gridDim.x > 1 && threadIdx.x % 32 == 0) {
       for (uint32_t set : {0, 1}) {
         const uint32_t bar = ptx::shared_address(&mbarrier[set]);
         ptx::mbarrier_init(bar, 1);
-        if (gridDim.x > 1) expect(lane, bar);
+        expect(lane, bar);
       }
+      ptx::mbarrier_init_fence();  // for the cluster: what others touch are mbarriers, and words that only they write
     }
+    __syncwarp();
+  }
+
+  static __device__ __forceinline__ void join_cluster() {
+    if (gridDim.x > 1) ptx::cluster_arrive_relaxed();
+  }
+  static __device__ __forceinline__ void await_cluster() {
+    if (gridDim.x > 1) ptx::cluster_wait();
   }
 
   // Each thread's part of each row in, by rows and columns; the sums of all groups out. `here` is this object's address, kept.

@@ -26,14 +26,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   __shared__ CallStatus status;
   __shared__ typename Finish<D, Tile, E>::Shared shared;
   const Lane lane = this_lane<1>();
-  prepare_cta(lane, status, shared);
   const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors};
   if (!is_as_planned<false>(p)) return refuse<D, E>(p);
-  if (lane.role != Role::row) {
-    if (lane.role == Role::entry) {
-      return run_entry_warp<E::kNormed>(p, static_cast<uint32_t>(protocol::two_shot_vectors(shape)), status);
-    }
-    return run_exit_warp<E::kNormed>(p, status);
+  if (lane.role == Role::exit) return run_exit_warp<E>(p, lane, status, shared);
+  shared.join_cluster();
+  if (lane.role == Role::entry) {
+    const auto dirty = static_cast<uint32_t>(protocol::two_shot_vectors(shape));
+    return run_entry_warp<E::kNormed>(p, dirty, status, p.launch.programmatic ? RingWords{} : read_ring(p.group.block));
   }
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.

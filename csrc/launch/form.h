@@ -35,7 +35,7 @@ constexpr bool is_built(Form form, uint32_t ranks, uint32_t generation) {
     case Form::batch_of_1:
     case Form::batch_of_2: return true;
     case Form::row_two_columns:
-    case Form::queue_two_columns: return ranks == 2;
+    case Form::queue_two_columns: return ranks == 1 || ranks == 2;
     case Form::batch_of_4: return ranks != 8 && generation < kBlackwell;
   }
   return false;

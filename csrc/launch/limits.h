@@ -8,6 +8,9 @@
 namespace mnnvl_ar::launch {
 
 inline constexpr uint32_t kMaxThreads = 512;  // of a CTA; leaves each 128 registers
+// Where a cluster has one row, a thread one vector of it, and at most three peers' data is awaited: 64 registers do, and a CTA
+// may hold a whole row, which then is reduced without an exchange between CTAs.
+inline constexpr uint32_t kRowThreads = 1024;
 // Where rows queue up by two columns a thread: two such CTAs an SM leave each thread 96.
 inline constexpr uint32_t kTwoColumnThreads = 320;
 inline constexpr uint32_t kOtherWarps = 2;  // of a CTA, without rows

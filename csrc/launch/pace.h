@@ -26,6 +26,7 @@ struct Link {
 };
 
 constexpr protocol::Pace pace_of(const protocol::Shape& shape, const Link& link) {
+  if (shape.ranks == 1) return {0, 0};  // nobody to send to, or to wait for
   const uint64_t row_bytes = uint64_t{shape.vectors} * protocol::kVectorBytes * (shape.ranks - 1);
   const uint64_t bytes = row_bytes * shape.tokens;
   if (bytes < link.paced_from_bytes)

@@ -60,7 +60,8 @@ struct Way {
 // In order of preference: a cluster a row if there is room, first a row over fewer CTAs, then more of it a thread; or else rows
 // queue up.
 constexpr Way kOneShot[] = {{Form::row, 1}, {Form::queue, 1, 1, true}};
-constexpr Way kOneShotOfTwo[] = {{Form::row, 1},
+constexpr Way kOneShotOfFour[] = {{.form = Form::row, .rows = 1, .threads = kRowThreads}, {Form::queue, 1, 1, true}};
+constexpr Way kOneShotOfTwo[] = {{.form = Form::row, .rows = 1, .threads = kRowThreads},
                                  {Form::row_two_columns, 1, 2},
                                  {Form::queue, 1, 1, true},
                                  {Form::queue_two_columns, 1, 2, true, kTwoColumnThreads}};
@@ -68,7 +69,8 @@ constexpr Way kTwoShot[] = {{Form::batch_of_1, 1}, {Form::batch_of_2, 2}, {Form:
 
 std::span<const Way> ways_of(Strategy strategy, uint32_t ranks) {
   if (strategy == Strategy::two_shot) return kTwoShot;
-  return ranks == 2 ? std::span<const Way>(kOneShotOfTwo) : kOneShot;
+  if (ranks <= 2) return kOneShotOfTwo;
+  return ranks == 4 ? std::span<const Way>(kOneShotOfFour) : kOneShot;
 }
 
 // Where four rows at a time are not built, the same batch goes by two.
@@ -142,7 +144,8 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
                                 .threads = threads,
                                 .pace = pace,
                                 .number = 0,
-                                .trigger_early = 0}};
+                                .trigger_early = 0,
+                                .programmatic = 0}};
       if (fits) return cudaSuccess;
     }
   }

@@ -4,7 +4,8 @@
 //   * e2m1: 0, 0.5, 1, 1.5, 2, 3, 4, 6, round to nearest even; beyond 6, infinity too, +-6; the sign is kept, of zero too. It has no
 //     NaN: a NaN is +6, and the scale of its block is NaN.
 //   * The global scale is multiplied in: an element is about code * scale / global. `most` as in numerics_fp8.h.
-//   * Integer code, the same on every target; only sm_100 and later have an instruction for it.
+//   * The same bits on every target, whose exhaustive test is on a GPU (tests/gpu/test_exhaustive.py). Only sm_100 and later have an
+//     instruction for it, which is not used.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,20 @@ MNNVL_AR_HD constexpr uint32_t e2m1_of_bits(uint32_t bits) {
   return sign | ((magnitude > 0x3e800000u) + (magnitude >= 0x3f400000u));
 }
 
-MNNVL_AR_HD uint32_t e2m1(float value) { return e2m1_of_bits(as_bits(value)); }
+MNNVL_AR_HD uint32_t e2m1(float value) {
+#if defined(__CUDA_ARCH__)
+  // The same without a branch, since neighbours would take different ones. Of a sum with 1.5 * 2^23 units the lowest bits are the
+  // number of units, rounded to nearest even; a unit is what codes are apart: 0.5 below 2, 1 below 4, and then 2.
+  const uint32_t bits = as_bits(value), magnitude = magnitude_of(bits);
+  const uint32_t most = magnitude < 0x40c00000u ? magnitude : 0x40c00000u;
+  const bool from2 = most >= 0x40000000u, from4 = most >= 0x40800000u;
+  const float units = from4 ? 0x1.8p24f : from2 ? 0x1.8p23f : 0x1.8p22f;
+  const uint32_t code = (as_bits(add(as_float(most), units)) & 7u) + (from4 ? 4u : from2 ? 2u : 0u);
+  return code | (is_nan(bits) ? 0u : bits >> 28 & 8u);
+#else
+  return e2m1_of_bits(as_bits(value));
+#endif
+}
 
 // A vector's eight codes, the first in the lowest four bits.
 template <class D>

@@ -70,6 +70,7 @@ struct Launch {
   Pace pace;
   uint32_t number;  // which launch or captured call this is, to tell two at once apart (ring.h, arrival)
   uint32_t trigger_early;
+  uint32_t programmatic;  // may begin before what came before it has ended; else nothing of that is left to wait for
 };
 
 // A GPU reads parameters through a small cache, line by line, as it needs them: what all threads read stands together, and `peers`,

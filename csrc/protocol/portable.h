@@ -10,6 +10,8 @@
 
 #if defined(__CUDA_ARCH__)
 #define MNNVL_AR_UNROLL _Pragma("unroll")
+#define MNNVL_AR_ROLLED _Pragma("unroll 1")
 #else
 #define MNNVL_AR_UNROLL
+#define MNNVL_AR_ROLLED
 #endif

@@ -36,6 +36,7 @@ enum class Rule : uint32_t {
   still_open = 16,      // off: a call that has begun does not look again whether the workspace was closed meanwhile
   all_pieces = 17,      // off: a call ends behind its first piece
   float_mode = 18,      // off: the caller's floating-point mode holds in a call on the host
+  padding = 19,         // off: what pads an output is not stored
 };
 
 // Carried by each launch of a test build.

@@ -26,10 +26,15 @@ MNNVL_AR_HD constexpr uint64_t byte_scales_size(ByteScales layout, uint64_t rows
   return layout == ByteScales::linear ? rows * columns : align_up(rows, 128) * align_up(columns, 4);
 }
 
+// `tiles`: of a row.
+template <class Number>
+MNNVL_AR_HD constexpr Number tiled_scale_at(Number row, Number column, Number tiles) {
+  return (row / 128 * tiles + column / 4) * 512 + row % 32 * 16 + row % 128 / 32 * 4 + column % 4;
+}
+
 MNNVL_AR_HD constexpr uint64_t byte_scale_at(ByteScales layout, uint64_t row, uint64_t column, uint64_t columns) {
   if (layout == ByteScales::linear) return row * columns + column;
-  const uint64_t tile = row / 128 * (align_up(columns, 4) / 4) + column / 4;
-  return tile * 512 + row % 32 * 16 + row % 128 / 32 * 4 + column % 4;
+  return tiled_scale_at(row, column, align_up(columns, 4) / 4);
 }
 
 // Words from one column to the next, of packed e8m0 and of fp32 that TMA reads: 16 bytes apart or a multiple.

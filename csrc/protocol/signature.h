@@ -76,4 +76,24 @@ MNNVL_AR_HD constexpr bool agrees(Vector v, uint32_t first, uint32_t second) {
   return v.word[1] == first && v.word[3] == second;
 }
 
+// What a look at a peer's signatures finds.
+enum class Signed : uint32_t { not_yet, alike, differs };
+
+// `call` and `numbers`: as they stand in the boards; `numbers` counts where the call has a norm.
+template <bool kNormed>
+MNNVL_AR_HD constexpr Signed compare(uint32_t epoch, Vector call, Vector numbers, uint32_t call_tokens,
+                                     uint32_t description, Numbers mine) {
+  if (!is_signature_of(call, epoch)) return Signed::not_yet;
+  const bool are_there = kNormed && is_signature_of(numbers, epoch);
+  if (!agrees(call, call_tokens, description)) return Signed::differs;
+  if (are_there && !agrees(numbers, mine.eps, mine.weight_bias)) return Signed::differs;
+  return are_there || !kNormed ? Signed::alike : Signed::not_yet;
+}
+
+// Those of a peer, for the report: zeros where they are not there.
+template <bool kNormed>
+MNNVL_AR_HD constexpr Numbers numbers_of(Vector numbers, uint32_t epoch) {
+  return kNormed && is_signature_of(numbers, epoch) ? Numbers{numbers.word[1], numbers.word[3]} : Numbers{};
+}
+
 }  // namespace mnnvl_ar::protocol

@@ -91,8 +91,14 @@ inline Scales check_group_scales(const Agreement& a, BlockFormat format, const T
 }
 
 // As the epilogue is given them.
-inline epilogues::BlockScales placed(const Scales& scales, const Tensor& tensor) {
-  return {tensor.data_ptr(), scales.order, scales.wanted.dtype != aoti_torch_dtype_float32()};
+inline epilogues::BlockScales placed(const Agreement& a, BlockFormat format, const Scales& scales,
+                                     const Tensor& tensor) {
+  const bool of_bytes = scales.wanted.dtype != aoti_torch_dtype_float32();
+  const auto columns = static_cast<uint32_t>(blocks_of(a, format));
+  const uint64_t bytes = protocol::align_up(a.shape.tokens, 128) * protocol::align_up(columns, 4) * (of_bytes ? 1 : 4);
+  STD_TORCH_CHECK(bytes <= UINT32_MAX, "x: scales of ", a.shape.tokens, " rows take up to ", bytes,
+                  " bytes, wanted less than 4 GiB");
+  return {tensor.data_ptr(), scales.order, of_bytes, a.shape.tokens, columns};
 }
 
 }  // namespace mnnvl_ar

@@ -132,6 +132,7 @@ void Turn::launch(void* call, protocol::Params& params) {
   const bool is_last = piece_ == cut_.pieces.count;
   const bool lets_in_early = is_last ? pdl == protocol::Pdl::early : pdl != protocol::Pdl::off && sharing == 1;
   params.launch.trigger_early = lets_in_early;
+  params.launch.programmatic = pdl != protocol::Pdl::off;
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mxfp8(Tensor x, Tensor residual, Tens
   run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), with_norm ? norm.data_ptr() : nullptr, quant.data_ptr()},
                          kFormat,
-                         placed(scales, scale),
+                         placed(a, kFormat, scales, scale),
                          nullptr});
   return {quant, scale, norm, residual_out};
 }
@@ -40,7 +40,7 @@ void mxfp8_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor quan
   run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), address_of(norm_out), quant_out.data_ptr()},
                          kFormat,
-                         placed(scales, scale_out),
+                         placed(a, kFormat, scales, scale_out),
                          nullptr});
 }
 

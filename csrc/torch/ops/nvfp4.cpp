@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nvfp4(Tensor x, Tensor residual, Tens
   run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), with_norm ? norm.data_ptr() : nullptr, quant.data_ptr()},
                          kFormat,
-                         placed(scales, scale),
+                         placed(a, kFormat, scales, scale),
                          value_of(global_scale)});
   return {quant, scale, norm, residual_out};
 }
@@ -52,7 +52,7 @@ void nvfp4_out(Tensor x, Tensor residual, Tensor weight, double eps, Tensor glob
   run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), address_of(norm_out), quant_out.data_ptr()},
                          kFormat,
-                         placed(scales, scale_out),
+                         placed(a, kFormat, scales, scale_out),
                          value_of(global_scale)});
 }
 

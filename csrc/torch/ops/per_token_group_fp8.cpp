@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> per_token_group_fp8(Tensor x, Tensor 
   run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), with_norm ? norm.data_ptr() : nullptr, quant.data_ptr()},
                          format,
-                         placed(placing, scale),
+                         placed(a, format, placing, scale),
                          nullptr});
   return {quant, scale, norm, residual_out};
 }
@@ -42,7 +42,7 @@ void per_token_group_fp8_out(Tensor x, Tensor residual, Tensor weight, double ep
   run<BlockScaled, kOp>(workspace, a, {strategy, pdl, tag},
                         {{inputs.arguments(residual_out), address_of(norm_out), quant_out.data_ptr()},
                          format,
-                         placed(placing, scale_out),
+                         placed(a, format, placing, scale_out),
                          nullptr});
 }
 

@@ -41,6 +41,7 @@ RULES = (
     "still_open",
     "all_pieces",
     "float_mode",
+    "padding",
 )
 # Of a block whose slots hold, for two ranks, four fp32 rows of 264 at once by two-shot, eight by one-shot.
 PIECES_OF_FOUR = 16384 + 3 * 4 * 2 * 264 * 4
@@ -469,6 +470,29 @@ def check_float_mode(rank: Any, off: str) -> None:
     workspace.close()
 
 
+def check_padding(rank: Any, off: str) -> None:
+    """What pads an output is stored, whatever was there before: rule padding."""
+    from common.cases.quantised import KINDS, Quantised
+
+    workspace = sabotaged(rank, off, max_tokens=40, hidden=768)
+    found = []
+    for kind, tokens, hidden, options in (
+        ("per_token_group_fp8", 7, 384, {"scales": 0, "layout": 2}),
+        ("per_token_group_fp8", 7, 768, {"scales": 2}),
+        ("mxfp8", 39, 96, {}),
+        ("nvfp4", 1, 48, {}),
+    ):
+        call = Quantised(rank, kind, Call("all_reduce_rms_norm", tokens, hidden, "bf16", strategy=0), options=options)
+        assert call.call.hidden == hidden, KINDS[kind]
+        rank.barrier()
+        call.launch(workspace.handle)
+        rank.synchronize()
+        found.append(bool(call.wrong()))
+    assert not any(found), f"padding differs in {sum(found)} of {len(found)}"
+    rank.barrier()
+    workspace.close()
+
+
 # rule -> (its check, ranks, what the control must say)
 HOST_CHECKS = {
     "device_dirty": (check_stale_data, 2, "differs in"),
@@ -480,6 +504,7 @@ HOST_CHECKS = {
     "deadline": (check_absent_peer, 2, "still running"),
     "signature": (check_other_call, 2, "DID NOT RAISE"),
     "all_pieces": (check_pieces, 2, "fault code|differs in"),
+    "padding": (check_padding, 2, "padding differs in 4 of 4"),
 }
 ONLY_HOST_CHECKS = {
     "zero_tokens": (check_zero_tokens, 2, "fault code"),
