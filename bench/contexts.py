@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.buffers import L2_BYTES, Inputs, Outputs
+from bench.buffers import L2_BYTES, Inputs, Outputs, make_outputs
 from bench.cells import Cell
+from bench.timing import Replay
 from bench.variant import Call
 
 
@@ -61,6 +62,18 @@ def around(cell: Cell, inputs: Inputs, rank: int, device: torch.device) -> Conte
     if cell.skew_us:
         before += (late_by(cell.skew_us * rank / (cell.tp - 1), device),)
     return Context(before, None if gemms is None else gemms.after)
+
+
+def base_of(context: Context, cell: Cell, inputs: Inputs, calls: int, device: torch.device) -> Replay | None:
+    """The replay of what is to be taken off, run once: where the context makes the inputs, they are there then."""
+    if context.is_bare:
+        return None
+    outputs = make_outputs(cell, inputs)
+    for out, residual in zip(outputs.outs, outputs.residuals, strict=False):
+        out.copy_(residual)  # what is read there should look like a norm
+    replay = Replay(context.step(None, outputs), calls, cell, device)
+    replay.run()
+    return replay
 
 
 class Gemms:

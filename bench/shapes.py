@@ -11,6 +11,7 @@ from bench.cells import Cell
 from mnnvl_ar.tuning import LaunchShape
 
 MAX_CLUSTER, MOST_WARPS = 8, 14  # CTAs that share a row, and their warps with rows: csrc/launch/limits.h
+MOST_ROW_WARPS = 30  # where a cluster has one row, of two or four ranks
 GRID_FILLS = 16  # tokens from which rows compete for the device
 QUEUE_FILLS = 128  # tokens from which rows queue up
 NOISE = 1.03  # a shape must be this much quicker than the neighbour's to be worth another entry
@@ -18,10 +19,11 @@ NOISE = 1.03  # a shape must be this much quicker than the neighbour's to be wor
 
 @dataclass(frozen=True)
 class Shape:
-    """A way to run a cell: a strategy, as files name it, and its launch shape."""
+    """A way to run a cell: a strategy and a PDL mode, as files name them, and a launch shape."""
 
     strategy: str
     launch: LaunchShape = field(default_factory=LaunchShape)
+    pdl: str = "off"
 
 
 def most_one_shot_bytes(tp: int) -> int:
@@ -29,17 +31,17 @@ def most_one_shot_bytes(tp: int) -> int:
     return 2 << 20 if tp > 2 else 1 << 30
 
 
-def clusters(row_bytes: int) -> list[int]:
+def clusters(row_bytes: int, most_warps: int = MOST_WARPS) -> list[int]:
     """The clusters that differ in what is launched, narrowest first: csrc/launch/plan.cpp makes one of these of any
-    other, as no CTA holds more than MOST_WARPS groups of 32 vectors, and none is launched to hold nothing."""
+    other, as no CTA holds more than `most_warps` groups of 32 vectors, and none is launched to hold nothing."""
     groups = _divide_up(row_bytes, 32 * 16)
-    narrowest = _divide_up(groups, MOST_WARPS)
+    narrowest = _divide_up(groups, most_warps)
     asked = {max(narrowest, min(cluster, groups)) for cluster in range(1, MAX_CLUSTER + 1)}
     return sorted({_divide_up(groups, _divide_up(groups, cluster)) for cluster in asked})
 
 
 def shapes(cell: Cell, processors: int) -> Iterator[Shape]:
-    """What may be quick for `cell`, at most 22; the library's own choice for each strategy comes first. processors: SMs
+    """What may be quick for `cell`, at most 23; the library's own choice for each strategy comes first. processors: SMs
     of the device, or 0 to bound no grid."""
     if cell.nbytes <= most_one_shot_bytes(cell.tp):
         yield from (Shape("one_shot", launch) for launch in _one_shot(cell, processors))
@@ -47,11 +49,13 @@ def shapes(cell: Cell, processors: int) -> Iterator[Shape]:
 
 
 def _one_shot(cell: Cell, processors: int) -> Iterator[LaunchShape]:
-    widths, half = clusters(cell.nbytes // cell.tokens), processors // 2
+    row_bytes, half = cell.nbytes // cell.tokens, processors // 2
+    widths = clusters(row_bytes)
     yield LaunchShape()
     if half and cell.tokens >= GRID_FILLS:
         yield LaunchShape(max_ctas=half)
-    yield from (LaunchShape(cluster) for cluster in widths)
+    a_row_each = cell.tp in (2, 4) and cell.tokens <= max(1, processors)
+    yield from (LaunchShape(cluster) for cluster in (clusters(row_bytes, MOST_ROW_WARPS) if a_row_each else widths))
     if half and cell.tokens >= QUEUE_FILLS:  # rows queue up, and fewer that are on their way at once can be quicker
         yield from (LaunchShape(cluster, 2 * processors) for cluster in widths[:3])
 
@@ -90,11 +94,13 @@ def table(best: dict[Cell, list[tuple[float, Shape]]]) -> list[dict[str, Any]]:
         us, shape = best[cell][0]
         last = entries[-1] if entries and entries[-1]["row_bytes"] == row_bytes else None
         if last is not None:
-            same = Shape(last["strategy"], LaunchShape(**{name: last[name] for name in asdict(shape.launch)}))
+            launch = LaunchShape(**{name: last[name] for name in asdict(shape.launch)})
+            same = Shape(last["strategy"], launch, last["pdl"])
             as_quick = next((t for t, s in best[cell] if s == same), None)
             if as_quick is not None and as_quick <= NOISE * us:
                 last.update(max_tokens=cell.tokens, us=round(as_quick, 2))
                 continue
         size = {"row_bytes": row_bytes, "max_tokens": cell.tokens}
-        entries.append({**size, "strategy": shape.strategy, **asdict(shape.launch), "us": round(us, 2)})
+        how = {"strategy": shape.strategy, **asdict(shape.launch), "pdl": shape.pdl}
+        entries.append({**size, **how, "us": round(us, 2)})
     return entries

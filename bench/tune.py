@@ -1,8 +1,9 @@
 """Measures launch shapes and writes the quickest ones as a table: `make tune`, minutes.
 
 For each group size, row size and number of tokens, the shapes of bench/shapes.py are captured and timed as bench/run.py
-does it (same clock, same check of the bits), all over one workspace's memory. The table is what strategy "auto" goes by
-from then on: mnnvl_ar/tuning/<machine class>.json, in the format of mnnvl_ar/tuning/files.py.
+does it (same clock, same check of the bits), all over one workspace's memory, between two GEMMs, as a server calls them
+(bench/contexts.py). The table is what strategy and PDL mode "auto" go by from then on: mnnvl_ar/tuning/<machine
+class>.json, in the format of mnnvl_ar/tuning/files.py.
 
 The file is written whenever a row size of a group is done, so a later failure loses nothing that was measured before. A
 row size that is measured anew replaces all of its entries; other row sizes and group sizes stay as they are, and where
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=ints, default=list(HIDDEN))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--processes", type=int)
+    parser.add_argument("--context", choices=("gemm", "chain"), default="gemm")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished row sizes out")
     parser.add_argument("--out", type=Path, help="(mnnvl_ar/tuning/<machine class>.json)")
@@ -70,13 +72,13 @@ def work(args: argparse.Namespace) -> int:
 
     rank, size, device = join_world(args.device)
     end = time.monotonic() + args.seconds
-    mode = "graph" if device.type == "cuda" else "eager"
+    mode, context = ("graph", args.context) if device.type == "cuda" else ("eager", "chain")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host"
     digest = source_digest()  # before the first table is written, which is a source as well
     for tp in [tp for tp in args.tp or TPS if tp <= size]:
         progress.report(f"tuning TP{tp}", limit=600.0)
         team = make_team(tp, device)
-        rows = [[Cell("fused", tp, t, h, "bfloat16", mode) for t in args.tokens] for h in args.hidden]
+        rows = [[Cell("fused", tp, t, h, "bfloat16", mode, context=context) for t in args.tokens] for h in args.hidden]
         for best in tune_group(team, rows, args.rounds, end) if team is not None else ():
             if rank == 0:
                 write(args.out, name, {str(tp): table(best)}, digest)

@@ -1,9 +1,10 @@
-"""Times every launch shape of a group's cells over one block of symmetric memory."""
+"""Times every launch shape of a group's cells over one block of symmetric memory, and of the quickest the PDL modes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,16 +12,18 @@ from bench import progress
 from bench.buffers import make_inputs, make_outputs, reset
 from bench.cells import Cell
 from bench.check import Oracle, verdict
+from bench.contexts import around
 from bench.ours import bind_call
 from bench.shapes import Shape, most_one_shot_bytes, shapes
 from bench.team import Team
 from bench.timing import Clock, Replay, calls_of
-from mnnvl_ar import Strategy
+from mnnvl_ar import Pdl, Strategy
 from mnnvl_ar._library import ops
 from mnnvl_ar.memory import Request, allocate
 from mnnvl_ar.tuning import Table
 from mnnvl_ar.workspace import Layout, create
 
+PDLS = ("off", "late", "early")
 NO_TABLE = Table()  # every handle has its strategy and launch shape by name
 
 
@@ -33,7 +36,7 @@ def tune_group(
     slot_bytes = max(_slot_bytes(team.size, cell) for cells in rows for cell in cells)
     layout = Layout(slot_bytes)
     memory = allocate(team.control, Request(layout.nbytes, layout.fills, layout.probe_offset, team.device))
-    handles: dict[Shape, int] = {}
+    handles: dict[Shape, int] = {}  # by shape with PDL off
     clock, oracle = Clock(team), Oracle(team.device)
     processors = torch.cuda.get_device_properties(team.device).multi_processor_count if clock.on_gpu else 0
 
@@ -54,6 +57,10 @@ def tune_group(
                     launch=shape.launch,
                 )
         found = _race(team, cell, tried, handles, clock, oracle, rounds)
+        if team.device.type == "cuda":
+            modes = [replace(found[0][1], pdl=pdl) for pdl in PDLS]
+            found = _race(team, cell, modes, handles, clock, oracle, rounds) + found[1:]
+            found.sort(key=lambda item: item[0])
         if team.rank == 0:
             (us, first), *others = found
             second = f"; next {others[0][0]:.2f} {others[0][1]}" if others else ""
@@ -82,13 +89,18 @@ def _race(
 ) -> list[tuple[float, Shape]]:
     calls = calls_of(cell)
     inputs = make_inputs(cell, team.rank, calls, team.device)
-    want = oracle.expected(cell, inputs, oracle.sums(team, inputs), calls)
     outputs = make_outputs(cell, inputs)  # one set for all: only one shape runs at a time
+    context = around(cell, inputs, team.rank, team.device)
+    base = None if context.is_bare else Replay(context.step(None, outputs), calls, cell, team.device)
+    if base is not None:
+        base.run()  # writes every x
+    want = oracle.expected(cell, inputs, oracle.sums(team, inputs), calls)
     replays = []
     for shape in tried:
-        call = bind_call(cell, inputs, outputs, handles[shape], {"strategy": int(Strategy[shape.strategy.upper()])})
-        replays.append(Replay(call, calls, cell, team.device))
-    times = clock.measure(cell, replays, rounds)
+        options = {"strategy": int(Strategy[shape.strategy.upper()]), "pdl": int(Pdl[shape.pdl.upper()])}
+        call = bind_call(cell, inputs, outputs, handles[replace(shape, pdl="off")], options)
+        replays.append(Replay(context.step(call, outputs), calls, cell, team.device))
+    times = clock.measure(cell, replays, rounds, base)
     found = []
     for shape, replay, timed in sorted(zip(tried, replays, times, strict=True), key=lambda item: item[2].p50_us):
         reset(inputs, outputs)
@@ -102,7 +114,7 @@ def _race(
         if wrong is not None:
             raise RuntimeError(f"{cell}, {shape}: {wrong}")
         found.append((timed.p50_us, shape))
-    for replay in replays:
+    for replay in (*replays, *([] if base is None else [base])):
         replay.release()
     return found
 

@@ -17,7 +17,7 @@ from bench import options, peers, progress, results, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset
 from bench.cells import Cell, grid
 from bench.check import Oracle, verdict
-from bench.contexts import Context, around
+from bench.contexts import Context, around, base_of
 from bench.floor import floor_us, machine_of
 from bench.launch import WRONG
 from bench.ours import Ours
@@ -217,14 +217,7 @@ class Session:
         return found
 
     def base(self, cell: Cell, context: Context, inputs: Inputs, calls: int) -> Replay | None:
-        """The replay of what is to be taken off, run once: where the context makes the inputs, they are there then."""
-        if context.is_bare:
-            return None
-        outputs = make_outputs(cell, inputs)
-        for out, residual in zip(outputs.outs, outputs.residuals, strict=False):
-            out.copy_(residual)  # what is read there should look like a norm
-        replay = Replay(context.step(None, outputs), calls, cell, self.team.device)
-        replay.run()
+        replay = base_of(context, cell, inputs, calls, self.team.device)
         self.settle()
         return replay
 

@@ -33,11 +33,12 @@ class Strategy(IntEnum):
 
 
 class Pdl(IntEnum):
-    """Programmatic dependent launch. LATE: this kernel may be launched before its predecessor ends. EARLY: also, the
-    next kernel may be launched before this one ends; a next kernel that reads our outputs must then wait for us, as
-    kernels without the launch attribute always do."""
+    """Programmatic dependent launch. OFF: a call begins when its predecessor has ended, and the next kernel when the
+    call has: quickest between kernels that let nothing begin early, as those of most GEMMs do. LATE: this kernel may be
+    launched before its predecessor ends. EARLY: also, the next kernel may be launched before this one ends; a next
+    kernel that reads our outputs must then wait for us, as kernels without the launch attribute always do."""
 
-    AUTO = -1  # of a call: as its workspace has it
+    AUTO = -1  # of a call: as its workspace has it; of a workspace: by what was measured (mnnvl_ar.tuning)
     OFF = 0
     LATE = 1
     EARLY = 2

@@ -50,7 +50,8 @@ class Workspace:
     transport:  "auto", "unicast", "multicast" or, implied by device "cpu", "host"
     strategy:   "auto", "one_shot" or "two_shot", for calls that do not say, the same on all ranks. "auto" goes by what
                 was measured on this class of machine, else by a cost model (`mnnvl_ar.tuning`)
-    pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`)
+    pdl:        "off", "late" or "early", for calls that do not say (see `Pdl`), or "auto": what was measured to be
+                quickest between matrix multiplications for a call of that size, which mostly is "off"
     deadline:   seconds that a call waits for its peers before it ends with an error; None for ever
     hold:       seconds, at most, that a call which found a fault holds its stream until `on_fault` has returned, so
                 that nothing computed behind it is used before the process has decided what to do. 0: it goes on, with
@@ -87,7 +88,7 @@ class Workspace:
         max_bytes: int | None = DEFAULT_MAX_BYTES,
         transport: str = "auto",
         strategy: str = "auto",
-        pdl: str = "early",
+        pdl: str = "auto",
         deadline: float | None = DEFAULT_DEADLINE,
         hold: float = 0.0,
         timeout: float = 60.0,
@@ -383,7 +384,7 @@ def _tell_of_dropped(handle: int, nbytes: int, pid: int) -> None:
 
 
 def _member(kind: type[Strategy] | type[Pdl], name: str, argument: str) -> int:
-    names = [member.name.lower() for member in kind if member.value >= 0 or member is Strategy.AUTO]
+    names = [member.name.lower() for member in kind]
     if name not in names:
         raise ValueError(f"{argument}: is {name!r}, wanted one of {', '.join(names)}")
     return int(kind[name.upper()])

@@ -26,12 +26,13 @@ template <int kRanks, class Tile>
 inline constexpr int kCtas = kRanks == 2 && !Tile::kOnce ? 2 : 1;
 
 template <int kRanks, class Tile>
-inline constexpr int kThreads = !Tile::kOnce && Tile::kColumns == 2                                   ? kTwoColumnThreads
+inline constexpr int kThreads = !Tile::kOnce && Tile::kColumns == 2                                  ? kTwoColumnThreads
                                 : Tile::kOnce && Tile::kColumns == 1 && (kRanks == 2 || kRanks == 4) ? kRowThreads
                                                                                                      : kMaxThreads;
 
 template <class D, int kRanks, class Tile, class E>
-__global__ void __launch_bounds__(kThreads<kRanks, Tile>, kCtas<kRanks, Tile>) one_shot(const __grid_constant__ CallOf<E> p) {
+__global__ void __launch_bounds__(kThreads<kRanks, Tile>, kCtas<kRanks, Tile>)
+    one_shot(const __grid_constant__ CallOf<E> p) {
   constexpr int kColumns = Tile::kColumns;
   __shared__ CallStatus status;
   __shared__ typename Finish<D, Tile, E>::Shared shared;

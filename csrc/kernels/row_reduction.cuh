@@ -26,7 +26,8 @@ struct RowReduction {
 #pragma unroll
     for (uint32_t set = 0; set < 2 * kRows; ++set) {
 #pragma unroll 1
-      for (uint32_t i = lane.groups + threadIdx.x % 32; i < kMaxGroups; i += 32) (&group[0][0][0])[set * kMaxGroups + i] = 0.0f;
+      for (uint32_t i = lane.groups + threadIdx.x % 32; i < kMaxGroups; i += 32)
+        (&group[0][0][0])[set * kMaxGroups + i] = 0.0f;
     }
     if (gridDim.x > 1 && threadIdx.x % 32 == 0) {
       for (uint32_t set : {0, 1}) {

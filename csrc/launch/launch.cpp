@@ -43,7 +43,7 @@ LaunchKernel find_launch_kernel() {
 
 }  // namespace
 
-CUresult launch(CUfunction function, const protocol::Launch& launch, protocol::Pdl pdl, void* call, CUstream stream) {
+CUresult launch(CUfunction function, const protocol::Launch& launch, void* call, CUstream stream) {
   static const LaunchKernel launch_kernel = find_launch_kernel();
   if (launch_kernel == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUlaunchAttribute attributes[2]{};
@@ -59,7 +59,7 @@ CUresult launch(CUfunction function, const protocol::Launch& launch, protocol::P
   config.blockDimY = config.blockDimZ = 1;
   config.hStream = stream;
   config.attrs = attributes;
-  config.numAttrs = pdl == protocol::Pdl::off ? 1 : 2;
+  config.numAttrs = launch.programmatic ? 2 : 1;
   void* arguments[] = {call};
   return launch_kernel(&config, function, arguments, nullptr);
 }

@@ -41,6 +41,6 @@ cudaError_t load_kernels(uint32_t ranks);
 cudaError_t plan(const Request& request, Plan* result);
 
 // `call`: a CallOf the plan's epilogue, with `launch` in it.
-CUresult launch(CUfunction function, const protocol::Launch& launch, protocol::Pdl pdl, void* call, CUstream stream);
+CUresult launch(CUfunction function, const protocol::Launch& launch, void* call, CUstream stream);
 
 }  // namespace mnnvl_ar::launch

@@ -33,7 +33,7 @@ Table::Table(const Columns& c) : one_shot_bytes_(static_cast<uint64_t>(c.one_sho
   if (c.one_shot_bytes < 0) fail("strategy table: holds ", c.one_shot_bytes, ", wanted 0 or more");
   const size_t count = c.row_bytes.size();
   for (const auto* column :
-       {&c.row_bytes, &c.max_tokens, &c.strategies, &c.clusters, &c.max_ctas, &c.batches, &c.lags}) {
+       {&c.row_bytes, &c.max_tokens, &c.strategies, &c.clusters, &c.max_ctas, &c.batches, &c.lags, &c.pdls}) {
     if (column->size() != count) fail("strategy table: columns of ", count, " and of ", column->size(), " entries");
     std::for_each(column->begin(), column->end(), check_number);
   }
@@ -44,6 +44,7 @@ Table::Table(const Columns& c) : one_shot_bytes_(static_cast<uint64_t>(c.one_sho
     if (c.strategies[i] > 1) {
       fail("strategy table: strategy ", c.strategies[i], ", wanted 0 (one-shot) or 1 (two-shot)");
     }
+    if (c.pdls[i] > 2) fail("strategy table: pdl ", c.pdls[i], ", wanted 0 (off), 1 (late) or 2 (early)");
     const bool is_new = rows_.empty() || rows_.back().bytes != bytes;
     const bool rises =
         is_new ? rows_.empty() || rows_.back().bytes < bytes : rows_.back().entries.back().max_tokens < tokens;
@@ -56,7 +57,8 @@ Table::Table(const Columns& c) : one_shot_bytes_(static_cast<uint64_t>(c.one_sho
                                      {.cluster = word(c.clusters[i]),
                                       .max_ctas = word(c.max_ctas[i]),
                                       .batch = word(c.batches[i]),
-                                      .lag = word(c.lags[i])}}});
+                                      .lag = word(c.lags[i])},
+                                     static_cast<protocol::Pdl>(c.pdls[i])}});
   }
 }
 

@@ -28,6 +28,7 @@ inline constexpr int64_t kAuto = -1;
 struct Choice {
   Strategy strategy;
   LaunchShape shape;
+  protocol::Pdl pdl = protocol::Pdl::off;
 };
 
 // A call: how each of its pieces runs.
@@ -42,7 +43,7 @@ class Table {
   // Entries rise in row_bytes and, within these, in max_tokens. As mnnvl_ar/tuning/table.py has them, a column a field.
   struct Columns {
     int64_t one_shot_bytes;
-    std::vector<int64_t> row_bytes, max_tokens, strategies, clusters, max_ctas, batches, lags;
+    std::vector<int64_t> row_bytes, max_tokens, strategies, clusters, max_ctas, batches, lags, pdls;
   };
 
   Table() = default;
@@ -72,8 +73,9 @@ class Table {
   std::vector<Row> rows_;
 };
 
-// A strategy that is forced is taken, or else the table's, for the whole call. The launch shape is the table's for a call of a
-// piece's size, or else of the call's, if it was measured for this strategy. Throws if not even one row fits `slot_vectors`.
+// A strategy that is forced is taken, or else the table's, for the whole call. The launch shape and the PDL mode are the table's for a
+// call of a piece's size, or else of the call's, if it was measured for this strategy. Throws if not even one row fits
+// `slot_vectors`.
 Cut cut(int64_t strategy, Shape call, const Table& table, uint64_t slot_vectors);
 
 // Whether cut() does not throw.

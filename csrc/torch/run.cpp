@@ -109,7 +109,8 @@ void Turn::launch(void* call, protocol::Params& params) {
   const auto device = static_cast<int>(agreement_.device);
   const OnDevice guard(device);
   const uint32_t sharing = workspace.settings.concurrent ? sharers(agreement_.device) : 1;
-  auto pdl = static_cast<protocol::Pdl>(options_.pdl == launch::kAuto ? workspace.settings.pdl : options_.pdl);
+  const int64_t asked = options_.pdl == launch::kAuto ? workspace.settings.pdl : options_.pdl;
+  auto pdl = asked == launch::kAuto ? cut_.choice.pdl : static_cast<protocol::Pdl>(asked);
   // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
   // need them before ours can end on some peer, that could wait for ever.
   if (sharing > 1) pdl = std::min(pdl, protocol::Pdl::late);
@@ -128,16 +129,16 @@ void Turn::launch(void* call, protocol::Params& params) {
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));
   params.launch = plan.launch;
   params.launch.number = workspace.launches++;
-  // What follows a piece that is not the last is ours, and waits for it: no mode but "off" is against that.
-  const bool is_last = piece_ == cut_.pieces.count;
-  const bool lets_in_early = is_last ? pdl == protocol::Pdl::early : pdl != protocol::Pdl::off && sharing == 1;
-  params.launch.trigger_early = lets_in_early;
-  params.launch.programmatic = pdl != protocol::Pdl::off;
+  // Between pieces the next kernel is ours, and waits for this one: only an "off" that was asked for is against that.
+  const bool is_first = piece_ == 1, is_last = piece_ == cut_.pieces.count;
+  const bool may_follow_early = asked != static_cast<int64_t>(protocol::Pdl::off);
+  params.launch.trigger_early = is_last ? pdl == protocol::Pdl::early : may_follow_early && sharing == 1;
+  params.launch.programmatic = is_first ? pdl != protocol::Pdl::off : may_follow_early;
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   note_capture(workspace, static_cast<cudaStream_t>(stream));
-  const CUresult result = launch::launch(plan.function, params.launch, pdl, call, static_cast<CUstream>(stream));
+  const CUresult result = launch::launch(plan.function, params.launch, call, static_cast<CUstream>(stream));
   STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
 }
 #else

@@ -26,7 +26,7 @@ namespace mnnvl_ar {
 struct Settings {
   int64_t device;               // CUDA device index, or -1: host
   int64_t strategy;             // protocol::Strategy or launch::kAuto, for calls that do not say
-  int64_t pdl;                  // protocol::Pdl, for calls that do not say
+  int64_t pdl;                  // protocol::Pdl or launch::kAuto, for calls that do not say
   protocol::LaunchShape shape;  // wins over the table's; 0 leaves it to that
   bool concurrent;              // calls on other workspaces of the device may run at the same time
   launch::Link link;

@@ -4,10 +4,10 @@
     "4": {"one_shot_bytes": 230000},
     "8": {"source_digest": "...", "entries": [
       {"row_bytes": 14336, "max_tokens": 4, "strategy": "one_shot", "cluster": 0, "max_ctas": 0, "batch": 0, "lag": 0,
-       "us": 3.1}, ...]}}}
+       "pdl": "off", "us": 3.1}, ...]}}}
 
-For each world size either a crossover or entries: `Table`, `Entry` and `LaunchShape` say what the figures mean.
-`machine`, `source_digest` (of the sources that were timed) and `us` (a call's time) are for people.
+For each world size either a crossover or entries: `Table`, `Entry` and `LaunchShape` say what the figures mean; without
+`pdl` it is off. `machine`, `source_digest` (of the sources that were timed) and `us` (a call's time) are for people.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mnnvl_ar.ops import Strategy
+from mnnvl_ar.ops import Pdl, Strategy
 
 from . import checks
 from .checks import check, check_keys, check_object, check_whole
@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parent
 SIZE = ("row_bytes", "max_tokens")
 LAUNCH = tuple(field.name for field in fields(LaunchShape))
 STRATEGIES = {"one_shot": Strategy.ONE_SHOT, "two_shot": Strategy.TWO_SHOT}
+PDLS = {"off": Pdl.OFF, "late": Pdl.LATE, "early": Pdl.EARLY}
 MOST = {"row_bytes": 32768, "cluster": 8}  # 32 bits for the others
 
 
@@ -64,9 +65,11 @@ def _table(place: str, part: Any, source: str) -> Table:
 
 
 def _entry(place: str, part: Any) -> Entry:
-    check_keys(place, part, {*SIZE, "strategy", *LAUNCH}, {"us"})
+    check_keys(place, part, {*SIZE, "strategy", *LAUNCH}, {"us", "pdl"})
     check(part["strategy"] in list(STRATEGIES), f"{place}, strategy", part["strategy"], " or ".join(STRATEGIES))
+    pdl = part.get("pdl", "off")
+    check(pdl in list(PDLS), f"{place}, pdl", pdl, " or ".join(PDLS))
     for name in (*SIZE, *LAUNCH):
         check_whole(f"{place}, {name}", part[name], int(name in SIZE), MOST.get(name, 2**31 - 1))
     launch = LaunchShape(**{name: part[name] for name in LAUNCH})
-    return Entry(part["row_bytes"], part["max_tokens"], STRATEGIES[part["strategy"]], launch)
+    return Entry(part["row_bytes"], part["max_tokens"], STRATEGIES[part["strategy"]], launch, PDLS[pdl])

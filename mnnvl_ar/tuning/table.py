@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnnvl_ar._library import ops
-from mnnvl_ar.ops import Strategy
+from mnnvl_ar.ops import Pdl, Strategy
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class LaunchShape:
 
 @dataclass(frozen=True)
 class Entry:
-    """The quickest way, as measured, for calls of up to `max_tokens` rows of `row_bytes` bytes."""
+    """The quickest way, as measured, for calls of up to `max_tokens` rows of `row_bytes` bytes. `pdl`: for calls and
+    workspaces that leave it open."""
 
     row_bytes: int
     max_tokens: int
     strategy: Strategy
     launch: LaunchShape = LaunchShape()
+    pdl: Pdl = Pdl.OFF
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Table:
             "table_max_ctas": [launch.max_ctas for launch in launches],
             "table_batches": [launch.batch for launch in launches],
             "table_lags": [launch.lag for launch in launches],
+            "table_pdls": [int(entry.pdl) for entry in self.entries],
         }
 
     def slot_bytes(

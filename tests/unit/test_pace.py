@@ -17,7 +17,7 @@ H200 = link_of("NVIDIA H200")
 LINK = 450e9 / 1.98e9  # bytes that H200's links take in a clock, by their datasheet: no call is quicker
 HOP = 900  # clocks
 
-ranks = st.integers(1, protocol.MAX_RANKS)
+ranks, others = st.integers(1, protocol.MAX_RANKS), st.integers(2, protocol.MAX_RANKS)
 vectors = st.integers(1, protocol.MAX_ROW_VECTORS)
 
 
@@ -32,7 +32,7 @@ def pace(world: int, tokens: int, row: int) -> tuple[int, int]:
     return row_clocks, first_look
 
 
-@given(ranks, st.integers(1, 4096), vectors)
+@given(others, st.integers(1, 4096), vectors)
 def test_rows_take_turns_from_a_size_on(world: int, tokens: int, row: int) -> None:
     row_clocks, first_look = pace(world, tokens, row)
     if sent(world, tokens, row) < H200.paced_from_bytes:
@@ -43,7 +43,7 @@ def test_rows_take_turns_from_a_size_on(world: int, tokens: int, row: int) -> No
         assert first_look == 2 * HOP
 
 
-@given(ranks, vectors)
+@given(others, vectors)
 def test_the_first_look_waits_for_what_all_peers_send(world: int, row: int) -> None:
     looks = [
         pace(world, tokens, row)[1] for tokens in range(1, 200) if sent(world, tokens, row) < H200.paced_from_bytes
@@ -51,6 +51,10 @@ def test_the_first_look_waits_for_what_all_peers_send(world: int, row: int) -> N
     assert looks == sorted(looks)
     for tokens, look in enumerate(looks, 1):
         assert look - HOP >= sent(world, tokens, row) / LINK - 1
+
+
+def test_a_world_of_one_waits_for_nothing() -> None:
+    assert pace(1, 1, 1) == pace(1, 4096, 512) == (0, 0)
 
 
 @given(ranks, st.integers(1, 2**20), vectors)

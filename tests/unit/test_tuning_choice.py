@@ -10,14 +10,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mnnvl_ar import Strategy
+from mnnvl_ar import Pdl, Strategy
 from mnnvl_ar._library import ops
 from mnnvl_ar.tuning import Entry, LaunchShape, Table
 from mnnvl_ar.workspace import create
 
 AUTO, ONE, TWO = Strategy.AUTO, Strategy.ONE_SHOT, Strategy.TWO_SHOT
 ROWS = (16, 512, 1024, 1040, 14336, 32768)
-NOTHING = (0, 0, 0, 0)
+NOTHING = (0, 0, 0, 0, 0)
 
 launch_shapes = st.builds(LaunchShape, st.integers(0, 8), st.integers(0, 200), st.integers(0, 8), st.integers(0, 4))
 row_sizes = st.sampled_from(ROWS) | st.integers(1, 2048).map(lambda vectors: 16 * vectors)
@@ -28,7 +28,7 @@ tokens = st.integers(0, 70) | st.integers(0, 5000)
 def tables(draw: Any) -> Table:
     sizes = draw(st.sets(st.tuples(st.sampled_from(ROWS), st.integers(1, 64)), max_size=12))
     strategies = st.sampled_from([ONE, TWO])
-    entries = [Entry(*size, draw(strategies), draw(launch_shapes)) for size in sorted(sizes)]
+    entries = [Entry(*size, draw(strategies), draw(launch_shapes), draw(st.sampled_from(list(Pdl)[1:]))) for size in sorted(sizes)]
     return Table(draw(st.integers(0, 1 << 21)) if not entries else 0, tuple(entries))
 
 
@@ -62,7 +62,7 @@ class Oracle:
             taken = ONE if tokens * row_bytes <= table.one_shot_bytes else TWO
         if entry is None or (entry.strategy != taken and not self.shape_of_other_strategy):
             return [taken, *NOTHING]
-        return [taken, *astuple(entry.launch)]
+        return [taken, *astuple(entry.launch), entry.pdl]
 
 
 def workspace(table: Table, ranks: int = 4, slot_bytes: int = (1 << 32) - 16, **settings: Any) -> int:
@@ -71,13 +71,13 @@ def workspace(table: Table, ranks: int = 4, slot_bytes: int = (1 << 32) - 16, **
 
 
 def choice(handle: int, *call: int) -> list[int]:
-    """Strategy, cluster, max_ctas, batch, lag."""
-    return list(ops._workspace_choice(handle, *call))[:5]
+    """Strategy, cluster, max_ctas, batch, lag, pdl."""
+    return list(ops._workspace_choice(handle, *call))[:6]
 
 
 def pieces(handle: int, *call: int) -> tuple[int, int]:
     """How many, and the rows of each but the last."""
-    count, rows = ops._workspace_choice(handle, *call)[5:]
+    count, rows = ops._workspace_choice(handle, *call)[6:]
     return count, rows
 
 
@@ -225,7 +225,7 @@ def test_a_bound_is_kept_and_one_that_is_too_small_is_named() -> None:
         table.slot_bytes(2, 99999, 512, max_bytes=16384 + 3 * 2 * 512 - 1)
 
 
-COLUMNS = ("row_bytes", "max_tokens", "strategies", "clusters", "max_ctas", "batches", "lags")
+COLUMNS = ("row_bytes", "max_tokens", "strategies", "clusters", "max_ctas", "batches", "lags", "pdls")
 
 
 def columns(one_shot_bytes: int = 0, *entries: tuple[int, ...]) -> dict[str, Any]:
@@ -245,6 +245,7 @@ def columns(one_shot_bytes: int = 0, *entries: tuple[int, ...]) -> dict[str, Any
         (columns(0, (512, -1)), "holds -1, wanted 0 or more"),
         (columns(0, (512, 1 << 31)), "holds 2147483648, wanted 32 bits"),
         (columns(0, (512, 4, 2)), "strategy 2, wanted 0"),
+        (columns(0, (512, 4, 0, 0, 0, 0, 0, 3)), "pdl 3, wanted 0"),
         (columns(0, (512, 4), (512, 4)), "rows of 512 bytes, 4 tokens: wanted entries in rising"),
         (columns(0, (512, 4), (496, 5)), "rows of 496 bytes, 5 tokens: wanted entries in rising"),
     ],

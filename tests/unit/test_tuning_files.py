@@ -65,6 +65,7 @@ def test_a_good_one_is_read(tmp_path: Path) -> None:
         (("tp", "8", "entries", 0, "batch"), 2.0, "tp 8, entry 0, batch: got 2.0, wanted a whole number"),
         (("tp", "8", "entries", 0, "lag"), True, "tp 8, entry 0, lag: got True, wanted a whole number"),
         (("tp", "8", "entries", 0, "lag"), 2**31, "tp 8, entry 0, lag: got 2147483648"),
+        (("tp", "8", "entries", 0, "pdl"), "auto", "tp 8, entry 0, pdl: got 'auto', wanted off or late or early"),
         (("tp", "8", "entries", 1, "max_tokens"), 4, r"tp 8, entry 1: got \(1024, 4\), wanted .* beyond \(1024, 4\)"),
         (("tp", "8", "entries", 1, "row_bytes"), 512, r"tp 8, entry 1: got \(512, 9\), wanted .* beyond \(1024, 4\)"),
     ],

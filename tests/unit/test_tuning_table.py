@@ -2,12 +2,12 @@
 
 from dataclasses import astuple, replace
 
-from mnnvl_ar import Strategy
+from mnnvl_ar import Pdl, Strategy
 from mnnvl_ar.tuning import Entry, LaunchShape, Table, link_of
 
 ENTRIES = (
     Entry(1024, 4, Strategy.ONE_SHOT, LaunchShape(cluster=2)),
-    Entry(1024, 9, Strategy.TWO_SHOT, LaunchShape(cluster=8, max_ctas=7, batch=6, lag=5)),
+    Entry(1024, 9, Strategy.TWO_SHOT, LaunchShape(cluster=8, max_ctas=7, batch=6, lag=5), Pdl.EARLY),
 )
 
 
@@ -21,10 +21,11 @@ def test_columns_have_the_names_of_the_ops_arguments() -> None:
         "table_max_ctas": [0, 7],
         "table_batches": [0, 6],
         "table_lags": [0, 5],
+        "table_pdls": [0, 2],
     }
     crossover = Table(230_000).columns()
     assert crossover.pop("table_one_shot_bytes") == 230_000
-    assert list(crossover.values()) == [[]] * 7
+    assert list(crossover.values()) == [[]] * 8
 
 
 def test_columns_of_a_table_and_a_link_do_not_clash() -> None:
@@ -42,7 +43,7 @@ def test_the_digest_is_of_what_decides() -> None:
         Table(entries=ENTRIES[:1]),
         *(
             Table(entries=(ENTRIES[0], replace(ENTRIES[1], **{name: figure})))
-            for name, figure in (("row_bytes", 2048), ("max_tokens", 10), ("strategy", Strategy.ONE_SHOT))
+            for name, figure in (("row_bytes", 2048), ("max_tokens", 10), ("strategy", Strategy.ONE_SHOT), ("pdl", Pdl.LATE))
         ),
         *(
             Table(entries=(ENTRIES[0], replace(ENTRIES[1], launch=LaunchShape(*figures))))

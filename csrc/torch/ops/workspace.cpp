@@ -13,9 +13,10 @@ namespace {
 using Numbers = std::vector<int64_t>;
 
 launch::Table table_of(int64_t one_shot_bytes, Numbers row_bytes, Numbers max_tokens, Numbers strategies,
-                       Numbers clusters, Numbers max_ctas, Numbers batches, Numbers lags) {
+                       Numbers clusters, Numbers max_ctas, Numbers batches, Numbers lags, Numbers pdls) {
   return launch::Table({one_shot_bytes, std::move(row_bytes), std::move(max_tokens), std::move(strategies),
-                        std::move(clusters), std::move(max_ctas), std::move(batches), std::move(lags)});
+                        std::move(clusters), std::move(max_ctas), std::move(batches), std::move(lags),
+                        std::move(pdls)});
 }
 
 int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_t slot_bytes, int64_t device,
@@ -23,8 +24,9 @@ int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_
                          int64_t max_ctas, int64_t batch, int64_t lag, bool concurrent, int64_t table_one_shot_bytes,
                          Numbers table_row_bytes, Numbers table_max_tokens, Numbers table_strategies,
                          Numbers table_clusters, Numbers table_max_ctas, Numbers table_batches, Numbers table_lags,
-                         int64_t link_hop_clocks, int64_t link_queued_hop_clocks, int64_t link_burst_bytes_per_clock,
-                         int64_t link_paced_bytes_per_clock, int64_t link_paced_from_bytes) {
+                         Numbers table_pdls, int64_t link_hop_clocks, int64_t link_queued_hop_clocks,
+                         int64_t link_burst_bytes_per_clock, int64_t link_paced_bytes_per_clock,
+                         int64_t link_paced_from_bytes) {
   const auto word = [](int64_t value, const char* name, int64_t least) {
     STD_TORCH_CHECK(value >= least && value <= INT32_MAX, name, ": is ", value, ", wanted ", least, " to ", INT32_MAX);
     return static_cast<uint32_t>(value);
@@ -47,7 +49,7 @@ int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_
                 {static_cast<uint64_t>(deadline_ns), static_cast<uint64_t>(hold_ns), 0},
                 table_of(table_one_shot_bytes, std::move(table_row_bytes), std::move(table_max_tokens),
                          std::move(table_strategies), std::move(table_clusters), std::move(table_max_ctas),
-                         std::move(table_batches), std::move(table_lags)));
+                         std::move(table_batches), std::move(table_lags), std::move(table_pdls)));
 }
 
 bool workspace_close(int64_t handle, bool force) { return close(handle, force); }
@@ -90,11 +92,11 @@ void check_row(int64_t row_bytes) {
                   protocol::kMaxRowVectors * protocol::kVectorBytes);
 }
 
-// strategy, cluster, max_ctas, batch, lag, pieces, rows (of a piece).
-std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> workspace_choice(int64_t handle,
-                                                                                           int64_t tokens,
-                                                                                           int64_t row_bytes,
-                                                                                           int64_t strategy) {
+// strategy, cluster, max_ctas, batch, lag, pdl, pieces, rows (of a piece).
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> workspace_choice(int64_t handle,
+                                                                                                    int64_t tokens,
+                                                                                                    int64_t row_bytes,
+                                                                                                    int64_t strategy) {
   const Workspace& w = find_any(handle);
   check_row(row_bytes);
   STD_TORCH_CHECK(tokens >= 0 && tokens <= INT32_MAX, "tokens: is ", tokens, ", wanted 0 to ", INT32_MAX);
@@ -105,6 +107,7 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> worksp
           s.max_ctas,
           s.batch,
           s.lag,
+          static_cast<int64_t>(found.choice.pdl),
           found.pieces.count,
           found.pieces.rows};
 }
@@ -113,14 +116,15 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> worksp
 int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, int64_t strategy, bool own_too,
                              int64_t max_bytes, int64_t table_one_shot_bytes, Numbers table_row_bytes,
                              Numbers table_max_tokens, Numbers table_strategies, Numbers table_clusters,
-                             Numbers table_max_ctas, Numbers table_batches, Numbers table_lags) {
+                             Numbers table_max_ctas, Numbers table_batches, Numbers table_lags, Numbers table_pdls) {
   check_row(row_bytes);
   STD_TORCH_CHECK(tokens >= 1 && tokens <= INT32_MAX, "max_tokens: is ", tokens, ", wanted 1 to ", INT32_MAX);
   STD_TORCH_CHECK(ranks >= 1 && ranks <= protocol::kMaxRanks, "group: has ", ranks, " ranks, wanted 1 to ",
                   protocol::kMaxRanks);
-  const launch::Table table = table_of(table_one_shot_bytes, std::move(table_row_bytes), std::move(table_max_tokens),
-                                       std::move(table_strategies), std::move(table_clusters),
-                                       std::move(table_max_ctas), std::move(table_batches), std::move(table_lags));
+  const launch::Table table =
+      table_of(table_one_shot_bytes, std::move(table_row_bytes), std::move(table_max_tokens),
+               std::move(table_strategies), std::move(table_clusters), std::move(table_max_ctas),
+               std::move(table_batches), std::move(table_lags), std::move(table_pdls));
   protocol::Shape largest = shape_of(ranks, tokens, row_bytes);
   largest.own_too = own_too;
   const auto least = static_cast<int64_t>(launch::least_vectors(largest) * protocol::kVectorBytes);
@@ -190,7 +194,7 @@ void sabotage(int64_t handle, int64_t broken, int64_t frozen_dirty, int64_t dela
 #define MNNVL_AR_TABLE                                                                                      \
   "int table_one_shot_bytes, int[] table_row_bytes, int[] table_max_tokens, int[] table_strategies, int[] " \
   "table_clusters, "                                                                                        \
-  "int[] table_max_ctas, int[] table_batches, int[] table_lags"
+  "int[] table_max_ctas, int[] table_batches, int[] table_lags, int[] table_pdls"
 
 STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def(
@@ -211,7 +215,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes, int strategy=-1) -> bool");
   m.def(
       "_workspace_choice(int workspace, int tokens, int row_bytes, int strategy=-1) -> "
-      "(int strategy, int cluster, int max_ctas, int batch, int lag, int pieces, int rows)");
+      "(int strategy, int cluster, int max_ctas, int batch, int lag, int pdl, int pieces, int rows)");
   m.def(
       "_workspace_slot_bytes(int ranks, int tokens, int row_bytes, int strategy, *, bool own_too, int "
       "max_bytes, " MNNVL_AR_TABLE ") -> int");

@@ -29,7 +29,7 @@ def bytes_for_rows(rank: Any, rows: int, strategy: int, row_bytes: int = ROW_BYT
 
 
 def pieces_of(workspace: Any, tokens: int, row_bytes: int, strategy: int) -> int:
-    return int(torch.ops.mnnvl_ar._workspace_choice(workspace.handle, tokens, row_bytes, strategy)[5])
+    return int(torch.ops.mnnvl_ar._workspace_choice(workspace.handle, tokens, row_bytes, strategy)[6])
 
 
 def check_boundaries(rank: Any, strategy: int, rows: int) -> int:
