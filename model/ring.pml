@@ -3,8 +3,8 @@
  *
  * A rank runs calls 0, 1, ... in stream order. A call is one grid of CTAs; a process below is one CTA of one rank, and
  * serves every second call, so that two calls of a rank can be in flight at once (a call may start when all CTAs of the
- * one before it have triggered). Nothing here spins: a wait is a guard, so a wait that never ends shows as an invalid
- * end state.
+ * one before it have triggered, which those of a light call do by ending). Nothing here spins: a wait is a guard, so a
+ * wait that never ends shows as an invalid end state.
  */
 #ifndef RANKS
 #define RANKS 2
@@ -32,10 +32,10 @@
                                waits) */
 #endif
 #ifndef MODES
-#define MODES 0             /* 1: each call of each rank is light or triggers early, as is chosen when it starts. A light
-                               call triggers nothing (PDL off, or late): what stands behind it starts when all of its
-                               CTAs have ended. It neither fences its clears nor polls behind its arrival. 0: all
-                               calls trigger early */
+#define MODES 0             /* 1: each call of each rank is light or triggers early, as is chosen when it starts.
+                               A light call triggers nothing (PDL off, or late): what stands behind it starts when all
+                               of its CTAs have ended. It neither fences its clears nor waits with its polls for its
+                               arrival. 0: all calls trigger early */
 #endif
 #ifndef GAP
 #define GAP 0               /* what stands behind a light call. 0: the next call, or kernels that wait: its clears have
@@ -124,7 +124,7 @@ byte undone[RANKS * 2];     /* CTAs of the latest call that are still to finish,
 bool light[RANKS * 2];      /* of the latest even and odd call */
 #endif
 #if FAULT
-bool broken[RANKS];
+bool broken[RANKS];         /* each rank's word, set by who reports a fault */
 #endif
 #ifdef NONDET
 #define NONE 255
@@ -549,7 +549,7 @@ inline count_out() {
     fi
 }
 
-/* All that the CTA has stored has landed. */
+/* The CTA is gone, and all that it has stored has landed. */
 inline leave() {
 #ifdef BREAK_GRID
     resident[r]--;
@@ -572,8 +572,8 @@ inline leave() {
 
 proctype cta(byte r; byte c; byte odd) {
     byte j, n, base, d, step, i, id, s, use, old;
-    byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished, but what it has
-                               stored is still under way */
+    byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished, but its clear
+                               has still to land, 4 finished, but its state has (BREAK_LATE_STATE) */
     bool calm, cleared;
 #ifdef PIECES
     byte before;            /* rows of the call that are in an earlier piece */
@@ -899,7 +899,6 @@ end:
 #if FAULT
 /* Tells other ranks of a fault. */
 proctype tell() {
-    byte i;
 end:
     do
     :: d_step { broken[0] && !broken[1] -> broken[1] = true }
