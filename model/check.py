@@ -58,6 +58,12 @@ SIMPLE = f"{ONE_CTA} -DEARLY=0"
 # Rows queue up in calls 7 (3 for each of 2 CTAs), 8 (5 for 1 CTA of rank 0 and 2 of rank 1) and 9 (5 for 2 and 1).
 QUEUE = "-DQUEUE=5 -DCAP=12 -DSCRIPT={7,3,8,2,9,0}"
 QUEUE_4 = f"{QUEUE} -DCALLS=4 -DSCRIPT={{0,8,7,9}}"
+# Light calls and calls that trigger early, as each rank chooses for each of its calls.
+LIGHT = "-DMODES=1 -DCMAX=1 -DCAP=4 -DSCRIPT={0,6,1,0,6,1}"
+LIGHT_2 = f"{MERGED} -DMODES=1"  # of up to 2 CTAs
+LIGHT_ONE = f"{ONE_CTA} -DMODES=1"
+MIXED = "under epoch 1 while a call of an earlier one runs"
+LIGHT_OVERLAP = "-DMODES=1 -DCHECK=BY_ID+BY_SWAP+BY_TAG"  # as in the code
 
 HOLDS = [
     Config("r2", "2 ranks, 2 CTAs, 6 calls, one- and two-shot", ""),
@@ -171,12 +177,93 @@ HOLDS = [
         "-DRANKS=3 -DCMAX=1 -DCALLS=4 -DLOOSE=1 -DCAP=6 -DSCRIPT={0,0,6,0}",
         seconds=6,
     ),
+    Config("r2-light", "each call of each rank is light or triggers early, whichever", LIGHT_2, seconds=5),
+    Config(
+        "r2-light-endless",
+        "... without end",
+        f"{LIGHT_2} -DFOREVER -DSCRIPT={{1,0,0,1,0,0}}",
+        seconds=2,
+        depth=1_000_000,
+    ),
+    Config(
+        "r2-light-progress",
+        "... 1 CTA, and no endless run in which no call finishes",
+        f"{LIGHT} -DFOREVER -DPROGRESS",
+        seconds=2,
+        progress=True,
+        depth=1_000_000,
+    ),
+    Config(
+        "r2-light-any",
+        "1 CTA, calls light or not, of any of 2 shapes, without end",
+        f"{MERGED} {LIGHT} -DFOREVER -DNONDET -DSHAPE_A=0 -DSHAPE_B=6",
+        seconds=2,
+        depth=1_000_000,
+    ),
+    Config(
+        "r2-light-link-loose",
+        "1 CTA, light or not, stores to peers land late, any order in a CTA, without end",
+        f"{MERGED} {LIGHT} -DFOREVER -DLINK=1 -DLOOSE=1",
+        depth=1_000_000,
+    ),
+    Config(
+        "r2-light-queue",
+        "1 CTA, light or not, up to 3 rows queue up, without end",
+        f"{LIGHT} -DQUEUE=3 -DCAP=9 -DFOREVER -DSCRIPT={{2,0,2,1,6,2}}",
+        depth=1_000_000,
+    ),
+    Config(
+        "r2-light-fenced",
+        "1 CTA, light calls fence their clears, behind them a kernel that never waits, without end",
+        f"{LIGHT} -DGAP=1 -DFENCED=1 -DFOREVER",
+        depth=1_000_000,
+    ),
+    Config(
+        "r2-light-hop",
+        "... they do not: clears land before the next call's sends do at a peer; 2 CTAs, 4 calls",
+        f"{LIGHT_2} -DGAP=2 -DCALLS=4 -DSCRIPT={{1,0,3,1}}",
+        seconds=5,
+    ),
+    Config("r2-light-hop-endless", "... 1 CTA, without end", f"{LIGHT} -DGAP=2 -DFOREVER", depth=1_000_000),
+    Config(
+        "r2-light-fault",
+        "a rank gives up anywhere, its peer is told some time: no wrong row is read, none waits; 4 calls",
+        f"{LIGHT_2} -DFAULT=1 -DCHECKS=1 -DCALLS=4 -DSCRIPT={{1,0,0,0}}",
+        seconds=4,
+    ),
+    Config(
+        "r3-light",
+        "3 ranks, 1 CTA, 4 calls, light or not",
+        f"{MERGED} -DMODES=1 -DRANKS=3 -DCMAX=1 -DCALLS=4 -DCAP=6 -DSCRIPT={{0,6,0,6}}",
+        seconds=3,
+    ),
     Config("overlap", "two calls at once, all checks: what is not reported was as if in order", "", model=OVERLAP),
     Config("overlap-grids", "... with grids of 1 and 3 CTAs", "-DGRIDS={1,3}", model=OVERLAP),
     Config("overlap-3", "... three calls, of 1, 1 and 2 CTAs", "-DCALLS=3 -DGRIDS={1,1,2}", seconds=2, model=OVERLAP),
     Config("overlap-in-order", "calls of one stream, started early: no false alarm", "-DIN_ORDER", model=OVERLAP),
     Config(
         "overlap-tag", "epochs in what is added, state advanced by CAS", "-DCHECK=BY_ID+BY_CAS+BY_TAG", model=OVERLAP
+    ),
+    Config("overlap-light", "as in the code: light or not, the state is exchanged", LIGHT_OVERLAP, model=OVERLAP),
+    Config("overlap-light-grids", "... with grids of 1 and 3 CTAs", f"{LIGHT_OVERLAP} -DGRIDS={{1,3}}", model=OVERLAP),
+    Config(
+        "overlap-light-3",
+        "... three calls, of 1, 1 and 2 CTAs",
+        f"{LIGHT_OVERLAP} -DCALLS=3 -DGRIDS={{1,1,2}}",
+        seconds=2,
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-light-in-order",
+        "... three calls of one stream: no false alarm",
+        f"{LIGHT_OVERLAP} -DCALLS=3 -DGRIDS={{1,2,1}} -DIN_ORDER",
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-one-cta",
+        "... three calls of one CTA, all with one id",
+        f"{LIGHT_OVERLAP} -DCALLS=3 -DGRIDS={{1,1,1}} -DSAME_IDS",
+        model=OVERLAP,
     ),
 ]
 
@@ -325,6 +412,43 @@ BREAKS = [
         "only part of them",
     ),
     Config(
+        "light-triggers",
+        "a light call, which does not fence its clears, triggers early",
+        f"{LIGHT_ONE} -DBREAK_LIGHT_TRIGGERS",
+        HANG,
+        "destroys what rank",
+        seconds=2,
+    ),
+    Config(
+        "light-unchecked",
+        "R4: light calls do not wait for an unfinished predecessor",
+        f"{LIGHT_ONE} -DBREAK_LIGHT_UNCHECKED",
+        HANG,
+        r"(rank \d) call 0 CTA 0: starts, reads(?s:.*)\1 call 1 CTA 0: starts, light(?s:.*)destroys what rank",
+    ),
+    Config(
+        "light-late-state",
+        "R4: a light call ends before its state is there; behind it a kernel that never waits",
+        f"{LIGHT_ONE} -DGAP=1 -DFENCED=1 -DBREAK_LATE_STATE",
+        WRONG,
+        "call 1 CTA 0: starts, .*reads epoch 4",
+    ),
+    Config(
+        "light-blind",
+        "light calls do not ask whether the workspace is broken",
+        f"{LIGHT_ONE} -DFAULT=1 -DBREAK_BLIND",
+        WRONG,
+        r"gives up waiting(?s:.*)call 1 CTA 0: starts, light(?s:.*)what rank \d stored there in call 0",
+    ),
+    Config(
+        "light-gap",
+        "not promised: a light call's clear is under way until the next call but one, behind a kernel that never waits",
+        f"{LIGHT_ONE} -DGAP=1",
+        HANG,
+        r"\A(?!(?s:.*)starts, reads)(?s:.*)destroys what rank",
+        seconds=2,
+    ),
+    Config(
         "overlap-unchecked",
         "no check: the state is advanced twice to one epoch",
         "-DCHECK=0 -DTWICE",
@@ -372,6 +496,38 @@ BREAKS = [
         r"(call \d CTA \d): its row warps read epoch 0\n(?s:.*)\1: its entry warp reads epoch 1",
         model=OVERLAP,
     ),
+    Config(
+        "overlap-plain-store",
+        "the last to arrive stores the state, and does not ask what was there",
+        "-DMODES=1 -DGRIDS={1,1} -DCHECK=BY_ID+BY_TAG",
+        SILENT,
+        "to already",
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-light-never",
+        "light calls are not counted: the second runs in its epoch beside the first",
+        f"{LIGHT_OVERLAP} -DCOUNTED=NEVER",
+        SILENT,
+        MIXED,
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-light-at-once",
+        "... are counted as finished when they advance the state",
+        f"{LIGHT_OVERLAP} -DCOUNTED=AT_ONCE",
+        SILENT,
+        MIXED,
+        model=OVERLAP,
+    ),
+    Config(
+        "overlap-light-by-next",
+        "... are counted by the call behind them",
+        f"{LIGHT_OVERLAP} -DCOUNTED=BY_NEXT",
+        SILENT,
+        MIXED,
+        model=OVERLAP,
+    ),
 ]
 
 
@@ -404,7 +560,9 @@ def search(config: Config, where: Path) -> Result:
     if config.breaks:
         options.append("-DBFS")  # breadth first: the shortest counterexample
     run(["spin", "-a", *defines(config), config.model], where)
-    run(["cc", "-O0" if config.seconds <= 1 else "-O2", "-w", *options, "-o", "pan", "pan.c"], where)
+    # What a better search saves, a better compilation costs.
+    optimised = "-O0" if config.seconds <= 1 else "-O1" if config.seconds <= 6 else "-O2"
+    run(["cc", optimised, "-w", *options, "-o", "pan", "pan.c"], where)
     command = ["./pan", f"-m{config.depth}", *(["-l"] if config.progress else [])]
     try:
         done = subprocess.run(

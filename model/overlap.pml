@@ -19,8 +19,23 @@
 #define BY_EPOCH 2          /* with its arrival, in one atomic, a CTA finds the epoch that it has loaded */
 #define BY_CAS   4          /* the last to arrive advances the state by compare-and-swap */
 #define BY_TAG   8          /* what a CTA adds to `arrived` also holds the epoch that it has loaded */
+#define BY_SWAP 16          /* the last to arrive exchanges the state, and then compares what was there */
 #ifndef CHECK
 #define CHECK (BY_ID + BY_EPOCH)
+#endif
+#ifndef MODES
+#define MODES 0             /* 1: any call may be light: it triggers nothing before its CTAs end, and looks at what its
+                               arrival has found as a step of its own, before it ends. Nothing else of it depends on
+                               that: nobody waits for it */
+#endif
+/* How a light call is counted, in `launched` and `finished`. As ring.pml has it: by its last arrival, and by each CTA
+   that ends. */
+#define AS_EARLY 0
+#define NEVER    1
+#define AT_ONCE  2          /* in both, by its last arrival */
+#define BY_NEXT  3          /* in both, by the last arrival of the call behind it */
+#ifndef COUNTED
+#define COUNTED AS_EARLY
 #endif
 
 #ifdef SAME_IDS
@@ -42,12 +57,22 @@ bool reported;
 byte grid[CALLS] = GRIDS;
 byte done[CALLS], triggered[CALLS];
 byte least[CALLS] = 255, most[CALLS];   /* the epochs under which a call acts (ghosts) */
+bool mixed;                             /* a call acts while one of an earlier epoch still runs (a ghost) */
+#if MODES
+bool light[CALLS];
+byte owed;                              /* CTAs that the next call will count (BY_NEXT) */
+#define LIGHT light[k]
+#else
+#define LIGHT false
+#endif
 
 #ifdef IN_ORDER             /* one stream: a call may start when all CTAs of the one before it have triggered */
 #define MAY_START(k) ((k) == 0 || triggered[(k) - 1] == grid[(k) - 1])
 #else
 #define MAY_START(k) true
 #endif
+
+#define RUNS_BEFORE(o, e) ((o) != k && least[o] < e && done[o] < grid[o])
 
 inline acts(e) {
     if
@@ -56,6 +81,30 @@ inline acts(e) {
     fi;
     if
     :: e > most[k] -> most[k] = e
+    :: else
+    fi;
+    if
+    :: RUNS_BEFORE(0, e) || RUNS_BEFORE(1, e) || RUNS_BEFORE(CALLS - 1, e) ->
+        printf("call %d CTA %d: goes on under epoch %d while a call of an earlier one runs\n", k, c, e);
+        mixed = true
+    :: else
+    fi
+}
+
+/* As the state advances. */
+inline count() {
+#if MODES
+    if
+    :: COUNTED == BY_NEXT -> launched = launched + owed; finished = finished + owed; owed = (LIGHT -> grid[k] : 0)
+    :: else
+    fi;
+    if
+    :: LIGHT && COUNTED == AT_ONCE -> finished = finished + grid[k]
+    :: else
+    fi;
+#endif
+    if
+    :: !LIGHT || COUNTED == AS_EARLY || COUNTED == AT_ONCE -> launched = launched + grid[k]
     :: else
     fi
 }
@@ -69,6 +118,7 @@ proctype cta(byte k; byte c) {
     byte e, base;           /* as loaded by the entry warp */
     byte stage;
     bool loaded;
+    bool alone;             /* what the arrival found is of this call */
 #ifdef PER_WARP
     byte e_rows, base_rows; /* as loaded by the row warps */
     bool loaded_rows;
@@ -100,16 +150,20 @@ proctype cta(byte k; byte c) {
     :: d_step { stage == 1 ->
         printf("call %d CTA %d: arrives, finds epoch %d and %d arrivals\n", k, c, epoch, COUNT(arrived));
         stage = (COUNT(arrived) + 1 == grid[k] -> 2 : 3);
+        alone = !(((CHECK & BY_ID) && (arrived != COUNT(arrived) * ADDS || COUNT(arrived) >= grid[k])) ||
+                  ((CHECK & BY_EPOCH) && epoch != e));
         if
-        :: ((CHECK & BY_ID) && (arrived != COUNT(arrived) * ADDS || COUNT(arrived) >= grid[k])) ||
-           ((CHECK & BY_EPOCH) && epoch != e) ->
-            report();
-            stage = 3
+        :: !alone && !LIGHT -> report(); alone = true; stage = 3
         :: else
         fi;
         arrived = arrived + ADDS
        }
-    :: d_step { stage == 2 ->           /* was the last to arrive */
+    :: d_step { (stage == 2 || stage == 3) && LIGHT && !alone ->    /* a light call looks at it only now */
+        report();
+        alone = true;
+        stage = 3
+       }
+    :: d_step { stage == 2 && alone ->      /* was the last to arrive */
         if
         :: (CHECK & BY_CAS) && (epoch != e || arrived != grid[k] * ADDS) -> report()
         :: else ->
@@ -123,20 +177,35 @@ proctype cta(byte k; byte c) {
 #else
             assert(epoch == e || !(CHECK & BY_EPOCH));      /* the state is never advanced twice, reported or not */
 #endif
+            if
+            :: (CHECK & BY_SWAP) && (epoch != e || launched != base) -> report()
+            :: else
+            fi;
             epoch = e + 1;
-            launched = base + grid[k];
-            arrived = 0
+            launched = base;
+            arrived = 0;
+            count()
         fi;
         stage = 3
        }
-    :: d_step { stage == 3 ->
-        triggered[k]++;
+    :: d_step { stage == 3 && alone ->
+        if
+        :: !LIGHT -> triggered[k]++
+        :: else
+        fi;
         stage = 4
        }
     :: d_step { stage == 4 ->
-        finished++;
+        if
+        :: LIGHT -> triggered[k]++          /* by its end */
+        :: else
+        fi;
+        if
+        :: !LIGHT || COUNTED == AS_EARLY -> finished++
+        :: else
+        fi;
         done[k]++;
-        e = 0; base = 0; loaded = false;
+        e = 0; base = 0; loaded = false; alone = false;
 #ifdef PER_WARP
         e_rows = 0; base_rows = 0; loaded_rows = false;
 #endif
@@ -152,6 +221,12 @@ init {
     byte k, c;
     atomic {
         for (k : 0 .. CALLS - 1) {
+#if MODES
+            if
+            :: light[k] = true; printf("call %d is light\n", k)
+            :: light[k] = false
+            fi;
+#endif
             for (c : 0 .. grid[k] - 1) { run cta(k, c) }
         }
         k = 0;
@@ -164,6 +239,7 @@ init {
         assert(reported || (WHOLE(0) && WHOLE(1) && WHOLE(CALLS - 1)));         /* no call is torn between two epochs */
         assert(reported || (least[0] != least[1] &&
                             (CALLS == 2 || (least[0] != least[CALLS - 1] && least[1] != least[CALLS - 1]))));
+        assert(reported || !mixed);                         /* each waited for the one before it */
         assert(reported || (epoch == CALLS && launched == finished && arrived == 0));
 #endif
 #ifdef IN_ORDER

@@ -3,8 +3,8 @@
  *
  * A rank runs calls 0, 1, ... in stream order. A call is one grid of CTAs; a process below is one CTA of one rank, and
  * serves every second call, so that two calls of a rank can be in flight at once (a call may start when all CTAs of the
- * one before it have triggered). Nothing here spins: a wait is a guard, so a wait that never ends shows as an invalid
- * end state.
+ * one before it have triggered, which those of a light call do by ending). Nothing here spins: a wait is a guard, so a
+ * wait that never ends shows as an invalid end state.
  */
 #ifndef RANKS
 #define RANKS 2
@@ -30,6 +30,24 @@
 #ifndef EARLY
 #define EARLY 1             /* 0: every call waits for the whole of its predecessor (no kernel between that never
                                waits) */
+#endif
+#ifndef MODES
+#define MODES 0             /* 1: each call of each rank is light or triggers early, as is chosen when it starts.
+                               A light call triggers nothing (PDL off, or late): what stands behind it starts when all
+                               of its CTAs have ended. It neither fences its clears nor waits with its polls for its
+                               arrival. 0: all calls trigger early */
+#endif
+#ifndef GAP
+#define GAP 0               /* what stands behind a light call. 0: the next call, or kernels that wait: its clears have
+                               landed when the next call starts; 1: a kernel that never waits: they land when they
+                               like; 2: the same, but before what the next call sends lands at a peer. Behind a call
+                               that triggers early there may always be a kernel that never waits */
+#endif
+#ifndef FENCED
+#define FENCED 0            /* 1: light calls fence their clears too, as large ones do */
+#endif
+#ifndef FAULT
+#define FAULT 0             /* 1: rank 0 gives up waiting wherever it likes; other ranks are told when it pleases */
 #endif
 #ifndef LINK
 #define LINK 0              /* 1: stores to peers land whenever they like, in any order; 0: at once */
@@ -99,8 +117,14 @@ byte inflight[RANKS];
 
 /* The streams: which call may start, which of its CTAs have started, how many have triggered. */
 byte ready[RANKS], begun[RANKS], triggered[RANKS];
-#if !EARLY
+#if !EARLY || MODES
 byte undone[RANKS * 2];     /* CTAs of the latest call that are still to finish, for even and for odd calls */
+#endif
+#if MODES
+bool light[RANKS * 2];      /* of the latest even and odd call */
+#endif
+#if FAULT
+bool broken[RANKS];         /* each rank's word, set by who reports a fault */
 #endif
 #ifdef NONDET
 #define NONE 255
@@ -199,10 +223,37 @@ byte resident[RANKS];       /* one CTA at a time fits */
 #define QUIET(r, base) ((finished[r] + COUNT - (base)) % COUNT < COUNT / 2)
 #endif
 
-#if EARLY
-#define MAY_START true
+#define PREDECESSOR (2 * r + 1 - odd)
+#if !EARLY
+#define MAY_START (undone[PREDECESSOR] == 0)
+#elif MODES && !GAP
+#define MAY_START (TRIGGERED_EARLY || undone[PREDECESSOR] == 0)
+#elif MODES
+#define MAY_START (begun[r] != 0 || undone[2 * r + odd] == 0)   /* no store outlives the next call but one */
 #else
-#define MAY_START (undone[2 * r + 1 - odd] == 0)
+#define MAY_START true
+#endif
+
+#if MODES
+#define LIGHT light[2 * r + odd]
+#else
+#define LIGHT false
+#endif
+#ifdef BREAK_LIGHT_TRIGGERS
+#define TRIGGERED_EARLY true
+#define TRIGGERS true
+#else
+#define TRIGGERED_EARLY (!light[PREDECESSOR])
+#if FAULT
+#define TRIGGERS (!LIGHT && !poisoned)
+#else
+#define TRIGGERS (!LIGHT)
+#endif
+#endif
+#ifdef BREAK_UNFENCED
+#define UNFENCED true
+#else
+#define UNFENCED (LIGHT && !FENCED)
 #endif
 
 #if defined(BREAK_GRID) && BREAK_GRID > 1
@@ -232,6 +283,14 @@ inline trigger() {
 #else
         ready[r] = j + 1
 #endif
+    :: else
+    fi
+}
+
+/* By a CTA that has arrived. */
+inline trigger_early() {
+    if
+    :: TRIGGERS -> trigger()
     :: else
     fi
 }
@@ -410,8 +469,10 @@ inline receive2() {
     next_step()
 }
 
-#ifdef BREAK_NO_QUIESCE
+#if defined(BREAK_NO_QUIESCE)
 #define CALM true
+#elif defined(BREAK_LIGHT_UNCHECKED)
+#define CALM (LIGHT || QUIET(r, base))
 #else
 #define CALM QUIET(r, base)
 #endif
@@ -427,6 +488,11 @@ inline receive2() {
 #else
 #define CALM_TO_SEND calm
 #define CALM_TO_CLEAR calm
+#endif
+#if GAP == 2
+#define MAY_LAND (PEER == r || undone[PREDECESSOR] == 0 || ready[r] != j)   /* `ready` moves on: all have sent */
+#else
+#define MAY_LAND true
 #endif
 
 #if LOOSE || defined(BREAK_LATE_READERS)
@@ -445,28 +511,69 @@ inline receive2() {
 #define CLEARED true
 #define MAY_POLL true
 #else
-#define CLEARED cleared
-#define MAY_POLL (arr == 2)
+#define CLEARED (cleared || UNFENCED)
+#define MAY_POLL (arr == 2 || LIGHT)
 #endif
-#ifdef BREAK_UNFENCED
-#undef CLEARED
-#define CLEARED true
-#undef SENT
-#define SENT (arr == 3)     /* the clear lands only after the CTA has counted itself finished */
-#define CLEAR_BEFORE_FINISH true
+#ifdef BREAK_BLIND
+#define SEES_IT !LIGHT
 #else
-#define CLEAR_BEFORE_FINISH cleared
+#define SEES_IT true
 #endif
+#ifndef FOREVER
+#define LEFT(r) (ready[r] < CALLS)
+#else
+#define LEFT(r) true
+#endif
+#define STARTS (LEFT(r) && CHOSEN(r) && ready[r] % 2 == odd && c < CTAS(SHAPE(r, ready[r])) && \
+                !(begun[r] & (1 << c)) && MAY_START && FITS)
+
 #ifdef GATE
 #define MAY_FINISH (arr == 2 && epoch[r] != n)
 #else
 #define MAY_FINISH (arr == 2)
 #endif
 
+/* Counts the CTA out. If nothing has been triggered, its end does it. */
+inline count_out() {
+    printf("rank %d call %d CTA %d: finishes\n", r, j, c);
+#if FAULT
+    if
+    :: gave_up -> broken[r] = true
+    :: else
+    fi;
+#endif
+    finished[r] = (finished[r] + 1) % COUNT;
+    if
+    :: !TRIGGERS -> trigger()
+    :: else
+    fi
+}
+
+/* The CTA is gone, and all that it has stored has landed. */
+inline leave() {
+#ifdef BREAK_GRID
+    resident[r]--;
+#endif
+#if !EARLY || MODES
+    undone[2 * r + odd]--;
+#endif
+    j = 0; n = 0; base = 0; d = 0; step = 0; arr = 0; id = 0;
+#ifdef BREAK_LATE_READERS
+    loaded = false; rows_calm = false;
+#endif
+#if FAULT
+    poisoned = false; gave_up = false;
+#endif
+#ifdef PIECES
+    before = 0;
+#endif
+    s = 0; use = 0; old = 0; calm = false; cleared = false
+}
+
 proctype cta(byte r; byte c; byte odd) {
     byte j, n, base, d, step, i, id, s, use, old;
-    byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished
-                               (BREAK_UNFENCED only) */
+    byte arr;               /* 0 not arrived, 1 arrived last and has to advance, 2 arrived, 3 finished, but its clear
+                               has still to land, 4 finished, but its state has (BREAK_LATE_STATE) */
     bool calm, cleared;
 #ifdef PIECES
     byte before;            /* rows of the call that are in an earlier piece */
@@ -475,6 +582,10 @@ proctype cta(byte r; byte c; byte odd) {
     bool loaded, rows_calm; /* the row warps load the state for themselves when they get to it; the CTA may have
                                arrived by then */
 #endif
+#if FAULT
+    bool poisoned;          /* found the workspace broken: does nothing */
+    bool gave_up;
+#endif
 #if TEAR && !LINK
     bool half;
 #endif
@@ -482,17 +593,28 @@ proctype cta(byte r; byte c; byte odd) {
 end_idle:
     do
     /* 1. Launch, griddepcontrol.wait, load the state: once, for all warps of the CTA. */
-    :: d_step {
-#ifndef FOREVER
-        ready[r] < CALLS &&
+#if MODES
+    :: atomic { STARTS ->
+        if
+        :: begun[r] == 0 -> LIGHT = true
+        :: begun[r] == 0 -> LIGHT = false
+        :: begun[r] != 0
+        fi;
+        d_step {
+#else
+    :: d_step { STARTS ->
 #endif
-        CHOSEN(r) && ready[r] % 2 == odd && c < CTAS(SHAPE(r, ready[r])) && !(begun[r] & (1 << c)) &&
-        MAY_START && FITS ->
 #ifdef BREAK_GRID
         resident[r]++;
 #endif
         j = ready[r];
-#if !EARLY
+#if MODES
+        if
+        :: undone[PREDECESSOR] == 0 -> light[PREDECESSOR] = false   /* is not asked for any more */
+        :: else
+        fi;
+#endif
+#if !EARLY || MODES
         if
         :: begun[r] == 0 -> undone[2 * r + odd] = CTAS(SHAPE(r, j))
         :: else
@@ -510,14 +632,31 @@ end_idle:
         old = PREVIOUS(n, j);
         base = launched[r];
         d = dirty[r];
-        printf("rank %d call %d CTA %d: starts, reads epoch %d (slot %d), dirty %d\n", r, j, c, n, use, d);
+        if
+        :: LIGHT -> printf("rank %d call %d CTA %d: starts, light, reads epoch %d (slot %d), dirty %d\n",
+                           r, j, c, n, use, d)
+        :: else -> printf("rank %d call %d CTA %d: starts, reads epoch %d (slot %d), dirty %d\n", r, j, c, n, use, d)
+        fi;
         assert(!HAS(MOST));                             /* the script asks for no row that the model would leave out */
         GHOST(n == (FIRST + j) % EPOCHS);       /* every CTA of a call reads the same epoch, that of this call */
 #ifdef BREAK_TRIGGER
         trigger();
 #endif
-        skip_idle()
-       };
+        skip_idle();
+#if FAULT
+        if
+        :: broken[r] && SEES_IT ->
+            printf("rank %d call %d CTA %d: finds the workspace broken\n", r, j, c);
+            poisoned = true; calm = true; cleared = true; arr = 2; step = DONE
+        :: else
+        fi;
+        i = 0
+#endif
+       }
+#if MODES
+       }
+#endif
+       ;
     do
     /* 2. Quiescence, awaited by the entry warp. Only then do the other warps get what it has loaded. */
     :: d_step { !calm && CALM ->
@@ -543,7 +682,7 @@ end_idle:
 #endif
 
     /* 3. Send, and send the sums, or the next row of a queue. */
-    :: d_step { CALM_TO_SEND && step < DONE && SENDING ->
+    :: d_step { CALM_TO_SEND && step < DONE && SENDING && MAY_LAND ->
 #if TEAR && !LINK
         if
         :: half -> printf("rank %d call %d CTA %d: ... the rest of them\n", r, j, c)
@@ -622,14 +761,14 @@ end_idle:
 #ifdef BREAK_ADVANCE
             arrived[r] = 0;
             arr = 2;
-            trigger()
+            trigger_early()
 #else
             arr = 1
 #endif
         :: else ->
             arr = 2;
 #ifndef BREAK_TRIGGER
-            trigger()
+            trigger_early()
 #endif
         fi
        }
@@ -637,7 +776,7 @@ end_idle:
         advance();
         arrived[r] = 0;
 #ifndef BREAK_TRIGGER
-        trigger();
+        trigger_early();
 #endif
         arr = 2
        }
@@ -665,34 +804,36 @@ end_idle:
        }
 
     /* 7. Finish. */
-    :: d_step { step == DONE && CLEAR_BEFORE_FINISH && MAY_FINISH ->
-        printf("rank %d call %d CTA %d: finishes\n", r, j, c);
-        finished[r] = (finished[r] + 1) % COUNT;
-#ifdef BREAK_UNFENCED
-        arr = 3
-       }
-    :: d_step { arr == 3 && cleared ->
-#endif
-#ifdef BREAK_GRID
-        resident[r]--;
-#endif
-#if !EARLY
-        undone[2 * r + odd]--;
-#endif
-        j = 0; n = 0; base = 0; d = 0; step = 0; arr = 0; id = 0;
-#ifdef BREAK_LATE_READERS
-        loaded = false; rows_calm = false;
-#endif
-#ifdef PIECES
-        before = 0;
-#endif
-        s = 0; use = 0; old = 0; calm = false; cleared = false
-       };
-#ifdef PROGRESS
-progress: skip;             /* for the search for endless runs without it; else one state less */
-#endif
+    :: d_step { step == DONE && cleared && MAY_FINISH -> count_out(); leave() };
        break
-    od
+#if MODES || defined(BREAK_UNFENCED)
+    :: d_step { step == DONE && !cleared && UNFENCED && MAY_FINISH -> count_out(); arr = 3 }
+    :: d_step { arr == 3 && cleared -> leave() };
+       break
+#endif
+#ifdef BREAK_LATE_STATE     /* the new state is stored, and nobody waits until it is there */
+    :: d_step { step == DONE && cleared && arr == 1 && LIGHT -> count_out(); arr = 4 }
+    :: d_step { arr == 4 ->
+        printf("        the state of rank %d is that behind call %d only now\n", r, j);
+        epoch[r] = NEXT(n);
+        launched[r] = (base + CTAS(s)) % COUNT;
+        dirty[r] = EXTENT(s);
+        arrived[r] = 0;
+        leave()
+       };
+       break
+#endif
+#if FAULT
+    :: d_step { step < DONE && !SENDING && MAY_POLL && (r == 0 || broken[r]) ->
+        printf("rank %d call %d CTA %d: gives up waiting for rank %d\n", r, j, c, PEER);
+        gave_up = true;
+        step = DONE
+       }
+#endif
+    od;
+#ifdef PROGRESS
+progress: skip              /* for the search for endless runs without it; else one state less */
+#endif
     od
 }
 
@@ -755,6 +896,19 @@ end:
 }
 #endif
 
+#if FAULT
+/* Tells other ranks of a fault. */
+proctype tell() {
+end:
+    do
+    :: d_step { broken[0] && !broken[1] -> broken[1] = true }
+#if RANKS > 2
+    :: d_step { broken[0] && !broken[2] -> broken[2] = true }
+#endif
+    od
+}
+#endif
+
 #ifdef BREAK_ZERO
 /* A call of zero tokens that rank 0 counts as a call and the others, rightly, do not. */
 proctype zero() {
@@ -781,6 +935,9 @@ init {
         }
 #ifdef NONDET
         run program();
+#endif
+#if FAULT
+        run tell();
 #endif
 #ifdef BREAK_ZERO
         run zero();
