@@ -11,7 +11,7 @@ from setuptools.config.pyprojecttoml import read_configuration
 
 from common.edits import edited
 from common.ranks import ROOT
-from mnnvl_ar import MnnvlArError, Strategy, tuning
+from mnnvl_ar import MnnvlArError, Pdl, Strategy, tuning
 from mnnvl_ar.tuning import Entry, LaunchShape, Table, cost_model, files, machines
 
 ENTRY = {
@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {
     "machine": "NVIDIA H200",
     "tp": {
         "2": {"one_shot_bytes": 7},
-        "8": {"entries": [ENTRY, {**ENTRY, **LAUNCH, "max_tokens": 9, "strategy": "two_shot", "us": 3.0}]},
+        "8": {"entries": [ENTRY, {**ENTRY, **LAUNCH, "max_tokens": 9, "strategy": "two_shot", "pdl": "early", "us": 3.0}]},
     },
 }
 
@@ -37,7 +37,7 @@ def test_a_good_one_is_read(tmp_path: Path) -> None:
     tables = read(tmp_path, GOOD)
     assert tables[2] == Table(7, source="h200.json")
     launch = LaunchShape(cluster=8, max_ctas=7, batch=6, lag=5)
-    entries = (Entry(1024, 4, Strategy.ONE_SHOT), Entry(1024, 9, Strategy.TWO_SHOT, launch))
+    entries = (Entry(1024, 4, Strategy.ONE_SHOT), Entry(1024, 9, Strategy.TWO_SHOT, launch, Pdl.EARLY))
     assert tables[8] == Table(entries=entries, source="h200.json")
 
 

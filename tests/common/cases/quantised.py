@@ -318,7 +318,7 @@ def check_pieces(rank: Any, kind: str) -> None:
     )
     for strategy in (0, 1):
         choice = torch.ops.mnnvl_ar._workspace_choice(workspace.handle, tokens, hidden * 2, strategy)
-        assert choice[5] > 1, "pieces"
+        assert choice[6] > 1, "pieces"
         call = Call("all_reduce_rms_norm", tokens, hidden, strategy=strategy)
         calls = [Quantised(rank, kind, call, options=options) for options in KINDS[kind].options]
         check_out_form(rank, workspace.handle, calls)
