@@ -2,6 +2,7 @@
 
 mnnvl_ar:         functional: outputs are allocated, as a server's compiled graph or eager layer does
 mnnvl_ar/out:     the `_out` form, into tensors that are there
+mnnvl_ar/bound:   the same, bound (mnnvl_ar.bind)
 flashinfer:       FlashInfer's, where it is installed, outputs allocated, as its users call it
 torch.add(out=):  one kernel without allocation: what PyTorch and the driver take at least. A machine drifts by the
                   hour, so state a cost as a ratio to this one of the same run
@@ -62,7 +63,7 @@ def work(args: argparse.Namespace) -> int:
     from bench.team import join_world, make_team
     from bench.variant import Limits
     from bench.worker import COMPILE_LIMIT, attempt, machine_name
-    from mnnvl_ar import Workspace, ops
+    from mnnvl_ar import Workspace, bind, ops
 
     rank, size, device = join_world(args.device)
     team = make_team(size, device)
@@ -78,6 +79,7 @@ def work(args: argparse.Namespace) -> int:
     variants[ADD] = lambda: torch.add(x, residual, out=total)
     variants["mnnvl_ar"] = lambda: ops.all_reduce_rms_norm(x, residual, weight, EPS, handle)
     variants["mnnvl_ar/out"] = lambda: ops.all_reduce_rms_norm_out(x, residual, weight, EPS, norm, z, handle)
+    variants["mnnvl_ar/bound"] = bind(ops.all_reduce_rms_norm_out, x, residual, weight, EPS, norm, z, handle)
 
     if args.peers and device.type == "cuda":
         from bench.peers.flashinfer_trtllm import FlashInferTrtllm

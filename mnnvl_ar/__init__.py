@@ -1,12 +1,14 @@
 """All-reduce kernels for tensor-parallel inference: AllReduce, and AllReduce fused with residual add and RMSNorm."""
 
 from mnnvl_ar import _library, ops, reference, scales
+from mnnvl_ar.bound import BoundCall, bind
 from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerGone, PeerTimeout, WorkspaceBroken
 from mnnvl_ar.memory import Group
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.workspace import Workspace
 
 __all__ = [
+    "BoundCall",
     "BringUpError",
     "CallMismatch",
     "Group",
@@ -18,6 +20,7 @@ __all__ = [
     "Workspace",
     "WorkspaceBroken",
     "__version__",
+    "bind",
     "ops",
     "reference",
     "scales",

@@ -32,6 +32,22 @@ void pause_before_second_look([[maybe_unused]] const protocol::Params& params, [
   __builtin_unreachable();
 }
 
+void check_sound(Workspace& workspace, int64_t handle) {
+  const auto code = static_cast<volatile protocol::FaultRecord*>(workspace.params.group.record)->code;
+  if (code != protocol::FaultCode::none || workspace.found.load(std::memory_order_relaxed)) [[unlikely]] {
+    refuse(workspace, handle, "is broken");
+  }
+}
+
+// For one thread, until `release` ends.
+void hold(Workspace& workspace, int64_t handle, Release& release) {
+  STD_TORCH_CHECK(!workspace.busy.exchange(true) || protocol::is_off(workspace.params, protocol::Rule::one_thread),
+                  "workspace: another thread is in a call on it; one call at a time");
+  release.busy = &workspace.busy;
+  // As find() did, but now it lasts.
+  if (!protocol::is_off(workspace.params, protocol::Rule::still_open)) check_open(workspace, handle);
+}
+
 #if MNNVL_AR_CUDA
 class OnDevice {
  public:
@@ -62,16 +78,9 @@ Turn::Turn(int64_t handle, protocol::Op op, const Agreement& a, const Options& o
   cut_ = cut(workspace, options.strategy, a.shape);
   if (protocol::is_off(params_, protocol::Rule::zero_tokens)) cut_.pieces.count = std::max(1u, cut_.pieces.count);
   if (cut_.pieces.count == 0) return;
-  const auto code = static_cast<volatile protocol::FaultRecord*>(params_.group.record)->code;
-  if (code != protocol::FaultCode::none || workspace.found.load(std::memory_order_relaxed)) [[unlikely]] {
-    refuse(workspace, handle, "is broken");
-  }
+  check_sound(workspace, handle);
   pause_before_second_look(params_, a.device);
-  STD_TORCH_CHECK(!workspace.busy.exchange(true) || protocol::is_off(params_, protocol::Rule::one_thread),
-                  "workspace: another thread is in a call on it; one call at a time");
-  release_.busy = &workspace.busy;
-  // As find() did, but now it lasts.
-  if (!protocol::is_off(params_, protocol::Rule::still_open)) check_open(workspace, handle);
+  hold(workspace, handle, release_);
 
   workspace_ = &workspace;
   row_bytes_ = uint64_t{a.shape.vectors} * protocol::kVectorBytes;
@@ -104,11 +113,33 @@ void Turn::fail() {
 }
 
 #if MNNVL_AR_CUDA
-void Turn::launch(void* call, protocol::Params& params) {
+namespace {
+
+uint32_t sharing_of(const Workspace& workspace) {
+  return workspace.settings.concurrent ? sharers(workspace.settings.device) : 1;
+}
+
+void* stream_of(int device) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return stream;
+}
+
+void launch_on(void* stream, Workspace& workspace, CUfunction function, void* call, protocol::Params& params) {
+  params.launch.number = workspace.launches++;
+  note_capture(workspace, static_cast<cudaStream_t>(stream));
+  const CUresult result = launch::launch(function, params.launch, call, static_cast<CUstream>(stream));
+  STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
+}
+
+}  // namespace
+
+void Turn::launch(void* call, size_t size, protocol::Params& params) {
   Workspace& workspace = *workspace_;
   const auto device = static_cast<int>(agreement_.device);
   const OnDevice guard(device);
-  const uint32_t sharing = workspace.settings.concurrent ? sharers(agreement_.device) : 1;
+  const uint32_t sharing = sharing_of(workspace);
   const int64_t asked = options_.pdl == launch::kAuto ? workspace.settings.pdl : options_.pdl;
   auto pdl = asked == launch::kAuto ? cut_.choice.pdl : static_cast<protocol::Pdl>(asked);
   // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
@@ -128,23 +159,41 @@ void Turn::launch(void* call, protocol::Params& params) {
                                          &plan);
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));
   params.launch = plan.launch;
-  params.launch.number = workspace.launches++;
   // Between pieces the next kernel is ours, and waits for this one: only an "off" that was asked for is against that.
   const bool is_first = piece_ == 1, is_last = piece_ == cut_.pieces.count;
   const bool may_follow_early = asked != static_cast<int64_t>(protocol::Pdl::off);
   params.launch.trigger_early = is_last ? pdl == protocol::Pdl::early : may_follow_early && sharing == 1;
   params.launch.programmatic = is_first ? pdl != protocol::Pdl::off : may_follow_early;
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  note_capture(workspace, static_cast<cudaStream_t>(stream));
-  const CUresult result = launch::launch(plan.function, params.launch, call, static_cast<CUstream>(stream));
-  STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
+  if (BoundCall* const bound = binding()) {
+    const auto* const first = static_cast<const std::byte*>(call);
+    const auto params_at = static_cast<size_t>(reinterpret_cast<const std::byte*>(&params) - first);
+    *bound = {handle_, agreement_.device, sharing, std::move(bound->launches)};
+    bound->launches.push_back({plan.function, {first, first + size}, params_at});
+    return;
+  }
+  launch_on(stream_of(device), workspace, plan.function, call, params);
+}
+
+bool launch_bound(BoundCall& call) {
+  Workspace& workspace = find(call.workspace, call.device);
+  if (sharing_of(workspace) != call.sharing) return false;
+  check_sound(workspace, call.workspace);
+  Release release;
+  hold(workspace, call.workspace, release);
+  const auto device = static_cast<int>(call.device);
+  const OnDevice guard(device);
+  void* const stream = stream_of(device);
+  for (BoundLaunch& launch : call.launches) {
+    launch_on(stream, workspace, static_cast<CUfunction>(launch.function), launch.call.data(), launch.params());
+  }
+  return true;
 }
 #else
-void Turn::launch(void*, protocol::Params&) {
+void Turn::launch(void*, size_t, protocol::Params&) {
   STD_TORCH_CHECK(false, "x: is on a GPU, but this build has no CUDA transport (there was no nvcc)");
 }
+
+bool launch_bound(BoundCall&) { return false; }  // nothing was bound
 #endif
 
 }  // namespace mnnvl_ar::detail

@@ -3,6 +3,7 @@
 
 #include "epilogues/epilogue.h"
 #include "host/one_rank.h"
+#include "torch/bound.h"
 #include "torch/checks.h"
 #include "torch/workspace.h"
 
@@ -17,6 +18,14 @@ struct Options {
 
 namespace detail {
 
+// Gives a workspace back, at the end of a call.
+struct Release {
+  std::atomic<bool>* busy = nullptr;
+  ~Release() {
+    if (busy != nullptr) *busy = false;
+  }
+};
+
 // Holds the workspace for one thread, and knows how its call is to run: in one piece after the other (protocol/pieces.h).
 class Turn {
  public:
@@ -28,20 +37,13 @@ class Turn {
   const protocol::Params& params() const { return params_; }
   // Where the piece begins, in bytes of x.
   uint64_t begin() const { return uint64_t{params_.tensors.first_token} * row_bytes_; }
-  // Launches the piece on the current stream. `call`: a CallOf the op's epilogue; `params`: the part of it that is a copy of params(),
-  // whose launch is filled in here.
-  void launch(void* call, protocol::Params& params);
+  // Launches the piece on the current stream, or keeps it where a call is being bound (bound.h). `call`: a CallOf the op's epilogue, of
+  // `size` bytes; `params`: the part of it that is a copy of params(), whose launch is filled in here.
+  void launch(void* call, size_t size, protocol::Params& params);
   // The host's call has failed: throws why.
   [[noreturn]] void fail();
 
  private:
-  struct Release {  // of the workspace, at the end of the call
-    std::atomic<bool>* busy = nullptr;
-    ~Release() {
-      if (busy != nullptr) *busy = false;
-    }
-  };
-
   const int64_t handle_;
   const protocol::Op op_;
   const Agreement& agreement_;
@@ -53,6 +55,9 @@ class Turn {
   uint64_t row_bytes_ = 0;
   protocol::Params params_;
 };
+
+// False: it has to be bound anew. Throws as an op does.
+bool launch_bound(BoundCall& call);
 
 }  // namespace detail
 
@@ -71,7 +76,7 @@ void run(int64_t handle, const Agreement& agreement, const Options& options, con
     if (agreement.device < 0) {
       ok &= host::run<E>(call, agreement.dtype);
     } else {
-      turn.launch(&call, call);
+      turn.launch(&call, sizeof(call), call);
     }
   }
   if (!ok) turn.fail();

@@ -28,7 +28,10 @@ tokens = st.integers(0, 70) | st.integers(0, 5000)
 def tables(draw: Any) -> Table:
     sizes = draw(st.sets(st.tuples(st.sampled_from(ROWS), st.integers(1, 64)), max_size=12))
     strategies = st.sampled_from([ONE, TWO])
-    entries = [Entry(*size, draw(strategies), draw(launch_shapes), draw(st.sampled_from(list(Pdl)[1:]))) for size in sorted(sizes)]
+    entries = [
+        Entry(*size, draw(strategies), draw(launch_shapes), draw(st.sampled_from(list(Pdl)[1:])))
+        for size in sorted(sizes)
+    ]
     return Table(draw(st.integers(0, 1 << 21)) if not entries else 0, tuple(entries))
 
 
@@ -109,16 +112,16 @@ def test_an_oracle_with_one_rule_wrong_is_caught(rule: str) -> None:
 def test_a_forced_strategy_wins_and_keeps_the_launch_shape_that_was_measured_for_it() -> None:
     for handle, forced in ((workspace(TELLING), TWO), (workspace(TELLING, strategy=TWO), AUTO)):
         assert choice(handle, 4, 512, forced) == [TWO, *NOTHING]
-        assert choice(handle, 8, 512, forced) == [TWO, 4, 0, 0, 0]
-    assert choice(workspace(TELLING, strategy=TWO), 4, 512, ONE) == [ONE, 2, 0, 0, 0]
-    assert choice(workspace(TELLING), 4, 512) == [ONE, 2, 0, 0, 0]  # left to itself, it differs
+        assert choice(handle, 8, 512, forced) == [TWO, 4, 0, 0, 0, 0]
+    assert choice(workspace(TELLING, strategy=TWO), 4, 512, ONE) == [ONE, 2, 0, 0, 0, 0]
+    assert choice(workspace(TELLING), 4, 512) == [ONE, 2, 0, 0, 0, 0]  # left to itself, it differs
 
 
 @given(launch_shapes, launch_shapes)
 def test_what_the_workspace_was_told_wins(told: LaunchShape, measured: LaunchShape) -> None:
     handle = workspace(Table(entries=(Entry(512, 8, TWO, measured),)), launch=told)
     both = zip(astuple(told), astuple(measured), strict=True)
-    assert choice(handle, 8, 512) == [TWO, *(t or m for t, m in both)]
+    assert choice(handle, 8, 512)[:5] == [TWO, *(t or m for t, m in both)]
 
 
 # ---- sizes --------------------------------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ def test_a_piece_has_the_launch_shape_of_its_own_size() -> None:
     for most, wanted in rows.items():
         handle = workspace(Table(entries=measured), 4, most * 2 * 512)
         assert pieces(handle, 64, 512) == (64 // most, most)
-        assert choice(handle, 64, 512) == wanted
+        assert choice(handle, 64, 512)[:5] == wanted
 
 
 def test_offsets_into_a_piece_fit_32_bits() -> None:

@@ -22,7 +22,9 @@ GOOD: dict[str, Any] = {
     "machine": "NVIDIA H200",
     "tp": {
         "2": {"one_shot_bytes": 7},
-        "8": {"entries": [ENTRY, {**ENTRY, **LAUNCH, "max_tokens": 9, "strategy": "two_shot", "pdl": "early", "us": 3.0}]},
+        "8": {
+            "entries": [ENTRY, {**ENTRY, **LAUNCH, "max_tokens": 9, "strategy": "two_shot", "pdl": "early", "us": 3.0}]
+        },
     },
 }
 

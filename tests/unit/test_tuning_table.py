@@ -43,7 +43,12 @@ def test_the_digest_is_of_what_decides() -> None:
         Table(entries=ENTRIES[:1]),
         *(
             Table(entries=(ENTRIES[0], replace(ENTRIES[1], **{name: figure})))
-            for name, figure in (("row_bytes", 2048), ("max_tokens", 10), ("strategy", Strategy.ONE_SHOT), ("pdl", Pdl.LATE))
+            for name, figure in (
+                ("row_bytes", 2048),
+                ("max_tokens", 10),
+                ("strategy", Strategy.ONE_SHOT),
+                ("pdl", Pdl.LATE),
+            )
         ),
         *(
             Table(entries=(ENTRIES[0], replace(ENTRIES[1], launch=LaunchShape(*figures))))

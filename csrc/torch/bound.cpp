@@ -1,0 +1,77 @@
+#include "torch/bound.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "torch/run.h"
+
+namespace mnnvl_ar {
+namespace {
+
+thread_local BoundCall* under_way = nullptr;
+
+std::mutex mutex;
+// Never destroyed: a thread may still be in a call when the process ends.
+auto& calls = *new std::unordered_map<int64_t, std::unique_ptr<BoundCall>>;
+int64_t last_number = 0;
+
+void bind_begin() {
+  STD_TORCH_CHECK(under_way == nullptr, "bind: this thread is binding a call already");
+  under_way = new BoundCall;
+}
+
+// Returns the number of what was kept since, or 0 if it launches nothing on a GPU.
+int64_t bind_end() {
+  std::unique_ptr<BoundCall> call(std::exchange(under_way, nullptr));
+  if (call == nullptr || call->launches.empty()) return 0;
+  const std::lock_guard<std::mutex> lock(mutex);
+  calls[++last_number] = std::move(call);
+  return last_number;
+}
+
+void bind_forget(int64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  calls.erase(number);
+}
+
+BoundCall* find_bound(int64_t number) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = calls.find(number);
+  return found == calls.end() ? nullptr : found->second.get();
+}
+
+}  // namespace
+
+BoundCall* binding() { return under_way; }
+
+}  // namespace mnnvl_ar
+
+// Null: it was launched. "": other workspaces share the device than when it was bound, so it has to be bound anew. Else what is wrong.
+extern "C" __attribute__((visibility("default"))) const char* mnnvl_ar_run_bound(int64_t number) {
+  static thread_local std::string wrong;
+  try {
+    mnnvl_ar::BoundCall* const call = mnnvl_ar::find_bound(number);
+    if (call == nullptr) return "bind: there is no such call";
+    return mnnvl_ar::detail::launch_bound(*call) ? nullptr : "";
+  } catch (const std::exception& error) {
+    wrong = error.what();
+    return wrong.c_str();
+  }
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) {
+  m.def("_bind_begin() -> ()");
+  m.def("_bind_end() -> int");
+  m.def("_bind_forget(int call) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
+  m.impl("_bind_begin", TORCH_BOX(&mnnvl_ar::bind_begin));
+  m.impl("_bind_end", TORCH_BOX(&mnnvl_ar::bind_end));
+  m.impl("_bind_forget", TORCH_BOX(&mnnvl_ar::bind_forget));
+}

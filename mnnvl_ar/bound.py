@@ -1,0 +1,74 @@
+"""Calls that are checked once and then cost the CPU little more than their launch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mnnvl_ar._library import PATH, ops
+
+_run = ctypes.PyDLL(str(PATH)).mnnvl_ar_run_bound
+_run.argtypes, _run.restype = (ctypes.c_int64,), ctypes.c_char_p
+
+
+class BoundCall:
+    """What `bind` returns: call it, without arguments, for one call of the op on the current stream."""
+
+    def __init__(self, op: Callable[..., None], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._op, self._arguments, self._options = op, arguments, options  # and with them the tensors
+        self._number = 0
+        self._bind()
+
+    def __call__(self) -> None:
+        if not self._number:
+            self._op(*self._arguments, **self._options)
+            return
+        wrong = _run(self._number)
+        if wrong is None:
+            return
+        if wrong:
+            raise RuntimeError(wrong.decode())
+        self._bind()  # other workspaces share the device by now, and launch shapes go by that
+        self()
+
+    def _bind(self) -> None:
+        self._forget()
+        if not any(isinstance(given, torch.Tensor) and given.is_cuda for given in self._arguments):
+            return
+        ops._bind_begin()
+        try:
+            self._op(*self._arguments, **self._options)
+        finally:
+            self._number = ops._bind_end()
+
+    def _forget(self) -> None:
+        if self._number:
+            ops._bind_forget(self._number)
+            self._number = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "_number", 0):
+            self._forget()
+
+
+def bind(op: Callable[..., None], *arguments: Any, **options: Any) -> BoundCall:
+    """A call of `op` with these arguments, to be made again and again by calling what is returned: for loops that run
+    eagerly, on the same tensors each time.
+
+    op:                 an `_out` op of `mnnvl_ar.ops`
+    arguments, options: as it takes them. Tensors are kept, and may hold other values at each call
+
+    All that the op checks is checked here, once: dtypes, shapes, alignment, that outputs are apart. Each call looks at
+    the workspace alone: broken, closed, asleep, in use by another thread. It is launched on the stream that is current
+    when it is made, may be captured, and leaves the same bits as the op. On the host it is a call of the op. Not for
+    code under `torch.compile`, which has no such cost.
+    Errors: what the op raises, here; at a call `RuntimeError` for what is wrong with the workspace by then.
+    Source: mnnvl_ar design; bench/cpu_cost.py for the cost.
+    """
+    name = getattr(op, "__name__", str(op)).removesuffix(".default")
+    if not name.endswith("_out"):
+        raise ValueError(f"op: is {name}, wanted an op that writes into tensors it is given, such as all_reduce_out")
+    return BoundCall(op, arguments, options)
