@@ -1,7 +1,15 @@
 """All-reduce kernels for tensor-parallel inference: AllReduce, and AllReduce fused with residual add and RMSNorm."""
 
 from mnnvl_ar import _library, ops, reference, scales
-from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerGone, PeerTimeout, WorkspaceBroken
+from mnnvl_ar.errors import (
+    BringUpError,
+    CallMismatch,
+    MnnvlArError,
+    PeerGone,
+    PeerTimeout,
+    RanksDiffer,
+    WorkspaceBroken,
+)
 from mnnvl_ar.memory import Group
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.workspace import Workspace
@@ -14,6 +22,7 @@ __all__ = [
     "Pdl",
     "PeerGone",
     "PeerTimeout",
+    "RanksDiffer",
     "Strategy",
     "Workspace",
     "WorkspaceBroken",

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import torch
 
+from mnnvl_ar import crosscheck
 from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
 from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, seconds, whole, with_index
@@ -132,7 +133,8 @@ class Workspace:
             table = table_for(self.device, self.world_size)
             slot_bytes = slot_of(table)
             layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
-            alike = {"strategy": strategy, "strategy table": goes_by}
+            checks = str(int(crosscheck.is_on()))
+            alike = {crosscheck.SWITCH: checks, "strategy": strategy, "strategy table": goes_by}
             return Request(layout.nbytes, layout.fills, layout.probe_offset, self.device, transport, alike, retry)
 
         def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
@@ -160,6 +162,8 @@ class Workspace:
         self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)
         self._dropped.atexit = False
         self._deadline = deadline
+        if crosscheck.is_on():
+            crosscheck.watch(self.handle, self.rank, self.world_size)
         _log.log(logging.INFO if self.rank == 0 else logging.DEBUG, "%r: %s", self, self.transport_reason)
         self._watch()
 

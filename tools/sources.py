@@ -57,6 +57,7 @@ ROOMS = {
     ),
     "diagnosis": (
         "csrc/diagnosis/",
+        "mnnvl_ar/crosscheck.py",
         "mnnvl_ar/diagnosis.py",
         "mnnvl_ar/errors.py",
         "mnnvl_ar/monitor.py",
@@ -90,10 +91,12 @@ ROOMS = {
     "sanitizers": ("tools/sanitize.py",),
     "cost of safety": ("tools/safety_cost.py",),
     "workspaces": (
+        "tests/common/cases/crosscheck.py",
         "tests/common/cases/diagnosis.py",
         "tests/common/cases/lifecycle.py",
         "tests/gpu/test_gpu_input.py",
         "tests/gpu/test_gpu_lifecycle.py",
+        "tests/ranks/test_crosscheck.py",
         "tests/ranks/test_diagnosis.py",
         "tests/ranks/test_input.py",
         "tests/ranks/test_lifecycle.py",
