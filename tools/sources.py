@@ -91,9 +91,11 @@ ROOMS = {
     "sanitizers": ("tools/sanitize.py",),
     "cost of safety": ("tools/safety_cost.py",),
     "workspaces": (
+        "tests/common/cases/asleep.py",
         "tests/common/cases/crosscheck.py",
         "tests/common/cases/diagnosis.py",
         "tests/common/cases/lifecycle.py",
+        "tests/gpu/test_gpu_asleep.py",
         "tests/gpu/test_gpu_input.py",
         "tests/gpu/test_gpu_lifecycle.py",
         "tests/ranks/test_crosscheck.py",

@@ -12,7 +12,6 @@ using namespace protocol;
 
 namespace {
 
-constexpr uint64_t kBrokenOffset = kProgressOffset + offsetof(Progress, broken);
 constexpr int64_t kSecond = 1000000000;
 constexpr int64_t kPatienceNs = 2 * kSecond;  // for notes, before what is known is all there will be
 
@@ -182,7 +181,14 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
   const FaultCode code = record.code;
   f.relayed = code == FaultCode::peer_fault || code == FaultCode::none;
   f.code = code != FaultCode::none ? code : FaultCode::peer_fault;
-  if ((f.offset = damaged(blocks, control)) != 0) {
+  uint32_t broken;
+  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  if (broken == static_cast<uint32_t>(FaultCode::asleep)) {  // what stands in for a block
+    f.code = FaultCode::asleep;
+    f.peer = f.rank;
+    f.relayed = false;
+    f.conclusive = true;
+  } else if ((f.offset = damaged(blocks, control)) != 0) {
     f.code = FaultCode::damaged;
     f.peer = f.rank;
     f.relayed = false;
@@ -250,6 +256,18 @@ bool look(const Blocks& blocks, Finding& finding) {
   if (first != 0) finding.when_ns = first;
   finding.conclusive |= clock_ns(CLOCK_REALTIME) - finding.when_ns > kPatienceNs;
   if (finding.conclusive) tell_peers(blocks, finding);
+  return true;
+}
+
+bool look_at_record(const Blocks& blocks, Finding& finding) {
+  const FaultRecord record = read_record(*blocks.params.group.record);
+  if (record.code == FaultCode::none) return finding.code != FaultCode::none;
+  finding = Finding{};
+  finding.code = FaultCode::asleep;
+  finding.conclusive = true;
+  finding.rank = finding.waiter = finding.peer = blocks.params.group.rank;
+  finding.call = {record.epoch, record.tokens, record.description, record.numbers};
+  finding.when_ns = when_of(record, blocks.device < 0);
   return true;
 }
 

@@ -44,6 +44,8 @@ struct Finding {
 
 // Brings `finding`, which is not conclusive yet, up to date. Returns whether anything is wrong.
 bool look(const Blocks& blocks, Finding& finding);
+// The same where the blocks' memory has been given back: all there is to look at is the record of a captured call that ran since.
+bool look_at_record(const Blocks& blocks, Finding& finding);
 // Marks this rank's block broken, so that calls of this rank that wait end now.
 void end_calls(const Blocks& blocks);
 // A peer is gone, and `next` is the epoch of the first call that it will not make, as far as it has said (kNoEpoch: it has not).

@@ -145,6 +145,14 @@ void end_calls(Workspace& workspace) {
   diagnosis::end_calls(workspace.blocks());
 }
 
+// With `reading` held. What is recorded from here on is of calls that come later.
+void forget_fault(Workspace& workspace) {
+  *workspace.params.group.record = protocol::FaultRecord{};
+  orders_of(workspace).answered = 0;
+  workspace.finding = diagnosis::Finding{};
+  workspace.found = false;
+}
+
 // Sets a flag that keeps calls out, unless a call is under way; with `end`, ends that call. A call says that it is busy and then
 // looks at the flags; here it is the other way round, so one of the two sees the other. Returns whether it was set before.
 bool shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag, bool end) {
@@ -188,9 +196,14 @@ bool close(int64_t handle, bool force) {
   if (workspace.graphs != 0 && !force) return false;
   if (force) end_calls(workspace);
   workspace.unmapped = diagnosis::quiesce(workspace.blocks()) || force;
-  if (workspace.unmapped) workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+  if (workspace.unmapped) {
+    workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+    forget_fault(workspace);
+  }
   return workspace.unmapped;
 }
+
+uint32_t graphs_of(int64_t handle) { return find_any(handle).graphs; }
 
 bool lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {
   Workspace& workspace = find_any(handle);
@@ -215,6 +228,7 @@ void put_to_sleep(int64_t handle, bool end) {
   if (end) end_calls(workspace);
   if (diagnosis::quiesce(workspace.blocks())) {
     workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+    forget_fault(workspace);
     return;
   }
   workspace.asleep = false;
@@ -225,11 +239,8 @@ void put_to_sleep(int64_t handle, bool end) {
 void reset(int64_t handle) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  *workspace.params.group.record = protocol::FaultRecord{};
-  orders_of(workspace).answered = 0;
+  forget_fault(workspace);
   workspace.host_calls = 0;
-  workspace.finding = diagnosis::Finding{};
-  workspace.found = false;
   workspace.waiting = Workspace::nobody();
   workspace.asleep = false;
 }
@@ -237,8 +248,12 @@ void reset(int64_t handle) {
 diagnosis::Finding poll(Workspace& workspace) {
   if (is_of_another_process(workspace)) return {};
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (workspace.finding.conclusive || workspace.closed || workspace.asleep) return workspace.finding;
-  if (diagnosis::look(workspace.blocks(), workspace.finding)) workspace.found = true;
+  if (workspace.finding.conclusive) return workspace.finding;
+  if (workspace.asleep || workspace.unmapped) {
+    diagnosis::look_at_record(workspace.blocks(), workspace.finding);
+  } else if (!workspace.closed && diagnosis::look(workspace.blocks(), workspace.finding)) {
+    workspace.found = true;
+  }
   return workspace.finding;
 }
 

@@ -64,9 +64,11 @@ struct Workspace {
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
 int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_t>& blocks, int64_t multicast,
                uint64_t slot_bytes, protocol::Orders orders, launch::Table table);
-// Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`, which also ends a
-// call that waits in another thread. If not, it may be asked again.
+// Ends the handle. Returns whether the blocks' memory may be given back: not while captured graphs may run, unless `force`, which
+// also ends a call that waits in another thread. If not, it may be asked again.
 bool close(int64_t handle, bool force);
+// Captured graphs that hold the addresses of the blocks. While there are any, something has to be mapped there.
+uint32_t graphs_of(int64_t handle);
 // Ops raise from here on; no call of this rank runs any more. With `end`, calls that wait end now, without their result.
 void put_to_sleep(int64_t handle, bool end);
 // The blocks have been filled anew: the fault is forgotten, and ops run.

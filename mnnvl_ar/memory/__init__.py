@@ -16,7 +16,7 @@
 
 from .agreement import agree
 from .group import AnyGroup, Group, Members
-from .lifeline import ASLEEP, CHECKPOINT
+from .lifeline import ASLEEP, CHECKPOINT, CLOSED
 from .request import Fill, Request
 from .symmetric import SymmetricMemory, allocate
 from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_multicast, multicast_refusal
@@ -24,6 +24,7 @@ from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_mul
 __all__ = [
     "ASLEEP",
     "CHECKPOINT",
+    "CLOSED",
     "MULTICAST_SWITCHES",
     "AnyGroup",
     "DriverError",

@@ -154,6 +154,8 @@ class CudaDriver:
 
     def _handle_type(self, kind: str) -> Any:
         types = self._cuda.CUmemAllocationHandleType
+        if kind == "":
+            return types.CU_MEM_HANDLE_TYPE_NONE
         if kind == "fabric":
             return types.CU_MEM_HANDLE_TYPE_FABRIC
         return types.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR

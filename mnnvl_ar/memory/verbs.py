@@ -3,6 +3,8 @@
 Three drivers have them: `CudaDriver`, `HostDriver` and the tests' simulated one. Bring-up never asks which one it has;
 that is why it can be tested without a GPU.
 
+A handle kind says how a handle travels to peers; "" is memory of this process alone.
+
 Contract: a verb does one thing or raises `DriverError` and has then done nothing. Addresses, sizes and offsets are in
 bytes. No verb is collective. `reserve` takes address space only; `create` takes physical memory only; `map` joins the
 two.

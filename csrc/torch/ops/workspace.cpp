@@ -54,6 +54,8 @@ int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_
 
 bool workspace_close(int64_t handle, bool force) { return close(handle, force); }
 
+int64_t workspace_graphs(int64_t handle) { return graphs_of(handle); }
+
 void workspace_sleep(int64_t handle, bool end) { put_to_sleep(handle, end); }
 
 void workspace_reset(int64_t handle) { reset(handle); }
@@ -138,16 +140,19 @@ int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, i
   return static_cast<int64_t>(std::min(useful, bound / protocol::kVectorBytes * protocol::kVectorBytes));
 }
 
-// nbytes, control_bytes, board_offset, board_bytes, probe_offset, sentinel, no_epoch, max_ranks.
-std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> block_layout(int64_t slot_bytes) {
+// nbytes, control_bytes, board_offset, board_bytes, probe_offset, broken_offset, sentinel, no_epoch, asleep, max_ranks.
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> block_layout(
+    int64_t slot_bytes) {
   const auto number = [](uint64_t value) { return static_cast<int64_t>(value); };
   return {number(protocol::block_bytes(static_cast<uint64_t>(slot_bytes))),
           number(protocol::kControlBytes),
           number(protocol::kBoardOffset),
           number(protocol::kBoardBytes),
           number(protocol::kProbeOffset),
+          number(protocol::kBrokenOffset),
           protocol::kSentinel,
           protocol::kNoEpoch,
+          static_cast<int64_t>(protocol::FaultCode::asleep),
           protocol::kMaxRanks};
 }
 
@@ -171,7 +176,7 @@ workspace_fault(int64_t handle, bool explained) {
           f.relayed,
           f.rank,
           f.peer < protocol::kMaxRanks ? int64_t{f.peer} : -1,
-          f.call.epoch == protocol::kNoEpoch ? -1 : int64_t{f.call.number},
+          f.call.epoch == protocol::kNoEpoch || f.code == diagnosis::FaultCode::asleep ? -1 : int64_t{f.call.number},
           static_cast<int64_t>(f.waited_ns),
           f.when_ns,
           static_cast<int64_t>(f.offset),
@@ -205,6 +210,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
       "link_paced_bytes_per_clock, "
       "int link_paced_from_bytes) -> int");
   m.def("_workspace_close(int workspace, bool force=False) -> bool");
+  m.def("_workspace_graphs(int workspace) -> int");
   m.def("_workspace_sleep(int workspace, bool end) -> ()");
   m.def("_workspace_reset(int workspace) -> ()");
   m.def("_workspace_deadline(int workspace, int deadline_ns) -> ()");
@@ -225,7 +231,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
       "int waited_ns, int when_ns, int offset, str text, str call, str peer_call)");
   m.def(
       "_block_layout(int slot_bytes) -> (int nbytes, int control_bytes, int board_offset, int board_bytes, "
-      "int probe_offset, int sentinel, int no_epoch, int max_ranks)");
+      "int probe_offset, int broken_offset, int sentinel, int no_epoch, int asleep, int max_ranks)");
   m.def("_block_canaries() -> (int word, int[] offsets, int[] nbytes)");
 #ifdef MNNVL_AR_TEST_BUILD
   m.def("_sabotage(int workspace, int broken, int frozen_dirty, int delay_seed, int delay_ns) -> ()");
@@ -237,6 +243,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_create", TORCH_BOX(&mnnvl_ar::workspace_create));
   m.impl("_workspace_close", TORCH_BOX(&mnnvl_ar::workspace_close));
+  m.impl("_workspace_graphs", TORCH_BOX(&mnnvl_ar::workspace_graphs));
   m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));
   m.impl("_workspace_deadline", TORCH_BOX(&mnnvl_ar::workspace_deadline));
