@@ -283,30 +283,33 @@ uint32_t next_epoch_of(const Blocks& blocks) {
   return is_read ? epoch : kNoEpoch;
 }
 
-bool lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting) {
+Loss lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting) {
   const BlockReader memory(blocks);
   const Group& group = blocks.params.group;
-  std::vector<uint8_t> control(kControlBytes);
-  if (!memory.read(group.rank, 0, control.data(), kControlBytes)) return true;
-  State state;
-  Progress progress;
-  std::memcpy(&state, control.data() + kStateOffset, sizeof(state));
-  std::memcpy(&progress, control.data() + kProgressOffset, sizeof(progress));
-  if (progress.broken != 0) return true;  // something else was first, or this
+  struct {
+    State state;
+    Progress progress;
+  } ring;
+  static_assert(kStateOffset == 0 && kProgressOffset == sizeof(State) && sizeof(ring) == 32);
+  if (!memory.read(group.rank, kStateOffset, &ring, sizeof(ring))) return Loss::done;
+  if (ring.progress.broken != 0) return Loss::done;  // something else was first, or this
   const auto code = how == Departure::died ? FaultCode::peer_died : FaultCode::peer_left;
-  const uint32_t current = state.epoch == 0 ? kEpochs - 1 : state.epoch - 1;
+  const uint32_t current = ring.state.epoch == 0 ? kEpochs - 1 : ring.state.epoch - 1;
   if (code == FaultCode::peer_left) {
+    const uint32_t before = waiting;
+    waiting = kNoEpoch;
+    if (ring.state.launched == ring.progress.finished) return Loss::idle;
     // What it had queued when it said so may have run since; whatever has run here has been signed here.
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       Vector row;
-      std::memcpy(&row, control.data() + board_offset(slot, peer), sizeof(row));
+      if (!memory.read(group.rank, board_offset(slot, peer), &row, sizeof(row))) return Loss::done;
       if (row.word[0] == kNoEpoch || !is_signature_of(row, row.word[0])) continue;
       if (next == kNoEpoch || epoch_distance(next, next_epoch(row.word[0])) > 0) next = next_epoch(row.word[0]);
     }
     const bool is_owed = next == kNoEpoch || epoch_distance(next, current) >= 0;
-    const bool is_again = waiting == current;
-    waiting = state.launched != progress.finished && is_owed ? current : kNoEpoch;
-    if (waiting == kNoEpoch || !is_again) return false;
+    if (!is_owed) return Loss::idle;
+    waiting = current;
+    if (before != current) return Loss::waits;
   }
   const Note note{code, peer, next, static_cast<uint32_t>(how)};
   for (uint32_t ahead = 0; ahead < group.ranks; ++ahead) {  // notes before any mark: who sees a mark knows why
@@ -315,7 +318,7 @@ bool lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uin
   }
   const auto broken = static_cast<uint32_t>(code);
   memory.write(group.rank, kBrokenOffset, &broken, sizeof(broken));
-  return true;
+  return Loss::done;
 }
 
 bool quiesce([[maybe_unused]] const Blocks& blocks) {

@@ -205,11 +205,11 @@ bool close(int64_t handle, bool force) {
 
 uint32_t graphs_of(int64_t handle) { return find_any(handle).graphs; }
 
-bool lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {
+diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (is_of_another_process(workspace) || workspace.asleep || workspace.unmapped) return true;
-  if (peer >= workspace.params.group.ranks) return true;
+  const bool has_memory = !is_of_another_process(workspace) && !workspace.asleep && !workspace.unmapped;
+  if (!has_memory || peer >= workspace.params.group.ranks) return diagnosis::Loss::done;
   return diagnosis::lose(workspace.blocks(), peer, how, next, workspace.waiting[peer]);
 }
 

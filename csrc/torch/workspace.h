@@ -79,8 +79,8 @@ void set_deadline(int64_t handle, uint64_t deadline_ns);
 bool has_fault(int64_t handle);
 // The host has heard of it: the call that holds its stream for that ends.
 void answer(int64_t handle);
-// A peer is gone: diagnosis::lose(). Also true if there is no memory here any more. Takes workspace.reading.
-bool lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next);
+// A peer is gone: diagnosis::lose(). Also done if there is no memory here any more. Takes workspace.reading.
+diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next);
 // Of this rank's next call, now or when it closed or slept; kNoEpoch if that is not known.
 uint32_t epoch_of(int64_t handle);
 // Open workspaces on a device, those on one block counted once.

@@ -68,9 +68,10 @@ bool workspace_has_fault(int64_t handle) { return has_fault(handle); }
 
 void workspace_answer(int64_t handle) { answer(handle); }
 
-bool workspace_lose(int64_t handle, int64_t peer, int64_t how, int64_t next) {
+// A diagnosis::Loss.
+int64_t workspace_lose(int64_t handle, int64_t peer, int64_t how, int64_t next) {
   const uint32_t first = next < 0 ? protocol::kNoEpoch : static_cast<uint32_t>(next);
-  return lose(handle, static_cast<uint32_t>(peer), static_cast<diagnosis::Departure>(how), first);
+  return static_cast<int64_t>(lose(handle, static_cast<uint32_t>(peer), static_cast<diagnosis::Departure>(how), first));
 }
 
 int64_t workspace_epoch(int64_t handle) {
@@ -216,7 +217,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_deadline(int workspace, int deadline_ns) -> ()");
   m.def("_workspace_has_fault(int workspace) -> bool");
   m.def("_workspace_answer(int workspace) -> ()");
-  m.def("_workspace_lose(int workspace, int peer, int how, int next) -> bool");
+  m.def("_workspace_lose(int workspace, int peer, int how, int next) -> int");
   m.def("_workspace_epoch(int workspace) -> int");
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes, int strategy=-1) -> bool");
   m.def(
