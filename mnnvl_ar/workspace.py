@@ -158,6 +158,7 @@ class Workspace:
 
         _give_back_kept()
         self._memory = allocate(group, prepare, timeout=timeout, use=use)
+        ops._workspace_processors(self.handle, self._memory.processors)
         self._memory.stand_in = functools.partial(_asleep_fills, self.handle, Layout(slot_bytes).asleep)
         self._memory.lifeline.next_epoch = functools.partial(ops._workspace_epoch, self.handle)
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
@@ -302,6 +303,7 @@ class Workspace:
         finally:
             self._asleep = memory.is_dropped
         self.transport, self.transport_reason = memory.transport, memory.reason
+        ops._workspace_processors(self.handle, memory.processors)
         ops._workspace_reset(self.handle)
         self._watch()
 

@@ -8,6 +8,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "launch/plan.h"
+#include "launch/processors.h"
 #include "torch/graphs.h"
 
 // Defined in libtorch_cuda only: null under a CPU-only PyTorch, where no CUDA tensor can reach us.
@@ -114,6 +115,15 @@ void Turn::launch(void* call, protocol::Params& params) {
   // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
   // need them before ours can end on some peer, that could wait for ever.
   if (sharing > 1) pdl = std::min(pdl, protocol::Pdl::late);
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  if (workspace.settings.processors != 0) {
+    const uint32_t here = launch::processors_of(static_cast<CUstream>(stream));
+    STD_TORCH_CHECK(here == 0 || here >= workspace.settings.processors, "workspace: handle ", handle_, " counts on ",
+                    workspace.settings.processors, " SMs, and the current stream is of a green context that has ", here,
+                    "; make the workspace there, on all ranks");
+  }
   launch::Plan plan;
   const cudaError_t error = launch::plan({.op = op_,
                                           .dtype = agreement_.dtype,
@@ -123,6 +133,7 @@ void Turn::launch(void* call, protocol::Params& params) {
                                           .vectors = params.tensors.vectors,
                                           .shape = cut_.choice.shape,
                                           .sharers = sharing,
+                                          .processors = workspace.settings.processors,
                                           .device = device,
                                           .link = workspace.settings.link},
                                          &plan);
@@ -134,9 +145,6 @@ void Turn::launch(void* call, protocol::Params& params) {
   const bool may_follow_early = asked != static_cast<int64_t>(protocol::Pdl::off);
   params.launch.trigger_early = is_last ? pdl == protocol::Pdl::early : may_follow_early && sharing == 1;
   params.launch.programmatic = is_first ? pdl != protocol::Pdl::off : may_follow_early;
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   note_capture(workspace, static_cast<cudaStream_t>(stream));
   const CUresult result = launch::launch(plan.function, params.launch, call, static_cast<CUstream>(stream));
   STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));

@@ -176,6 +176,8 @@ void set_deadline(int64_t handle, uint64_t deadline_ns) {
   orders_of(workspace).deadline_ns = deadline_ns;
 }
 
+void set_processors(int64_t handle, uint32_t processors) { find_any(handle).settings.processors = processors; }
+
 bool has_fault(int64_t handle) {
   const volatile protocol::FaultRecord& record = *find_any(handle).params.group.record;
   return record.code != protocol::FaultCode::none;

@@ -30,6 +30,7 @@ struct Settings {
   protocol::LaunchShape shape;  // wins over the table's; 0 leaves it to that
   bool concurrent;              // calls on other workspaces of the device may run at the same time
   launch::Link link;
+  uint32_t processors = 0;  // that calls may count on, as ranks have agreed; 0: all of the device
 };
 
 struct Workspace {
@@ -75,6 +76,8 @@ void put_to_sleep(int64_t handle, bool end);
 void reset(int64_t handle);
 // For calls from now on and those that wait, captured ones too. 0: none.
 void set_deadline(int64_t handle, uint64_t deadline_ns);
+// What ranks have agreed on, for calls from now on. 0: all of the device.
+void set_processors(int64_t handle, uint32_t processors);
 // Whether a call of this rank has left a record: one look at host memory.
 bool has_fault(int64_t handle);
 // The host has heard of it: the call that holds its stream for that ends.

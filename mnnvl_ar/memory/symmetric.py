@@ -32,6 +32,7 @@ class SymmetricMemory:
     transport:         "host", "unicast" or "multicast".
     handle_kind:       "memfd", "posix_fd" or "fabric".
     reason:            one line: which transport, and why not a better one.
+    processors:        SMs that each rank's calls may count on, the same on all ranks; 0 on the host.
     lifeline:          by which peers know, and tell, who is gone; a new one after `restore`.
     stand_in:          says what the first bytes of each block are to hold while the memory is gone but something may
                        still come to its addresses; nothing by default: then nothing is mapped there. To be set by
@@ -49,6 +50,7 @@ class SymmetricMemory:
         self.rank, self.world_size, self.nbytes = block.rank, block.world_size, block.stride
         self.pointers, self.multicast_pointer = block.pointers, block.multicast_pointer
         self.transport, self.reason, self.handle_kind = made.transport, made.reason, block.kind
+        self.processors = made.processors
 
     def close(self) -> None:
         """Gives everything back. Idempotent, not collective, never raises; fine after the group is gone and at exit."""
@@ -111,6 +113,7 @@ class SymmetricMemory:
             raise
         lifeline.next_epoch, self.lifeline = self.lifeline.next_epoch, lifeline
         self.transport, self.reason, self.handle_kind = made.transport, made.reason, self._block.kind
+        self.processors = made.processors
 
     @property
     def is_dropped(self) -> bool:

@@ -49,11 +49,14 @@ class MulticastRefused(MnnvlArError):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a driver says of its device. `uid` is equal for two ranks exactly if they use the same physical device."""
+    """What a driver says of its device. `uid` is equal for two ranks exactly if they use the same physical device.
+    `processors`: SMs of the context that opened it, of the device's `device_processors`; 0 where there are none."""
 
     name: str
     uid: str
     multicast: bool
+    processors: int = 0
+    device_processors: int = 0
 
 
 class Verbs(Protocol):

@@ -64,6 +64,12 @@ void workspace_deadline(int64_t handle, int64_t deadline_ns) {
   set_deadline(handle, static_cast<uint64_t>(deadline_ns));
 }
 
+void workspace_processors(int64_t handle, int64_t processors) {
+  STD_TORCH_CHECK(processors >= 0 && processors <= INT32_MAX, "processors: is ", processors, ", wanted 0 to ",
+                  INT32_MAX);
+  set_processors(handle, static_cast<uint32_t>(processors));
+}
+
 bool workspace_has_fault(int64_t handle) { return has_fault(handle); }
 
 void workspace_answer(int64_t handle) { answer(handle); }
@@ -215,6 +221,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
   m.def("_workspace_sleep(int workspace, bool end) -> ()");
   m.def("_workspace_reset(int workspace) -> ()");
   m.def("_workspace_deadline(int workspace, int deadline_ns) -> ()");
+  m.def("_workspace_processors(int workspace, int processors) -> ()");
   m.def("_workspace_has_fault(int workspace) -> bool");
   m.def("_workspace_answer(int workspace) -> ()");
   m.def("_workspace_lose(int workspace, int peer, int how, int next) -> int");
@@ -248,6 +255,7 @@ STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));
   m.impl("_workspace_deadline", TORCH_BOX(&mnnvl_ar::workspace_deadline));
+  m.impl("_workspace_processors", TORCH_BOX(&mnnvl_ar::workspace_processors));
   m.impl("_workspace_has_fault", TORCH_BOX(&mnnvl_ar::workspace_has_fault));
   m.impl("_workspace_answer", TORCH_BOX(&mnnvl_ar::workspace_answer));
   m.impl("_workspace_lose", TORCH_BOX(&mnnvl_ar::workspace_lose));
