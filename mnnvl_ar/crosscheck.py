@@ -122,7 +122,7 @@ class _Kernel:
             outputs = {name: given.get(name) for name in self._outputs}
         sums |= _sums(outputs)
         call = f"{self._name}({list(x.shape)}, {str(x.dtype).removeprefix('torch.')})"
-        _compare(given["workspace"], checked, below, call, sums)
+        _compare(given["workspace"], checked, below, x.device, call, sums)
         return result
 
 
@@ -135,26 +135,31 @@ def _is_written(argument: Any) -> bool:
 
 
 def _captures(x: torch.Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not x.is_cuda:
+        return False
+    with torch.cuda.device(x.device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def _sums(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: checksum(t) for name, t in tensors.items() if isinstance(t, torch.Tensor) and t.numel() > 0}
 
 
-def _compare(handle: int, checked: Checked, keyset: Any, call: str, sums: Mapping[str, torch.Tensor]) -> None:
+def _compare(
+    handle: int, checked: Checked, keyset: Any, device: torch.device, call: str, sums: Mapping[str, torch.Tensor]
+) -> None:
     """Raises `RanksDiffer` for the first tensor that is not the same everywhere."""
     number, checked.calls = checked.calls, checked.calls + 1
     mine = [value % _WORD for value in torch.stack(list(sums.values())).tolist()]
-    for name, values in zip(sums, zip(*_exchange(handle, checked, keyset, mine), strict=True), strict=True):
+    everyone = _exchange(handle, checked, keyset, device, mine)
+    for name, values in zip(sums, zip(*everyone, strict=True), strict=True):
         odd = odd_ranks(values)
         if odd:
             raise RanksDiffer(checked.rank, name, odd, list(values), f"{call}, call number {number}")
 
 
-def _exchange(handle: int, checked: Checked, keyset: Any, mine: Sequence[int]) -> list[list[int]]:
+def _exchange(handle: int, checked: Checked, keyset: Any, device: torch.device, mine: Sequence[int]) -> list[list[int]]:
     """Every rank's numbers, by rank."""
-    device = "cuda" if keyset.has(torch._C.DispatchKey.CUDA) else "cpu"
     rows = torch.zeros(checked.world_size, len(mine), _PARTS)
     rows[checked.rank] = torch.tensor([[value >> 16 * part & 0xFFFF for part in range(_PARTS)] for value in mine])
     gathered = _run(ops.all_reduce.default, keyset, (rows.to(device), handle), {}).cpu()
