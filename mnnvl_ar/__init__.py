@@ -2,7 +2,15 @@
 
 from mnnvl_ar import _library, ops, reference, scales
 from mnnvl_ar.bound import BoundCall, bind
-from mnnvl_ar.errors import BringUpError, CallMismatch, MnnvlArError, PeerGone, PeerTimeout, WorkspaceBroken
+from mnnvl_ar.errors import (
+    BringUpError,
+    CallMismatch,
+    MnnvlArError,
+    PeerGone,
+    PeerTimeout,
+    RanksDiffer,
+    WorkspaceBroken,
+)
 from mnnvl_ar.memory import Group
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.workspace import Workspace
@@ -16,6 +24,7 @@ __all__ = [
     "Pdl",
     "PeerGone",
     "PeerTimeout",
+    "RanksDiffer",
     "Strategy",
     "Workspace",
     "WorkspaceBroken",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mnnvl_ar import crosscheck
 from mnnvl_ar._library import PATH, ops
 
 _run = ctypes.PyDLL(str(PATH)).mnnvl_ar_run_bound
@@ -36,7 +37,10 @@ class BoundCall:
 
     def _bind(self) -> None:
         self._forget()
-        if not any(isinstance(given, torch.Tensor) and given.is_cuda for given in self._arguments):
+        on_gpu = any(isinstance(given, torch.Tensor) and given.is_cuda for given in self._arguments)
+        if (
+            not on_gpu or crosscheck.is_on()
+        ):  # the host's calls are not launched, and checked ones are more than a launch
             return
         ops._bind_begin()
         try:
@@ -63,8 +67,8 @@ def bind(op: Callable[..., None], *arguments: Any, **options: Any) -> BoundCall:
 
     All that the op checks is checked here, once: dtypes, shapes, alignment, that outputs are apart. Each call looks at
     the workspace alone: broken, closed, asleep, in use by another thread. It is launched on the stream that is current
-    when it is made, may be captured, and leaves the same bits as the op. On the host it is a call of the op. Not for
-    code under `torch.compile`, which has no such cost.
+    when it is made, may be captured, and leaves the same bits as the op. On the host, and with `MNNVL_AR_CHECK=1`, it
+    is a call of the op. Not for code under `torch.compile`, which has no such cost.
     Errors: what the op raises, here; at a call `RuntimeError` for what is wrong with the workspace by then.
     Source: mnnvl_ar design; bench/cpu_cost.py for the cost.
     """

@@ -10,7 +10,7 @@ from mnnvl_ar.errors import CallMismatch, PeerGone, PeerTimeout, WorkspaceBroken
 
 # FaultCode of csrc/protocol/fault.h.
 PEER_TIMEOUT, CALL_MISMATCH, PEER_FAULT, OVERLAP, DAMAGED, LAUNCH_SHAPE, TWO_AT_ONCE, ENDED = range(1, 9)
-PEER_DIED, PEER_LEFT = 9, 10
+PEER_DIED, PEER_LEFT, ASLEEP = 9, 10, 11
 _KINDS = {PEER_TIMEOUT: PeerTimeout, CALL_MISMATCH: CallMismatch, PEER_DIED: PeerGone, PEER_LEFT: PeerGone}
 
 
@@ -34,6 +34,8 @@ class Fault:
         """One paragraph: what happened, who is at fault, when, and what to do."""
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.when))
         advice = "Workspace.recover() brings the same ranks back; survivors of a lost rank close it and make a new one."
+        if self.code == ASLEEP:
+            advice = "Replay no graph of it until Workspace.wake() has returned; after close(), never."
         return f"{self.text} Noted {when} on rank {self.rank}. {advice}"
 
     def error(self) -> WorkspaceBroken:

@@ -73,3 +73,33 @@ class PeerGone(PeerTimeout):
 
 class CallMismatch(WorkspaceBroken):
     """A peer made another call (op, shape, dtype or strategy) than this rank did."""
+
+
+class RanksDiffer(MnnvlArError):
+    """With `MNNVL_AR_CHECK=1`: what must be the same bits on all ranks is not. The workspace is as it was.
+
+    rank:      this rank, in the group.
+    argument:  "weight", "residual", a scale, or an output, by its name in the op that writes into tensors ("norm_out").
+    peers:     the ranks that have other bits than most. All ranks, where no bits are those of more than half: of two
+               ranks, either may be the odd one.
+    checksums: of each rank, by rank.
+    call:      the call, as text.
+    """
+
+    def __init__(self, rank: int, argument: str, peers: list[int], checksums: list[int], call: str) -> None:
+        self.rank, self.argument, self.peers, self.checksums, self.call = rank, argument, peers, checksums, call
+        names = f"rank{'s' if len(peers) > 1 else ''} {', '.join(map(str, peers))}"
+        where = f"{names} and not on the others" if len(peers) < len(checksums) else f"{names}: no majority has one"
+        sums = "; ".join(f"rank {each}: {value:016x}" for each, value in enumerate(checksums))
+        text = (
+            f"{argument} differs between ranks in {call}, by MNNVL_AR_CHECK: other bits on {where}. Checksums: {sums}. "
+        )
+        advice = (
+            "Inputs were the same: something else has written to an output, or that GPU or its memory is at fault."
+            if argument.endswith("out")
+            else "Look at how that rank loaded or computed it, and whether all ranks are in the same layer and batch."
+        )
+        super().__init__(text + advice)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rank, self.argument, self.peers, self.checksums, self.call)

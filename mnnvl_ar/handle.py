@@ -36,6 +36,8 @@ class Layout:
             *(Fill(offset, nbytes, canaries["word"]) for offset, nbytes in areas),
             Fill(control, self.nbytes - control, block["sentinel"]),
         )
+        # A block that is no more: a call that comes to it ends at once, with NaN, and its record says so.
+        self.asleep = (*self.fills[:-1], Fill(block["broken_offset"], 4, block["asleep"]))
 
 
 def create(

@@ -6,7 +6,8 @@ marked, which is one copy of 16 KiB at most, and takes no lock that a call takes
 
 At every GLANCE it also listens to the lifelines (memory/lifeline.py), passes on what it hears, and ends the calls of
 this rank that a peer who is gone owes something: as long as the memory is mapped, after `close` too, while graphs may
-run.
+run. A peer that has left in good order may owe nothing for as long as the workspace lives, so as long as no call waits
+these looks become rarer, down to one a PERIOD, and each is a copy of 32 bytes.
 
 A call that holds its stream (`Workspace(hold=)`) is let go when `on_fault` has returned. `on_fault` is called once the
 fault is logged, or after LOG_SECONDS: a log that blocks must not outlast the hold. Whatever it raises is logged too,
@@ -28,11 +29,12 @@ from typing import Protocol
 from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import read_fault
 from mnnvl_ar.errors import WorkspaceBroken
-from mnnvl_ar.memory.lifeline import Lifeline
+from mnnvl_ar.memory.lifeline import Gone, Lifeline
 
 PERIOD = 0.5  # seconds between two looks
 GLANCE = 0.05
 LOG_SECONDS = 0.25  # that `on_fault` waits for a log
+IDLE, WAITS, DONE = range(3)  # diagnosis::Loss of csrc/diagnosis/diagnosis.h
 
 OnFault = Callable[[WorkspaceBroken], object]
 
@@ -46,6 +48,21 @@ class Watched(Protocol):
     def on_fault(self) -> OnFault | None: ...
 
 
+class Pause:
+    """Between two looks for calls that wait for a peer who has left: GLANCE, then longer, and no longer than PERIOD."""
+
+    def __init__(self) -> None:
+        self._seconds, self._until = GLANCE, 0.0
+
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def begin(self, longer: bool) -> None:
+        self._seconds = min(2 * self._seconds, PERIOD) if longer else 0.0
+        self._until = time.monotonic() + self._seconds
+        self._seconds = max(self._seconds, GLANCE)
+
+
 class Monitor:
     """Watches handles until they are forgotten, and lifelines until this rank has left. The thread runs while there is
     something to watch."""
@@ -54,6 +71,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._watched: dict[int, weakref.ref[Watched]] = {}
         self._lifelines: dict[int, Lifeline] = {}  # by handle
+        self._pauses: weakref.WeakKeyDictionary[Lifeline, dict[Gone, Pause]] = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -116,7 +134,12 @@ class Monitor:
         ended = False
         try:
             for gone in lifeline.look():
-                if ops._workspace_lose(handle, gone.rank, gone.how, gone.next):
+                pause = self._pauses.setdefault(lifeline, {}).setdefault(gone, Pause())
+                if not pause.is_over():
+                    continue
+                loss = ops._workspace_lose(handle, gone.rank, gone.how, gone.next)
+                pause.begin(longer=loss == IDLE)
+                if loss == DONE:
                     lifeline.settled(gone)
                     ended = True
         except Exception:

@@ -14,13 +14,15 @@ from typing import NoReturn
 
 import torch
 
+from mnnvl_ar import crosscheck
 from mnnvl_ar import monitor as watchers
 from mnnvl_ar._library import ops
 from mnnvl_ar.arguments import bytes_or_none, count, deadline_of, device_of, seconds, whole, with_index
-from mnnvl_ar.diagnosis import raise_fault
+from mnnvl_ar.diagnosis import ASLEEP as ASLEEP_FAULT
+from mnnvl_ar.diagnosis import raise_fault, read_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create, nanoseconds
-from mnnvl_ar.memory import ASLEEP, CHECKPOINT, AnyGroup, Members, Request, SymmetricMemory, allocate
+from mnnvl_ar.memory import ASLEEP, CHECKPOINT, CLOSED, AnyGroup, Fill, Members, Request, SymmetricMemory, allocate
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
 
@@ -33,7 +35,8 @@ _STATE = struct.Struct("<I24xI")  # State and Progress of csrc/protocol/layout.h
 _EPOCHS = 2**32 - 1  # kEpochs of csrc/protocol/ring.h
 
 _log = logging.getLogger("mnnvl_ar")
-_kept: list[tuple[int, SymmetricMemory]] = []  # of closed workspaces that captured graphs may still use
+# Of closed workspaces that captured graphs may still use; of those closed by force, what the monitor watches.
+_kept: list[tuple[int, SymmetricMemory, Replayed | None]] = []
 
 
 class Workspace:
@@ -132,7 +135,8 @@ class Workspace:
             table = table_for(self.device, self.world_size)
             slot_bytes = slot_of(table)
             layout, goes_by = Layout(slot_bytes), f"{table.digest()}: {table}"
-            alike = {"strategy": strategy, "strategy table": goes_by}
+            checks = str(int(crosscheck.is_on()))
+            alike = {crosscheck.SWITCH: checks, "strategy": strategy, "strategy table": goes_by}
             return Request(layout.nbytes, layout.fills, layout.probe_offset, self.device, transport, alike, retry)
 
         def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
@@ -154,12 +158,16 @@ class Workspace:
 
         _give_back_kept()
         self._memory = allocate(group, prepare, timeout=timeout, use=use)
+        ops._workspace_processors(self.handle, self._memory.processors)
+        self._memory.stand_in = functools.partial(_asleep_fills, self.handle, Layout(slot_bytes).asleep)
         self._memory.lifeline.next_epoch = functools.partial(ops._workspace_epoch, self.handle)
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
         self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)
         self._dropped.atexit = False
         self._deadline = deadline
+        if crosscheck.is_on():
+            crosscheck.watch(self.handle, self.rank, self.world_size)
         _log.log(logging.INFO if self.rank == 0 else logging.DEBUG, "%r: %s", self, self.transport_reason)
         self._watch()
 
@@ -232,7 +240,12 @@ class Workspace:
     def check(self) -> None:
         """Raises `PeerTimeout` (also as `PeerGone`), `CallMismatch` or `WorkspaceBroken` if a call on this workspace
         failed, here or, as far as this rank has been told, on a peer, or if a peer's process has died; `MnnvlArError`
-        if it is closed or asleep, and nobody can tell. Waits for nothing; on a GPU it costs a copy of 16 KiB."""
+        if it is closed or asleep, and nobody can tell, but `WorkspaceBroken` if a graph was replayed in vain since.
+        Waits for nothing; on a GPU it costs a copy of 16 KiB."""
+        if self.handle and os.getpid() == self._pid and (self._memory is None or self._memory.is_dropped):
+            fault = read_fault(self.handle)
+            if fault is not None and fault.code == ASLEEP_FAULT:
+                raise fault.error()
         self._awake("check")
         raise_fault(self.handle)
 
@@ -243,7 +256,8 @@ class Workspace:
         If calls were captured, graphs that hold them may still run: ops raise from now on, but the memory stays mapped
         until those graphs are destroyed, and is given back when a workspace is made or closed after that. `force` gives
         it back all the same, and ends calls that still wait for a peer, in other threads too; a graph that is replayed
-        afterwards touches memory that is not there.
+        afterwards computes nothing: its outputs are NaN, and the monitor says so (of the addresses, which then lead to
+        2 MiB, the rest is as above).
         """
         if os.getpid() != self._pid:
             return
@@ -257,16 +271,24 @@ class Workspace:
                 self._memory = memory
                 raise
             self._dropped.detach()
-            if may_unmap:
+            if may_unmap and not ops._workspace_graphs(self.handle):
                 memory.close()
+                watchers.forget(self.handle)
+            elif may_unmap:
+                memory.drop(CLOSED)
+                kept = Replayed(self)
+                _kept.append((self.handle, memory, kept))
+                self._watch(kept, memory)
             else:
-                _kept.append((self.handle, memory))
-            watchers.forget(self.handle)
+                _kept.append((self.handle, memory, None))
+                watchers.forget(self.handle)
         _give_back_kept()
 
     def sleep(self) -> None:
         """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank
-        have ended. Not collective. Until `wake`, ops raise, and graphs must not be replayed."""
+        have ended. Not collective. Until `wake`, ops raise, and a graph that is replayed computes nothing: its outputs
+        are NaN, the monitor says so, and `check` raises it (for that, 2 MiB stay where there are such graphs). No graph
+        may be replayed while this runs, nor while `wake` does."""
         self._sleep("sleep", ASLEEP)
 
     def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
@@ -281,6 +303,7 @@ class Workspace:
         finally:
             self._asleep = memory.is_dropped
         self.transport, self.transport_reason = memory.transport, memory.reason
+        ops._workspace_processors(self.handle, memory.processors)
         ops._workspace_reset(self.handle)
         self._watch()
 
@@ -306,7 +329,8 @@ class Workspace:
         with self._mapping:
             self._asleep = True
             memory.drop(how)
-        watchers.forget(self.handle, wait=how == CHECKPOINT)
+        if how == CHECKPOINT or not ops._workspace_graphs(self.handle):
+            watchers.forget(self.handle, wait=how == CHECKPOINT)
 
     def _mapped(self, verb: str) -> SymmetricMemory:
         if os.getpid() != self._pid:
@@ -319,10 +343,11 @@ class Workspace:
         if self._mapped(verb).is_dropped:
             raise MnnvlArError(f"{verb}: this workspace is asleep; wake() first")
 
-    def _watch(self) -> None:
+    def _watch(self, owner: watchers.Watched | None = None, memory: SymmetricMemory | None = None) -> None:
+        memory = memory or self._memory
         if self._monitor:
-            assert self._memory is not None
-            watchers.watch(self.handle, self, self._memory.lifeline)
+            assert memory is not None
+            watchers.watch(self.handle, owner or self, memory.lifeline)
 
     def __copy__(self) -> Workspace:
         return self
@@ -369,11 +394,29 @@ def _brings_own_rows(device: torch.device, transport: str) -> bool:
 def _give_back_kept() -> None:
     """The memory of closed workspaces whose graphs are gone by now."""
     for entry in list(_kept):
-        handle, memory = entry
-        if ops._workspace_close(handle, False):
+        handle, memory, _ = entry
+        if ops._workspace_close(handle, False) and not ops._workspace_graphs(handle):
             _kept.remove(entry)
             memory.close()
             watchers.forget(handle)
+
+
+class Replayed:
+    """Stands in for a workspace that was closed by force, while graphs may still be replayed: it has its `on_fault`, as
+    long as the workspace lives."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = weakref.ref(workspace)
+
+    @property
+    def on_fault(self) -> Callable[[WorkspaceBroken], object] | None:
+        workspace = self._workspace()
+        return None if workspace is None else workspace.on_fault
+
+
+def _asleep_fills(handle: int, fills: tuple[Fill, ...]) -> tuple[Fill, ...]:
+    """What is to stand in for blocks whose memory goes: only captured graphs can come to them."""
+    return fills if ops._workspace_graphs(handle) else ()
 
 
 def _tell_of_dropped(handle: int, nbytes: int, pid: int) -> None:

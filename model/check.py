@@ -1,4 +1,4 @@
-"""Run Spin over ring.pml and overlap.pml: configurations that must hold, variants with one rule broken that must fail.
+"""Run Spin over the models: configurations that must hold, variants with one rule broken that must fail.
 
     python model/check.py                    all of it
     python model/check.py --quick            the configurations that take seconds
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-RING, OVERLAP = "ring.pml", "overlap.pml"
+RING, OVERLAP, ABSENT = "ring.pml", "overlap.pml", "absent.pml"
 MEMORY_MB = 1900  # per search, and two run at once
 SECONDS = 900  # per search: one that takes longer counts as incomplete
 
@@ -51,7 +51,7 @@ class Result:
     seconds: float
 
 
-WRONG, HANG, SILENT = "wrong data read", "hang", "not reported"
+WRONG, HANG, SILENT, BLAMED = "wrong data read", "hang", "not reported", "wrong one named"
 MERGED = "-DSELF=2"  # own stores and polls in one step with others: for what would take too long otherwise
 ONE_CTA = "-DCMAX=1 -DCAP=4 -DCHECKS=1 -DSCRIPT={0,0,0,0,0,0}"
 SIMPLE = f"{ONE_CTA} -DEARLY=0"
@@ -264,6 +264,19 @@ HOLDS = [
         "... three calls of one CTA, all with one id",
         f"{LIGHT_OVERLAP} -DCALLS=3 -DGRIDS={{1,1,1}} -DSAME_IDS",
         model=OVERLAP,
+    ),
+    Config(
+        "absent",
+        "a peer is absent, and the next call waits for the one that waits: the peer is named",
+        "",
+        model=ABSENT,
+    ),
+    Config("absent-not", "the peer comes in time: nobody is named", "-DCOMES=2 -DSAYS=NONE", model=ABSENT),
+    Config(
+        "absent-stuck",
+        "it comes, and a CTA of the first call stops: our own call is named",
+        "-DSTUCK -DCOMES=2 -DSAYS=OVERLAP",
+        model=ABSENT,
     ),
 ]
 
@@ -528,6 +541,23 @@ BREAKS = [
         MIXED,
         model=OVERLAP,
     ),
+    Config(
+        "absent-impatient",
+        "a call waits no longer for the one before it than that does for its peer",
+        "-DPATIENCE=1",
+        BLAMED,
+        r"call 1 CTA (\d): begins to wait for the call before(?s:.*)call 0 CTA \d: begins to wait for the peer"
+        r"(?s:.*)call 1 CTA \d: records 2",
+        model=ABSENT,
+    ),
+    Config(
+        "absent-unclaimed",
+        "whoever gives up fills the record, not only the first",
+        "-DUNCLAIMED",
+        BLAMED,
+        r"records 1(?s:.*)records 3",
+        model=ABSENT,
+    ),
 ]
 
 
@@ -606,7 +636,7 @@ def judge(config: Config, output: str) -> tuple[bool, str]:
             return False, f"INCOMPLETE: {complaint.group(0).strip()}"
         return (False, "NO ERROR FOUND") if config.breaks else (True, "holds")
     if "assertion violated" in output:
-        found = SILENT if config.model == OVERLAP else WRONG
+        found = {OVERLAP: SILENT, ABSENT: BLAMED}.get(config.model, WRONG)
         outcome = found if config.breaks else "ASSERTION VIOLATED"
     elif "invalid end state" in output.split("Spin Version")[0]:
         outcome = HANG if config.breaks else "INVALID END STATE"

@@ -12,7 +12,6 @@ using namespace protocol;
 
 namespace {
 
-constexpr uint64_t kBrokenOffset = kProgressOffset + offsetof(Progress, broken);
 constexpr int64_t kSecond = 1000000000;
 constexpr int64_t kPatienceNs = 2 * kSecond;  // for notes, before what is known is all there will be
 
@@ -182,7 +181,14 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
   const FaultCode code = record.code;
   f.relayed = code == FaultCode::peer_fault || code == FaultCode::none;
   f.code = code != FaultCode::none ? code : FaultCode::peer_fault;
-  if ((f.offset = damaged(blocks, control)) != 0) {
+  uint32_t broken;
+  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  if (broken == static_cast<uint32_t>(FaultCode::asleep)) {  // what stands in for a block
+    f.code = FaultCode::asleep;
+    f.peer = f.rank;
+    f.relayed = false;
+    f.conclusive = true;
+  } else if ((f.offset = damaged(blocks, control)) != 0) {
     f.code = FaultCode::damaged;
     f.peer = f.rank;
     f.relayed = false;
@@ -253,6 +259,18 @@ bool look(const Blocks& blocks, Finding& finding) {
   return true;
 }
 
+bool look_at_record(const Blocks& blocks, Finding& finding) {
+  const FaultRecord record = read_record(*blocks.params.group.record);
+  if (record.code == FaultCode::none) return finding.code != FaultCode::none;
+  finding = Finding{};
+  finding.code = FaultCode::asleep;
+  finding.conclusive = true;
+  finding.rank = finding.waiter = finding.peer = blocks.params.group.rank;
+  finding.call = {record.epoch, record.tokens, record.description, record.numbers};
+  finding.when_ns = when_of(record, blocks.device < 0);
+  return true;
+}
+
 void end_calls(const Blocks& blocks) {
   const auto broken = static_cast<uint32_t>(FaultCode::ended);
   BlockReader(blocks).write(blocks.params.group.rank, kBrokenOffset, &broken, sizeof(broken));
@@ -265,30 +283,33 @@ uint32_t next_epoch_of(const Blocks& blocks) {
   return is_read ? epoch : kNoEpoch;
 }
 
-bool lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting) {
+Loss lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting) {
   const BlockReader memory(blocks);
   const Group& group = blocks.params.group;
-  std::vector<uint8_t> control(kControlBytes);
-  if (!memory.read(group.rank, 0, control.data(), kControlBytes)) return true;
-  State state;
-  Progress progress;
-  std::memcpy(&state, control.data() + kStateOffset, sizeof(state));
-  std::memcpy(&progress, control.data() + kProgressOffset, sizeof(progress));
-  if (progress.broken != 0) return true;  // something else was first, or this
+  struct {
+    State state;
+    Progress progress;
+  } ring;
+  static_assert(kStateOffset == 0 && kProgressOffset == sizeof(State) && sizeof(ring) == 32);
+  if (!memory.read(group.rank, kStateOffset, &ring, sizeof(ring))) return Loss::done;
+  if (ring.progress.broken != 0) return Loss::done;  // something else was first, or this
   const auto code = how == Departure::died ? FaultCode::peer_died : FaultCode::peer_left;
-  const uint32_t current = state.epoch == 0 ? kEpochs - 1 : state.epoch - 1;
+  const uint32_t current = ring.state.epoch == 0 ? kEpochs - 1 : ring.state.epoch - 1;
   if (code == FaultCode::peer_left) {
+    const uint32_t before = waiting;
+    waiting = kNoEpoch;
+    if (ring.state.launched == ring.progress.finished) return Loss::idle;
     // What it had queued when it said so may have run since; whatever has run here has been signed here.
     for (uint32_t slot = 0; slot < kSlots; ++slot) {
       Vector row;
-      std::memcpy(&row, control.data() + board_offset(slot, peer), sizeof(row));
+      if (!memory.read(group.rank, board_offset(slot, peer), &row, sizeof(row))) return Loss::done;
       if (row.word[0] == kNoEpoch || !is_signature_of(row, row.word[0])) continue;
       if (next == kNoEpoch || epoch_distance(next, next_epoch(row.word[0])) > 0) next = next_epoch(row.word[0]);
     }
     const bool is_owed = next == kNoEpoch || epoch_distance(next, current) >= 0;
-    const bool is_again = waiting == current;
-    waiting = state.launched != progress.finished && is_owed ? current : kNoEpoch;
-    if (waiting == kNoEpoch || !is_again) return false;
+    if (!is_owed) return Loss::idle;
+    waiting = current;
+    if (before != current) return Loss::waits;
   }
   const Note note{code, peer, next, static_cast<uint32_t>(how)};
   for (uint32_t ahead = 0; ahead < group.ranks; ++ahead) {  // notes before any mark: who sees a mark knows why
@@ -297,7 +318,7 @@ bool lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uin
   }
   const auto broken = static_cast<uint32_t>(code);
   memory.write(group.rank, kBrokenOffset, &broken, sizeof(broken));
-  return true;
+  return Loss::done;
 }
 
 bool quiesce([[maybe_unused]] const Blocks& blocks) {

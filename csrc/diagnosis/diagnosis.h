@@ -44,12 +44,20 @@ struct Finding {
 
 // Brings `finding`, which is not conclusive yet, up to date. Returns whether anything is wrong.
 bool look(const Blocks& blocks, Finding& finding);
+// The same where the blocks' memory has been given back: all there is to look at is the record of a captured call that ran since.
+bool look_at_record(const Blocks& blocks, Finding& finding);
 // Marks this rank's block broken, so that calls of this rank that wait end now.
 void end_calls(const Blocks& blocks);
+// How a look for a call that a lost peer owes something went.
+enum class Loss : uint32_t {
+  idle = 0,   // no call waits for that peer: 32 bytes have been read
+  waits = 1,  // one may: another look is due soon
+  done = 2,   // there is nothing more to do
+};
 // A peer is gone, and `next` is the epoch of the first call that it will not make, as far as it has said (kNoEpoch: it has not).
 // Ends the call of this rank that has to wait for it: at once if the peer died, else if the same call waits at two looks in a row;
-// `waiting` is for this function to remember, of each peer. Returns whether there is nothing more to do.
-bool lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting);
+// `waiting` is for this function to remember, of each peer.
+Loss lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting);
 // Of this rank's next call; kNoEpoch if its block cannot be read.
 uint32_t next_epoch_of(const Blocks& blocks);
 // Waits for the device. False: a capture is under way, or the device has failed.

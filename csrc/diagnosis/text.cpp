@@ -84,6 +84,10 @@ std::string headline(const Finding& f) {
     case FaultCode::ended:
       return rank_text(f, f.peer) + " ended its call itself, " + call_text(f.call) +
              ": a signal's handler raised there, or close(force=True), wake() or recover() was called";
+    case FaultCode::asleep:
+      return rank_text(f, f.peer) + ": " + name_of_call(f.call) +
+             " ran, as part of a CUDA graph, while its workspace was asleep or after close(force=True); it computed "
+             "nothing, and its outputs are NaN";
     case FaultCode::peer_died: return "the process of " + rank_text(f, f.peer) + " has died";
     case FaultCode::peer_left:
       return rank_text(f, f.peer) + " " + departure_text(f.how) + ", and " + rank_text(f, f.waiter) +
@@ -121,6 +125,7 @@ std::string text_of(const Finding& f) {
   if (f.code == FaultCode::none) return "";
   std::string text = headline(f) + ".";
   if (f.relayed) text += " A peer found this and told rank " + std::to_string(f.rank) + ".";
+  if (f.code == FaultCode::asleep) return text;
   text += " Newest call of each rank:";
   for (size_t rank = 0; rank < f.newest.size(); ++rank) {
     text += (rank ? "; rank " : " rank ") + std::to_string(rank) + ": " + call_text(f.newest[rank]);

@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "launch/limits.h"
+#include "launch/processors.h"
 
 namespace mnnvl_ar::launch {
 
@@ -81,9 +82,9 @@ Form built_form(Form form, uint32_t ranks, uint32_t generation) {
 struct Hash {
   size_t operator()(const Request& r) const {
     size_t hash = 0;
-    for (uint32_t value :
-         {uint32_t(r.op), uint32_t(r.dtype), uint32_t(r.strategy), r.ranks, r.tokens, r.vectors, r.shape.cluster,
-          r.shape.max_ctas, r.shape.batch, r.shape.lag, r.sharers, uint32_t(r.device), r.link.hop_clocks}) {
+    for (uint32_t value : {uint32_t(r.op), uint32_t(r.dtype), uint32_t(r.strategy), r.ranks, r.tokens, r.vectors,
+                           r.shape.cluster, r.shape.max_ctas, r.shape.batch, r.shape.lag, r.sharers, r.processors,
+                           uint32_t(r.device), r.link.hop_clocks}) {
       hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
       hash ^= hash >> 29;
     }
@@ -126,7 +127,8 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
       Fit shape_fit{};
       const cudaError_t error = fit(kernel, needed, threads, request.device, &shape_fit);
       if (error != cudaSuccess) return error;
-      uint32_t room = shape_fit.resident / std::max(1u, request.sharers);
+      const uint32_t resident = resident_on(shape_fit.resident, request.processors, uint32_t(processors));
+      uint32_t room = resident / std::max(1u, request.sharers);
       if (wanted_shape.max_ctas != 0) room = std::min(room, wanted_shape.max_ctas / needed);
       const bool has_room = room > 0;  // or else this cluster is more than our share: a narrower one may not be
       room = std::max(1u, std::min(room, protocol::kMaxGrid / needed));

@@ -2,8 +2,9 @@
 //
 // Contract
 //   * plan() depends on the request only, and remembers: a call costs one look-up once its like has been seen.
-//   * The grid is never larger than what the device holds at once, so all CTAs of a call are co-resident (rule R5); with several
-//     workspaces on the device, never larger than its share of that, so that they may run side by side on several streams.
+//   * The grid is never larger than what the device, or as much of it as the call may count on, holds at once, so all CTAs of a call
+//     are co-resident (rule R5); with several workspaces on the device, never larger than its share of that, so that they may run
+//     side by side on several streams.
 //   * Launches go through the driver, which costs the CPU less than the runtime. It is found at run time, never linked.
 //   * load_kernels() must have run on the device before any launch under capture.
 #pragma once
@@ -23,7 +24,8 @@ struct Request {
   protocol::Strategy strategy;
   uint32_t ranks, tokens, vectors;
   protocol::LaunchShape shape;
-  uint32_t sharers;  // workspaces that may run at once on the device, this one included
+  uint32_t sharers;     // workspaces that may run at once on the device, this one included
+  uint32_t processors;  // that the call may count on (processors.h); 0: all of the device
   int device;
   Link link;
 

@@ -31,11 +31,12 @@ enum class FaultCode : uint32_t {
   ended = 8,          // this rank ended its call itself: a signal, close(force), recover; host transport only
   peer_died = 9,      // a peer's process is no more; this and the next are the host's, who hears of it
   peer_left = 10,     // a peer has left in good order, and this rank's call is one that it will not make
+  asleep = 11,        // a captured call was replayed while its workspace slept, or after close(force=True)
 };
 
-// Every rank hears of these for itself: a call that is ended for them tells no peer.
+// Every rank hears of the first two for itself, and of the third, this rank's own, before: a call that is ended for them tells no peer.
 MNNVL_AR_HD constexpr bool is_heard_by_all(FaultCode code) {
-  return code == FaultCode::peer_died || code == FaultCode::peer_left;
+  return code == FaultCode::peer_died || code == FaultCode::peer_left || code == FaultCode::asleep;
 }
 
 MNNVL_AR_HD constexpr uint32_t peer_mark(uint32_t rank, FaultCode code) {

@@ -7,6 +7,7 @@
 //   * The functions that place data are the ones that size the slot: a call fits if and only if its count fits.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "protocol/portable.h"
@@ -37,6 +38,7 @@ inline constexpr uint32_t kCanary = 0x4d4e4152u;
 
 inline constexpr uint64_t kStateOffset = 0;
 inline constexpr uint64_t kProgressOffset = kStateOffset + sizeof(State);
+inline constexpr uint64_t kBrokenOffset = kProgressOffset + offsetof(Progress, broken);
 // Two boards of signatures, each [slot][source rank]: of calls, and behind it of the numbers of their norms.
 inline constexpr uint64_t kBoardOffset = 1024;
 inline constexpr uint64_t kOneBoardBytes = uint64_t{kSlots} * kMaxRanks * kVectorBytes,

@@ -8,6 +8,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "launch/plan.h"
+#include "launch/processors.h"
 #include "torch/graphs.h"
 
 // Defined in libtorch_cuda only: null under a CPU-only PyTorch, where no CUDA tensor can reach us.
@@ -119,10 +120,18 @@ uint32_t sharing_of(const Workspace& workspace) {
   return workspace.settings.concurrent ? sharers(workspace.settings.device) : 1;
 }
 
-void* stream_of(int device) {
+// The current one, if calls have the SMs there that they count on.
+void* stream_for(const Workspace& workspace, int64_t handle) {
+  const auto device = static_cast<int32_t>(workspace.settings.device);
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "mnnvl_ar: this PyTorch has no CUDA streams");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  if (workspace.settings.processors != 0) {
+    const uint32_t here = launch::processors_of(static_cast<CUstream>(stream));
+    STD_TORCH_CHECK(here == 0 || here >= workspace.settings.processors, "workspace: handle ", handle, " counts on ",
+                    workspace.settings.processors, " SMs, and the current stream is of a green context that has ", here,
+                    "; make the workspace there, on all ranks");
+  }
   return stream;
 }
 
@@ -145,6 +154,7 @@ void Turn::launch(void* call, size_t size, protocol::Params& params) {
   // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
   // need them before ours can end on some peer, that could wait for ever.
   if (sharing > 1) pdl = std::min(pdl, protocol::Pdl::late);
+  void* const stream = stream_for(workspace, handle_);
   launch::Plan plan;
   const cudaError_t error = launch::plan({.op = op_,
                                           .dtype = agreement_.dtype,
@@ -154,6 +164,7 @@ void Turn::launch(void* call, size_t size, protocol::Params& params) {
                                           .vectors = params.tensors.vectors,
                                           .shape = cut_.choice.shape,
                                           .sharers = sharing,
+                                          .processors = workspace.settings.processors,
                                           .device = device,
                                           .link = workspace.settings.link},
                                          &plan);
@@ -171,7 +182,7 @@ void Turn::launch(void* call, size_t size, protocol::Params& params) {
     bound->launches.push_back({plan.function, {first, first + size}, params_at});
     return;
   }
-  launch_on(stream_of(device), workspace, plan.function, call, params);
+  launch_on(stream, workspace, plan.function, call, params);
 }
 
 bool launch_bound(BoundCall& call) {
@@ -182,7 +193,7 @@ bool launch_bound(BoundCall& call) {
   hold(workspace, call.workspace, release);
   const auto device = static_cast<int>(call.device);
   const OnDevice guard(device);
-  void* const stream = stream_of(device);
+  void* const stream = stream_for(workspace, call.workspace);
   for (BoundLaunch& launch : call.launches) {
     launch_on(stream, workspace, static_cast<CUfunction>(launch.function), launch.call.data(), launch.params());
   }

@@ -145,6 +145,14 @@ void end_calls(Workspace& workspace) {
   diagnosis::end_calls(workspace.blocks());
 }
 
+// With `reading` held. What is recorded from here on is of calls that come later.
+void forget_fault(Workspace& workspace) {
+  *workspace.params.group.record = protocol::FaultRecord{};
+  orders_of(workspace).answered = 0;
+  workspace.finding = diagnosis::Finding{};
+  workspace.found = false;
+}
+
 // Sets a flag that keeps calls out, unless a call is under way; with `end`, ends that call. A call says that it is busy and then
 // looks at the flags; here it is the other way round, so one of the two sees the other. Returns whether it was set before.
 bool shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag, bool end) {
@@ -168,6 +176,8 @@ void set_deadline(int64_t handle, uint64_t deadline_ns) {
   orders_of(workspace).deadline_ns = deadline_ns;
 }
 
+void set_processors(int64_t handle, uint32_t processors) { find_any(handle).settings.processors = processors; }
+
 bool has_fault(int64_t handle) {
   const volatile protocol::FaultRecord& record = *find_any(handle).params.group.record;
   return record.code != protocol::FaultCode::none;
@@ -188,15 +198,20 @@ bool close(int64_t handle, bool force) {
   if (workspace.graphs != 0 && !force) return false;
   if (force) end_calls(workspace);
   workspace.unmapped = diagnosis::quiesce(workspace.blocks()) || force;
-  if (workspace.unmapped) workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+  if (workspace.unmapped) {
+    workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+    forget_fault(workspace);
+  }
   return workspace.unmapped;
 }
 
-bool lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {
+uint32_t graphs_of(int64_t handle) { return find_any(handle).graphs; }
+
+diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (is_of_another_process(workspace) || workspace.asleep || workspace.unmapped) return true;
-  if (peer >= workspace.params.group.ranks) return true;
+  const bool has_memory = !is_of_another_process(workspace) && !workspace.asleep && !workspace.unmapped;
+  if (!has_memory || peer >= workspace.params.group.ranks) return diagnosis::Loss::done;
   return diagnosis::lose(workspace.blocks(), peer, how, next, workspace.waiting[peer]);
 }
 
@@ -215,6 +230,7 @@ void put_to_sleep(int64_t handle, bool end) {
   if (end) end_calls(workspace);
   if (diagnosis::quiesce(workspace.blocks())) {
     workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+    forget_fault(workspace);
     return;
   }
   workspace.asleep = false;
@@ -225,11 +241,8 @@ void put_to_sleep(int64_t handle, bool end) {
 void reset(int64_t handle) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  *workspace.params.group.record = protocol::FaultRecord{};
-  orders_of(workspace).answered = 0;
+  forget_fault(workspace);
   workspace.host_calls = 0;
-  workspace.finding = diagnosis::Finding{};
-  workspace.found = false;
   workspace.waiting = Workspace::nobody();
   workspace.asleep = false;
 }
@@ -237,8 +250,12 @@ void reset(int64_t handle) {
 diagnosis::Finding poll(Workspace& workspace) {
   if (is_of_another_process(workspace)) return {};
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (workspace.finding.conclusive || workspace.closed || workspace.asleep) return workspace.finding;
-  if (diagnosis::look(workspace.blocks(), workspace.finding)) workspace.found = true;
+  if (workspace.finding.conclusive) return workspace.finding;
+  if (workspace.asleep || workspace.unmapped) {
+    diagnosis::look_at_record(workspace.blocks(), workspace.finding);
+  } else if (!workspace.closed && diagnosis::look(workspace.blocks(), workspace.finding)) {
+    workspace.found = true;
+  }
   return workspace.finding;
 }
 

@@ -30,6 +30,7 @@ struct Settings {
   protocol::LaunchShape shape;  // wins over the table's; 0 leaves it to that
   bool concurrent;              // calls on other workspaces of the device may run at the same time
   launch::Link link;
+  uint32_t processors = 0;  // that calls may count on, as ranks have agreed; 0: all of the device
 };
 
 struct Workspace {
@@ -64,21 +65,25 @@ struct Workspace {
 // `blocks`: each rank's block as mapped here, by rank. `multicast`: 0 without.
 int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_t>& blocks, int64_t multicast,
                uint64_t slot_bytes, protocol::Orders orders, launch::Table table);
-// Ends the handle. Returns whether the blocks may be unmapped: not while captured graphs may run, unless `force`, which also ends a
-// call that waits in another thread. If not, it may be asked again.
+// Ends the handle. Returns whether the blocks' memory may be given back: not while captured graphs may run, unless `force`, which
+// also ends a call that waits in another thread. If not, it may be asked again.
 bool close(int64_t handle, bool force);
+// Captured graphs that hold the addresses of the blocks. While there are any, something has to be mapped there.
+uint32_t graphs_of(int64_t handle);
 // Ops raise from here on; no call of this rank runs any more. With `end`, calls that wait end now, without their result.
 void put_to_sleep(int64_t handle, bool end);
 // The blocks have been filled anew: the fault is forgotten, and ops run.
 void reset(int64_t handle);
 // For calls from now on and those that wait, captured ones too. 0: none.
 void set_deadline(int64_t handle, uint64_t deadline_ns);
+// What ranks have agreed on, for calls from now on. 0: all of the device.
+void set_processors(int64_t handle, uint32_t processors);
 // Whether a call of this rank has left a record: one look at host memory.
 bool has_fault(int64_t handle);
 // The host has heard of it: the call that holds its stream for that ends.
 void answer(int64_t handle);
-// A peer is gone: diagnosis::lose(). Also true if there is no memory here any more. Takes workspace.reading.
-bool lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next);
+// A peer is gone: diagnosis::lose(). Also done if there is no memory here any more. Takes workspace.reading.
+diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next);
 // Of this rank's next call, now or when it closed or slept; kNoEpoch if that is not known.
 uint32_t epoch_of(int64_t handle);
 // Open workspaces on a device, those on one block counted once.

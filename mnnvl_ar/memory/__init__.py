@@ -9,6 +9,7 @@
     lifeline                           what stays open: who is gone is known at once
     rendezvous, place, group           how ranks find each other and connect
     hosts, process, descriptors        what a rank knows of its machine and its process
+    processors                         how many SMs calls may count on
     vote, failures, connection         a step is done here and voted on everywhere; what a failure says
     request                            what a rank asks for, and what must be alike
     verbs, cuda_driver, host_driver    the few verbs that bring-up needs from a GPU or the host
@@ -16,7 +17,7 @@
 
 from .agreement import agree
 from .group import AnyGroup, Group, Members
-from .lifeline import ASLEEP, CHECKPOINT
+from .lifeline import ASLEEP, CHECKPOINT, CLOSED
 from .request import Fill, Request
 from .symmetric import SymmetricMemory, allocate
 from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_multicast, multicast_refusal
@@ -24,6 +25,7 @@ from .verbs import MULTICAST_SWITCHES, DriverError, MulticastRefused, forbid_mul
 __all__ = [
     "ASLEEP",
     "CHECKPOINT",
+    "CLOSED",
     "MULTICAST_SWITCHES",
     "AnyGroup",
     "DriverError",

@@ -1,7 +1,8 @@
 """One rank's block of a symmetric memory, its views of the peers' blocks, and the proof that they show one memory.
 
 Address space (`reserve`, lives until `close`) and physical memory (`create`, lives until `drop`) are kept apart, so
-that memory can go and come back under addresses that captured CUDA graphs hold. Whatever is taken is noted at once, to
+that memory can go and come back under addresses that captured CUDA graphs hold. In between, a graph that is replayed
+would lose the CUDA context; `stand_in` maps something there that ends its calls. Whatever is taken is noted at once, to
 be given back in reverse order (`Undo`), so a bring-up may end after any step. Nothing here is collective: the order of
 things, and the votes between them, are in `bringup.py`.
 """
@@ -16,10 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .request import PROBE_BYTES, Fill, Request
-from .verbs import LOST, Token, Verbs
+from .verbs import LOST, DriverError, Token, Verbs
 
 _log = logging.getLogger("mnnvl_ar")
 _ALL = -1  # as the reader of what is written through the multicast address
+_PIECE = 2 << 20  # bytes that stand in for all blocks
 
 
 class Undo:
@@ -60,7 +62,7 @@ class Block:
         self.pointers: tuple[int, ...] = ()
         self.multicast_pointer = 0
         self.handle = 0
-        self.space, self.memory, self.multicast = Undo(), Undo(), Undo()
+        self.space, self.memory, self.multicast, self.instead = Undo(), Undo(), Undo(), Undo()
         self._peers: dict[int, int] = {}
 
     def reserve(self, stride: int, alignment: int) -> None:
@@ -71,6 +73,7 @@ class Block:
         self.pointers = tuple(base + rank * stride for rank in range(self.world_size))
 
     def create(self, kind: str) -> None:
+        self.instead.run()
         self.kind = kind
         self.handle = self.driver.create(self.stride, kind)
         self.memory.push(self.driver.release, self.handle)
@@ -100,9 +103,36 @@ class Block:
 
     def drop(self) -> None:
         """Gives the physical memory back. Peers that still map it keep it alive until they drop it too."""
+        self.instead.run()
         self.multicast.run()
         self.memory.run()
         self.handle = 0
+
+    def stand_in(self, fills: Sequence[Fill]) -> bool:
+        """In place of memory that was dropped: one small piece of this rank's, over all addresses again and again, so
+        that each block begins with the same `fills`. Until `drop` or `create`. Whether there was memory for it; else
+        nothing is mapped, as before.
+        """
+        try:
+            self._stand_in(fills)
+        except (OSError, DriverError) as error:
+            self.instead.run()
+            _log.warning("nothing stands in for memory that was given back: no graph may be replayed now: %s", error)
+            return False
+        return True
+
+    def _stand_in(self, fills: Sequence[Fill]) -> None:
+        piece = max(_PIECE, self.driver.granularity(""))
+        handle = self.driver.create(piece, "")
+        try:
+            for start in (*self.pointers, *filter(None, [self.multicast_pointer])):
+                for offset in range(0, self.stride, piece):
+                    nbytes = min(piece, self.stride - offset)
+                    self.driver.map(start + offset, nbytes, handle)
+                    self.instead.push(self.driver.unmap, start + offset, nbytes)
+            self.fill(fills)
+        finally:
+            self.driver.release(handle)  # the mappings keep the memory
 
     def drop_multicast(self) -> None:
         """Gives multicast up for good. Its address space is kept until `close`, but its address is not handed out."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from . import hosts, multicast
+from . import hosts, multicast, processors
 from .block import Block, Handshake, Undo
 from .descriptors import require
 from .failures import MULTICAST, Failure, Refusals
@@ -40,7 +40,8 @@ _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 class BringUp:
     """One bring-up (or restoration) of one `Block`. `prepare` says what this rank asks for; that it depends on the
     machine and may fail on one rank alone is why it is a step. `refused` is what this group was refused before, and is
-    added to. After `run`, `request` is its answer, and `transport` and `reason` say what was chosen."""
+    added to. After `run`, `request` is its answer, `transport` and `reason` say what was chosen, and `processors` on
+    how many SMs calls may count (`processors.py`)."""
 
     request: Request
 
@@ -58,6 +59,7 @@ class BringUp:
         self._notes: list[str] = []
         self._members: list[dict[str, Any]] = []  # what each rank said of itself
         self.transport = self.reason = ""
+        self.processors = 0  # that calls may count on
 
     def run(self) -> None:
         """Collective. On failure raises `BringUpError` alike on all ranks; what was taken is the block's to close."""
@@ -81,7 +83,9 @@ class BringUp:
             raise error.failure.error(before) from error.__cause__
         names = list(dict.fromkeys(hosts.name_of(member["host"]) for member in self._members))
         where = f"{len(self._members)} ranks on {len(names)} host{'s' if len(names) > 1 else ''}"
-        self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *self._notes])
+        most = max(member["device_processors"] for member in self._members)
+        part = [f"{self.processors} of {most} SMs"] if self.processors < most else []
+        self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *part, *self._notes])
 
     def _ask(self) -> None:
         self.request = self._prepare()
@@ -133,6 +137,7 @@ class BringUp:
 
         for member, traits in zip(self._members, self._steps.run("probe", body, needs_peers=True).data, strict=True):
             member.update(traits)
+        self.processors = processors.agreed(self._members)
         kinds = list(driver.kinds)
         away = [r for r, m in enumerate(self._members) if m["host"] != self._members[0]["host"]]
         if away:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from .verbs import DriverError, Token, Traits, require_multicast_allowed
@@ -28,8 +29,11 @@ class CudaDriver:
         self._traits = Traits("", "", False)
 
     def open(self, index: int) -> Traits:
-        """Takes the device's primary context, the one PyTorch uses. Does nothing if it is open already."""
+        """Takes the device's primary context, the one PyTorch uses. If it is open already, only looks anew at what the
+        caller's context has."""
         if self._context is not None:
+            here, of_device = self._processors(self._call("cuCtxGetCurrent"))
+            self._traits = replace(self._traits, processors=here, device_processors=of_device)
             return self._traits
         try:
             from cuda.bindings import driver as cuda
@@ -41,8 +45,10 @@ class CudaDriver:
         attribute = cuda.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED
         name = self._call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode()
         uid = bytes(self._call("cuDeviceGetUuid", self._device).bytes).hex()
-        self._traits = Traits(name, uid, bool(self._call("cuDeviceGetAttribute", attribute, self._device)))
+        multicast = bool(self._call("cuDeviceGetAttribute", attribute, self._device))
+        current = self._call("cuCtxGetCurrent")  # the caller's, maybe a green one
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self._traits = Traits(name, uid, multicast, *self._processors(current))
         try:
             with self._current():
                 self._stream = self._call("cuStreamCreate", cuda.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
@@ -50,6 +56,25 @@ class CudaDriver:
             self.close()
             raise
         return self._traits
+
+    def _processors(self, current: Any) -> tuple[int, int]:
+        """SMs of the caller's context, if it is of this device, else of the primary one; and of the device."""
+        cuda = self._cuda
+        attribute = cuda.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        of_device = int(self._call("cuDeviceGetAttribute", attribute, self._device))
+        is_ours = bool(int(current)) and int(self._call("cuCtxGetDevice")) == int(self._device)
+        context, found = current if is_ours else self._context, [of_device]
+        with contextlib.suppress(DriverError):  # a driver older than green contexts
+            resource = self._call("cuCtxGetDevResource", context, cuda.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM)
+            found.append(int(resource.sm.smCount))
+        self._call("cuCtxPushCurrent", context)
+        try:
+            with contextlib.suppress(DriverError):  # known under MPS alone
+                kind = cuda.CUexecAffinityType.CU_EXEC_AFFINITY_TYPE_SM_COUNT
+                found.append(int(self._call("cuCtxGetExecAffinity", kind).param.smCount.val))
+        finally:
+            self._call("cuCtxPopCurrent")
+        return min(count for count in found if count > 0), of_device
 
     def close(self) -> None:
         if self._context is None:
@@ -154,6 +179,8 @@ class CudaDriver:
 
     def _handle_type(self, kind: str) -> Any:
         types = self._cuda.CUmemAllocationHandleType
+        if kind == "":
+            return types.CU_MEM_HANDLE_TYPE_NONE
         if kind == "fabric":
             return types.CU_MEM_HANDLE_TYPE_FABRIC
         return types.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR

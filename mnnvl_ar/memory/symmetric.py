@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from .group import AnyGroup, Members
 from .host_driver import HostDriver
 from .lifeline import ASLEEP, CLOSED, RECOVERS, Lifeline
 from .rendezvous import meet
-from .request import Request
+from .request import Fill, Request
 from .verbs import Verbs
 
 
@@ -32,7 +32,11 @@ class SymmetricMemory:
     transport:         "host", "unicast" or "multicast".
     handle_kind:       "memfd", "posix_fd" or "fabric".
     reason:            one line: which transport, and why not a better one.
+    processors:        SMs that each rank's calls may count on, the same on all ranks; 0 on the host.
     lifeline:          by which peers know, and tell, who is gone; a new one after `restore`.
+    stand_in:          says what the first bytes of each block are to hold while the memory is gone but something may
+                       still come to its addresses; nothing by default: then nothing is mapped there. To be set by
+                       whoever knows.
 
     The caller sees to it that nothing on this rank uses the memory any more when it calls `close` or `drop`. Peers may:
     a block's memory lives until the last rank that maps it lets it go. A forked child has no part in any of it.
@@ -42,9 +46,11 @@ class SymmetricMemory:
         self.lifeline = lifeline
         self._block, self._request, self._pid = block, made.request, os.getpid()
         self._closed = False
+        self.stand_in: Callable[[], Sequence[Fill]] = tuple
         self.rank, self.world_size, self.nbytes = block.rank, block.world_size, block.stride
         self.pointers, self.multicast_pointer = block.pointers, block.multicast_pointer
         self.transport, self.reason, self.handle_kind = made.transport, made.reason, block.kind
+        self.processors = made.processors
 
     def close(self) -> None:
         """Gives everything back. Idempotent, not collective, never raises; fine after the group is gone and at exit."""
@@ -56,10 +62,17 @@ class SymmetricMemory:
 
     def drop(self, how: int = ASLEEP) -> None:
         """Gives the physical memory back and keeps the addresses. Idempotent, not collective. Touching them then
-        faults. `how` is what peers are told (`lifeline.Gone`)."""
+        faults, unless something stands in (`stand_in`). `how` is what peers are told (`lifeline.Gone`)."""
         self._check_usable("drop")
         self.lifeline.leave(how)
+        if not self.is_dropped:
+            self._drop()
+
+    def _drop(self) -> None:
         self._block.drop()
+        fills = self.stand_in()
+        if fills:
+            self._block.stand_in(fills)
 
     def restore(self, group: AnyGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None) -> None:
         """New memory with its initial content, at the same addresses. Collective over `group`, which may be a new one
@@ -96,14 +109,15 @@ class SymmetricMemory:
             made, lifeline = _bring_up(self._block, members, timeout, prepare, Refusals())
         except BaseException:
             if trouble is None:
-                self._block.drop()
+                self._drop()
             raise
         lifeline.next_epoch, self.lifeline = self.lifeline.next_epoch, lifeline
         self.transport, self.reason, self.handle_kind = made.transport, made.reason, self._block.kind
+        self.processors = made.processors
 
     @property
     def is_dropped(self) -> bool:
-        """Whether there is no memory at the addresses now."""
+        """Whether there is no memory at the addresses now, or one that stands in."""
         return not self._block.handle
 
     def _check_usable(self, verb: str) -> None:

@@ -3,6 +3,8 @@
 Three drivers have them: `CudaDriver`, `HostDriver` and the tests' simulated one. Bring-up never asks which one it has;
 that is why it can be tested without a GPU.
 
+A handle kind says how a handle travels to peers; "" is memory of this process alone.
+
 Contract: a verb does one thing or raises `DriverError` and has then done nothing. Addresses, sizes and offsets are in
 bytes. No verb is collective. `reserve` takes address space only; `create` takes physical memory only; `map` joins the
 two.
@@ -47,11 +49,14 @@ class MulticastRefused(MnnvlArError):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a driver says of its device. `uid` is equal for two ranks exactly if they use the same physical device."""
+    """What a driver says of its device. `uid` is equal for two ranks exactly if they use the same physical device.
+    `processors`: SMs of the context that opened it, of the device's `device_processors`; 0 where there are none."""
 
     name: str
     uid: str
     multicast: bool
+    processors: int = 0
+    device_processors: int = 0
 
 
 class Verbs(Protocol):

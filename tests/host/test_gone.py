@@ -81,6 +81,16 @@ def test_control_without_the_monitor_who_leaves_is_waited_for(pool: RankPool) ->
     assert took >= 2.0
 
 
+def test_a_peer_that_has_left_is_looked_for_less_and_less() -> None:
+    """For hours, say, a copy from the GPU each. The control looks at every GLANCE of 0.05 s."""
+    with RankPool(2) as pool:
+        (few, took), _ = pool.run(gone.looks, 3.0, True)
+        (many, _), _ = pool.run(gone.looks, 3.0, False)
+    assert 1 <= few <= 10, few
+    assert took < LIMIT
+    assert many > 2 * few, "as often as the machine lets it"
+
+
 def test_two_leave_one_after_the_other(pool: RankPool) -> None:
     kind, peer, text, took = pool.run(gone.two_leave, timeout=100)[0]
     assert (kind, peer) == ("PeerGone", 1), text

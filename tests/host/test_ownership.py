@@ -1,4 +1,4 @@
-"""Copies, other processes, threads and signals, and a monitor that outlives what it calls."""
+"""Copies, other processes, threads and signals, and a monitor that outlives what it calls; each with its control."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.cases import ownership
-from common.ranks import RankPool, rank_pool
+from common.cases import ownership, unguarded
+from common.ranks import RankPool, RanksFailed, rank_pool
 
 
 @pytest.fixture
@@ -64,3 +64,14 @@ def test_nonsense_is_refused_by_name() -> None:
 @pytest.mark.parametrize("path", ownership.ROUNDS)
 def test_200_rounds_leave_nothing(path: str) -> None:
     rank_pool(2).run(ownership.check_rounds_of, path, timeout=280)
+
+
+@pytest.mark.parametrize("control", unguarded.CONTROLS)
+def test_control(control: str) -> None:
+    """The same checks fail without the guard that each is about."""
+    pool = RankPool(2)  # harmed: threads that wait for ever, monitors that have ended
+    try:
+        with pytest.raises(RanksFailed, match=unguarded.CONTROLS[control][3]):
+            pool.run(unguarded.check_without, control)
+    finally:
+        pool.discard()

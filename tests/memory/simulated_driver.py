@@ -41,15 +41,23 @@ def allow_simulated_multicast(environment: Mapping[str, str] | None = None) -> N
 
 class SimulatedDriver:
     """`device` is the physical GPU this rank uses. `fail`: verb -> error code, where a verb is "import", of one kind
-    "import fabric", of one owner's memory "import of host-gpu-1", or both, "import fabric of host-gpu-1"."""
+    "import fabric", of one owner's memory "import of host-gpu-1", or both, "import fabric of host-gpu-1".
+    `processors`: of the context, and of the device."""
 
     kinds: tuple[str, ...] = ("fabric", "posix_fd")
 
     def __init__(
-        self, device: int, *, fail: Mapping[str, str] | None = None, multicast: bool = False, host: str = "host"
+        self,
+        device: int,
+        *,
+        fail: Mapping[str, str] | None = None,
+        multicast: bool = False,
+        host: str = "host",
+        processors: tuple[int, int] = (132, 132),
     ) -> None:
         self._name, self._multicast_trait, self._fail = f"{host}-gpu-{device}", multicast, dict(fail or {})
         self._host = HostDriver()
+        self.processors = processors
         self.live: Counter[str] = Counter()
         self.calls: list[str] = []
         self._space: dict[int, tuple[int, int, int]] = {}  # reserved: start -> size, what mmap gave, its size
@@ -64,7 +72,7 @@ class SimulatedDriver:
     def open(self, index: int) -> Traits:
         self._enter("open")
         self.live["context"] = 1
-        return Traits(self._name, self._name, self._multicast_trait)
+        return Traits(self._name, self._name, self._multicast_trait, *self.processors)
 
     def close(self) -> None:
         self.live["context"] = 0

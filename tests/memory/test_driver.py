@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +89,47 @@ def test_properties_name_our_device_and_the_handle_kind() -> None:
     wanted = real._multicast_properties(4, 4 << 20, "posix_fd")
     assert (wanted.numDevices, wanted.size) == (4, 4 << 20)
     assert wanted.handleTypes == kinds.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR.value
+
+    assert real._properties("").requestedHandleTypes == kinds.CU_MEM_HANDLE_TYPE_NONE
+
+
+NO = cuda.CUresult.CUDA_ERROR_NOT_SUPPORTED
+
+
+def sms(count: int) -> tuple[Any, ...]:
+    return (SimpleNamespace(sm=SimpleNamespace(smCount=count)),)
+
+
+def affinity(count: int) -> tuple[Any, ...]:
+    return (SimpleNamespace(param=SimpleNamespace(smCount=SimpleNamespace(val=count))),)
+
+
+@pytest.mark.parametrize(
+    ("current", "device", "resource", "exec_affinity", "wanted"),
+    [
+        (0, 3, sms(132), NO, 132),
+        (5, 3, sms(48), NO, 48),  # a green context
+        (5, 1, sms(132), NO, 132),  # a context of another device
+        (0, 3, NO, affinity(66), 66),  # MPS, and a driver before green contexts
+        (0, 3, sms(132), affinity(0), 132),
+        (0, 3, NO, NO, 132),
+    ],
+)
+def test_what_the_callers_context_has(
+    current: int, device: int, resource: Any, exec_affinity: Any, wanted: int
+) -> None:
+    real, fake = opened(
+        cuCtxGetCurrent=(cuda.CUcontext(current),),
+        cuCtxGetDevice=(device,),
+        cuDeviceGetAttribute=(132,),
+        cuCtxGetDevResource=resource,
+        cuCtxGetExecAffinity=exec_affinity,
+    )
+    traits = real.open(0)
+    assert (traits.processors, traits.device_processors) == (wanted, 132)
+    asked = next(arguments[0] for name, arguments in fake.log if name == "cuCtxGetDevResource")
+    assert (asked is real._context) == (current == 0 or device != 3)
+    assert names(fake)[-3:] == ["cuCtxPushCurrent", "cuCtxGetExecAffinity", "cuCtxPopCurrent"]
 
 
 def test_map_gives_our_device_access_and_undoes_itself() -> None:

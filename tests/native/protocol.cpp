@@ -1,4 +1,5 @@
-// csrc/protocol, and the pace of one-shot (csrc/launch/pace.h), for the unit tests, as a Python module. Never imported by mnnvl_ar.
+// csrc/protocol, and of csrc/launch the pace of one-shot and the share of a device, for the unit tests, as a Python module. Never
+// imported by mnnvl_ar.
 //
 // Contract
 //   * Every function is a thin shell around one of csrc/protocol; nothing of the protocol is written again here, but for
@@ -17,6 +18,7 @@
 
 #include "arrays.h"
 #include "launch/pace.h"
+#include "launch/processors.h"
 #include "protocol/layout.h"
 #include "protocol/numerics.h"
 #include "protocol/ring.h"
@@ -355,6 +357,7 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("scatter_positions", &scatter_positions);
   m.def("gather_positions", &gather_positions);
 
+  m.def("resident_on", &mnnvl_ar::launch::resident_on);
   m.def("pace", [](uint32_t ranks, uint32_t tokens, uint32_t vectors, std::array<uint32_t, 5> link) {
     const auto pace =
         mnnvl_ar::launch::pace_of({ranks, tokens, vectors}, {link[0], link[1], link[2], link[3], link[4]});

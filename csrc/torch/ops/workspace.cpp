@@ -54,6 +54,8 @@ int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_
 
 bool workspace_close(int64_t handle, bool force) { return close(handle, force); }
 
+int64_t workspace_graphs(int64_t handle) { return graphs_of(handle); }
+
 void workspace_sleep(int64_t handle, bool end) { put_to_sleep(handle, end); }
 
 void workspace_reset(int64_t handle) { reset(handle); }
@@ -62,13 +64,20 @@ void workspace_deadline(int64_t handle, int64_t deadline_ns) {
   set_deadline(handle, static_cast<uint64_t>(deadline_ns));
 }
 
+void workspace_processors(int64_t handle, int64_t processors) {
+  STD_TORCH_CHECK(processors >= 0 && processors <= INT32_MAX, "processors: is ", processors, ", wanted 0 to ",
+                  INT32_MAX);
+  set_processors(handle, static_cast<uint32_t>(processors));
+}
+
 bool workspace_has_fault(int64_t handle) { return has_fault(handle); }
 
 void workspace_answer(int64_t handle) { answer(handle); }
 
-bool workspace_lose(int64_t handle, int64_t peer, int64_t how, int64_t next) {
+// A diagnosis::Loss.
+int64_t workspace_lose(int64_t handle, int64_t peer, int64_t how, int64_t next) {
   const uint32_t first = next < 0 ? protocol::kNoEpoch : static_cast<uint32_t>(next);
-  return lose(handle, static_cast<uint32_t>(peer), static_cast<diagnosis::Departure>(how), first);
+  return static_cast<int64_t>(lose(handle, static_cast<uint32_t>(peer), static_cast<diagnosis::Departure>(how), first));
 }
 
 int64_t workspace_epoch(int64_t handle) {
@@ -102,14 +111,8 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_
   STD_TORCH_CHECK(tokens >= 0 && tokens <= INT32_MAX, "tokens: is ", tokens, ", wanted 0 to ", INT32_MAX);
   const launch::Cut found = cut(w, strategy, shape_of(w.params.group.ranks, tokens, row_bytes));
   const protocol::LaunchShape& s = found.choice.shape;
-  return {static_cast<int64_t>(found.choice.strategy),
-          s.cluster,
-          s.max_ctas,
-          s.batch,
-          s.lag,
-          static_cast<int64_t>(found.choice.pdl),
-          found.pieces.count,
-          found.pieces.rows};
+  return {static_cast<int64_t>(found.choice.strategy), s.cluster,          s.max_ctas,       s.batch, s.lag,
+          static_cast<int64_t>(found.choice.pdl),      found.pieces.count, found.pieces.rows};
 }
 
 // `max_bytes`: of a block, at most; 0: as much as is of use.
@@ -138,16 +141,19 @@ int64_t workspace_slot_bytes(int64_t ranks, int64_t tokens, int64_t row_bytes, i
   return static_cast<int64_t>(std::min(useful, bound / protocol::kVectorBytes * protocol::kVectorBytes));
 }
 
-// nbytes, control_bytes, board_offset, board_bytes, probe_offset, sentinel, no_epoch, max_ranks.
-std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> block_layout(int64_t slot_bytes) {
+// nbytes, control_bytes, board_offset, board_bytes, probe_offset, broken_offset, sentinel, no_epoch, asleep, max_ranks.
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> block_layout(
+    int64_t slot_bytes) {
   const auto number = [](uint64_t value) { return static_cast<int64_t>(value); };
   return {number(protocol::block_bytes(static_cast<uint64_t>(slot_bytes))),
           number(protocol::kControlBytes),
           number(protocol::kBoardOffset),
           number(protocol::kBoardBytes),
           number(protocol::kProbeOffset),
+          number(protocol::kBrokenOffset),
           protocol::kSentinel,
           protocol::kNoEpoch,
+          static_cast<int64_t>(protocol::FaultCode::asleep),
           protocol::kMaxRanks};
 }
 
@@ -171,7 +177,7 @@ workspace_fault(int64_t handle, bool explained) {
           f.relayed,
           f.rank,
           f.peer < protocol::kMaxRanks ? int64_t{f.peer} : -1,
-          f.call.epoch == protocol::kNoEpoch ? -1 : int64_t{f.call.number},
+          f.call.epoch == protocol::kNoEpoch || f.code == diagnosis::FaultCode::asleep ? -1 : int64_t{f.call.number},
           static_cast<int64_t>(f.waited_ns),
           f.when_ns,
           static_cast<int64_t>(f.offset),
@@ -205,12 +211,14 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
       "link_paced_bytes_per_clock, "
       "int link_paced_from_bytes) -> int");
   m.def("_workspace_close(int workspace, bool force=False) -> bool");
+  m.def("_workspace_graphs(int workspace) -> int");
   m.def("_workspace_sleep(int workspace, bool end) -> ()");
   m.def("_workspace_reset(int workspace) -> ()");
   m.def("_workspace_deadline(int workspace, int deadline_ns) -> ()");
+  m.def("_workspace_processors(int workspace, int processors) -> ()");
   m.def("_workspace_has_fault(int workspace) -> bool");
   m.def("_workspace_answer(int workspace) -> ()");
-  m.def("_workspace_lose(int workspace, int peer, int how, int next) -> bool");
+  m.def("_workspace_lose(int workspace, int peer, int how, int next) -> int");
   m.def("_workspace_epoch(int workspace) -> int");
   m.def("_workspace_fits(int workspace, int tokens, int row_bytes, int strategy=-1) -> bool");
   m.def(
@@ -225,7 +233,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
       "int waited_ns, int when_ns, int offset, str text, str call, str peer_call)");
   m.def(
       "_block_layout(int slot_bytes) -> (int nbytes, int control_bytes, int board_offset, int board_bytes, "
-      "int probe_offset, int sentinel, int no_epoch, int max_ranks)");
+      "int probe_offset, int broken_offset, int sentinel, int no_epoch, int asleep, int max_ranks)");
   m.def("_block_canaries() -> (int word, int[] offsets, int[] nbytes)");
 #ifdef MNNVL_AR_TEST_BUILD
   m.def("_sabotage(int workspace, int broken, int frozen_dirty, int delay_seed, int delay_ns) -> ()");
@@ -237,9 +245,11 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_create", TORCH_BOX(&mnnvl_ar::workspace_create));
   m.impl("_workspace_close", TORCH_BOX(&mnnvl_ar::workspace_close));
+  m.impl("_workspace_graphs", TORCH_BOX(&mnnvl_ar::workspace_graphs));
   m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));
   m.impl("_workspace_deadline", TORCH_BOX(&mnnvl_ar::workspace_deadline));
+  m.impl("_workspace_processors", TORCH_BOX(&mnnvl_ar::workspace_processors));
   m.impl("_workspace_has_fault", TORCH_BOX(&mnnvl_ar::workspace_has_fault));
   m.impl("_workspace_answer", TORCH_BOX(&mnnvl_ar::workspace_answer));
   m.impl("_workspace_lose", TORCH_BOX(&mnnvl_ar::workspace_lose));

@@ -281,3 +281,35 @@ def check_kept(rank: Any) -> None:
         rank.barrier()
         assert call_in_vain(rank, workspace)[:2] == ("PeerGone", 0)
         workspace.close()
+
+
+def looks(rank: Any, seconds: float, backs_off: bool) -> tuple[int, float]:
+    """How often rank 0 looks, in so many seconds, for a call that rank 1, which has closed, owes something; and how
+    long it then takes to end one. `backs_off` off is the control."""
+    from mnnvl_ar import monitor
+
+    workspace, found = rank.new_workspace(**SMALL, deadline=60.0), (0, 0.0)
+    check_calls(rank, [Call(tokens=2), Call(tokens=8, seed=1)], handle=workspace.handle)
+    rank.barrier()
+    if rank.rank == 1:
+        workspace.close()
+        rank.store.set("leaving", "")
+    else:
+        lose = mock.Mock(side_effect=monitor.ops._workspace_lose)
+        counted = mock.Mock(wraps=monitor.ops, _workspace_lose=lose)
+        longest = monitor.PERIOD if backs_off else monitor.GLANCE
+        with mock.patch.object(monitor, "ops", counted), mock.patch.object(monitor, "PERIOD", longest):
+            rank.store.wait(["leaving"])
+            until(lambda: lose.called, "it does not hear")
+            lose.reset_mock()
+            time.sleep(seconds)
+            many, began = lose.call_count, time.monotonic()
+            kind, peer, text, when = call_in_vain(rank, workspace)
+            assert (kind, peer) == ("PeerGone", 1), text
+            found = many, when - began
+        lose.reset_mock()
+        time.sleep(2 * monitor.PERIOD)
+        assert not lose.called, "there is nothing more to look for"
+    rank.barrier()
+    workspace.close()
+    return found

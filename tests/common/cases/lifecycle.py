@@ -54,7 +54,8 @@ def check_sleep(rank: Any, rounds: int = 3) -> None:
         workspace.checkpoint_prepare()
         workspace.sleep()
         rank.barrier()
-        assert used(rank) <= awake - workspace.nbytes, "memory is given back"
+        instead = 4 << 20 if graphs else 0  # what stands in for it, where graphs may come
+        assert used(rank) <= awake - workspace.nbytes + instead, "memory is given back"
         x = torch.ones(1, 64, device=rank.device)
         expect(lambda x=x: ops.all_reduce(x, workspace.handle), "is asleep", "asleep")
         expect(workspace.check, "is asleep", "asleep")

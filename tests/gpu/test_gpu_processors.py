@@ -1,0 +1,23 @@
+"""Fewer SMs than the device has: what ranks agree on holds, and a call where there is less is refused by name. Each
+case has a process of its own, whose contexts end with it."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.cases import processors
+from common.ranks import RankPool
+
+SIZES = pytest.mark.parametrize("size", [pytest.param(n, marks=pytest.mark.gpu(n)) for n in (1, 2)])
+
+
+@SIZES
+def test_a_call_where_there_is_less_is_refused(size: int) -> None:
+    with RankPool(size, "cuda") as pool:
+        pool.run(processors.check_refused, timeout=60)
+
+
+@SIZES
+def test_a_workspace_made_where_there_is_less(size: int) -> None:
+    with RankPool(size, "cuda") as pool:
+        pool.run(processors.check_made_there, timeout=60)
