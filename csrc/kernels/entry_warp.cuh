@@ -99,7 +99,7 @@ __device__ __forceinline__ bool peer_agrees(const Params& p, const uint8_t* bloc
     if (found == protocol::Signed::differs) {
       report_fault(p, FaultCode::call_mismatch,
                    {ring.epoch, source, call.word[1], call.word[3], ptx::global_timer_ns(),
-                    protocol::numbers_of<kNormed>(numbers, ring.epoch)});
+                    protocol::numbers_of<kNormed>(numbers, ring.epoch, t.numbers)});
       return false;
     }
     if (tries >= kFastPolls && must_give_up(p, status, FaultCode::peer_timeout, began_ns)) return false;

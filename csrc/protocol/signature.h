@@ -90,10 +90,10 @@ MNNVL_AR_HD constexpr Signed compare(uint32_t epoch, Vector call, Vector numbers
   return are_there || !kNormed ? Signed::alike : Signed::not_yet;
 }
 
-// Those of a peer, for the report: zeros where they are not there.
+// Those of a peer, for the report. Where they are not there yet nothing is known to differ, and ours stand for them.
 template <bool kNormed>
-MNNVL_AR_HD constexpr Numbers numbers_of(Vector numbers, uint32_t epoch) {
-  return kNormed && is_signature_of(numbers, epoch) ? Numbers{numbers.word[1], numbers.word[3]} : Numbers{};
+MNNVL_AR_HD constexpr Numbers numbers_of(Vector numbers, uint32_t epoch, Numbers mine) {
+  return kNormed && is_signature_of(numbers, epoch) ? Numbers{numbers.word[1], numbers.word[3]} : mine;
 }
 
 }  // namespace mnnvl_ar::protocol

@@ -79,7 +79,7 @@ def test_serves_80_layers(say: Any) -> None:
 def test_serves_in_pieces(say: Any) -> None:
     """A workspace in which sixteen rows go at once, by two-shot, and thirty-two by one-shot."""
     sizes = {"hidden": 4096, "layers": 4, "max_bytes": 16384 + 3 * 16 * 2 * 8192}
-    servers = [(vllm, {"max_tokens": 256, "forwards": 200}), (sglang, {"max_tokens": 256, "forwards": 200})]
+    servers = [(vllm, {"max_tokens": 256, "forwards": 500}), (sglang, {"max_tokens": 256, "forwards": 500})]
     for figures in served(say, ranks_of("real", 2), 8, servers, **sizes):
         assert figures["wrong_rows"] == 0, figures
         assert figures["replays"] > 500

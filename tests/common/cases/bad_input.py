@@ -203,7 +203,7 @@ def check_bad_workspaces(rank: Any) -> None:
         ({"max_ctas": 1.5}, r"max_ctas: is 1.5, wanted a whole number", ValueError),
         ({"max_ctas": -1}, r"max_ctas: is -1, wanted a whole number from 1", ValueError),
         ({"strategy": "ring"}, r"strategy: is 'ring', wanted one of auto, one_shot, two_shot", ValueError),
-        ({"pdl": "always"}, r"pdl: is 'always', wanted one of off, late, early", ValueError),
+        ({"pdl": "always"}, r"pdl: is 'always', wanted one of auto, off, late, early", ValueError),
         ({"device": "cuda:99"}, r"rank 0 at step 'prepare': .*device: is cuda:99, wanted one of the \d+", BringUpError),
         ({"device": "meta"}, r"device: is meta, wanted a CUDA device or cpu", ValueError),
         ({"group": None}, r"group: is None, wanted a process group", ValueError),

@@ -103,13 +103,11 @@ def check_wiped_data(rank: Any, off: str) -> None:
     large = Call("all_reduce", 256, 8192, "fp32", strategy=0, seed=1)
     prepared = [Prepared(rank, large), Prepared(rank, Call("all_reduce", 1, 8192, "fp32", strategy=0, seed=2))]
     rank.barrier()
-    for _ in range(10):
+    for _ in range(20):
         prepared[0].launch(workspace.handle)
         if rank.rank == 0:
             rank.synchronize()
-            time.sleep(
-                0.01
-            )  # its peers wait for it in the small call, at the end of which it has a large slot to clear
+            time.sleep(0.01)  # its peers wait for it in the small call, in which it has a large slot to clear
         prepared[1].launch(workspace.handle)
     rank.synchronize()
     wrong = [line for each in prepared for line in each.wrong()]
@@ -477,10 +475,8 @@ def check_padding(rank: Any, off: str) -> None:
     workspace = sabotaged(rank, off, max_tokens=40, hidden=768)
     found = []
     for kind, tokens, hidden, options in (
-        ("per_token_group_fp8", 7, 384, {"scales": 0, "layout": 2}),
-        ("per_token_group_fp8", 7, 768, {"scales": 2}),
-        ("mxfp8", 39, 96, {}),
-        ("nvfp4", 1, 48, {}),
+        ("per_token_group_fp8", 3, 256, {"scales": 0, "layout": 2}),
+        ("mxfp8", 2, 96, {}),
     ):
         call = Quantised(rank, kind, Call("all_reduce_rms_norm", tokens, hidden, "bf16", strategy=0), options=options)
         assert call.call.hidden == hidden, KINDS[kind]
@@ -504,7 +500,7 @@ HOST_CHECKS = {
     "deadline": (check_absent_peer, 2, "still running"),
     "signature": (check_other_call, 2, "DID NOT RAISE"),
     "all_pieces": (check_pieces, 2, "fault code|differs in"),
-    "padding": (check_padding, 2, "padding differs in 4 of 4"),
+    "padding": (check_padding, 2, "padding differs in 2 of 2"),
 }
 ONLY_HOST_CHECKS = {
     "zero_tokens": (check_zero_tokens, 2, "fault code"),
