@@ -1,7 +1,7 @@
-"""What both implementations must have alike: offsets, words and numbers of `csrc/protocol`, by the names they have there.
+"""What both implementations must have alike: offsets, words and numbers of `csrc/protocol`, by their names there.
 
 Plain integers, so that the launcher, which has no DSL, reads them too. tests/unit/test_twin.py compiles the headers and
-compares every one.
+compares every one of the first part.
 """
 
 # layout.h
@@ -52,6 +52,9 @@ RECORD = {
 }
 ORDERS = {"deadline_ns": 0, "hold_ns": 8, "answered": 16}
 
+# signature.h
+STRATEGY_AT = 6  # in a description; 0 is one-shot
+
 # kernels/fault.cuh
 FAST_POLLS = 1024
 
@@ -59,6 +62,13 @@ FAST_POLLS = 1024
 COLUMNS = 2  # vectors of a row that a thread holds, a group apart
 MOST_THREADS = 512  # leaves each 128 registers
 MOST_GROUPS = MOST_THREADS // 32 * COLUMNS  # of a row
+# What the threads of a CTA share, in words from the start of its shared memory.
+ENTRY = 0  # epoch, dirty, broken, launched: as the first warp found them
+GAVE_UP, GAVE_UP_SINCE = 4, 6  # code of the first wait that was given up, and when it began, in two words
+FOUND, FOUND_FAULT = 5, 8  # code of another fault; and peer, peer_tokens, peer_description, eps, weight_bias
+POISONED = 13  # non-zero: outputs must be NaN
+GROUP_SUMS = 16  # two sets that take turns
+SHARED_WORDS = GROUP_SUMS + 2 * MOST_GROUPS
 
 # What there is.
 DSL = "4.8.1"  # the version that the extra pins: others have no rounding, or other bits

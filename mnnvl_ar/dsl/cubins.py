@@ -22,7 +22,7 @@ from mnnvl_ar.dsl import constants
 HERE = Path(__file__).resolve().parent
 FOLDER = Path(os.environ.get("MNNVL_AR_CUBINS") or HERE.parent.parent / "build" / "dsl")
 LIST = "kernels.json"
-SOURCES = ("constants.py", "ptx.py", "numerics.py", "one_shot.py")
+SOURCES = ("constants.py", "ptx.py", "numerics.py", "fault.py", "ring.py", "one_shot.py")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ def digest(epilogue: str) -> str:
     """Of all that a kernel is made from."""
     files = [HERE / name for name in SOURCES]
     if epilogue:
-        spec = importlib.util.find_spec(epilogue.partition(":")[0])
-        if spec is None or spec.origin is None:
+        try:
+            spec = importlib.util.find_spec(epilogue.partition(":")[0])
+        except ImportError:  # of a package that it would lie in
+            spec = None
+        if spec is None or spec.origin is None or ":" not in epilogue:
             raise ValueError(f"epilogue: is {epilogue!r}, wanted 'module:function' of a module that can be imported")
         files.append(Path(spec.origin))
     parts = [constants.DSL.encode(), *(file.read_bytes() for file in files)]

@@ -80,14 +80,8 @@ def all_reduce_rms_norm(
     Errors: those of the library, and `TwinUnavailable`, which says what there is; before anything is launched.
     Source: csrc/kernels/one_shot.cuh; docs/protocol.md and docs/numerics.md.
     """
-    call = named(
-        functools.partial(ops._norm_call, weight_bias=weight_bias, strategy=strategy, pdl=pdl, tag=tag),
-        x,
-        residual,
-        weight,
-        eps,
-        workspace,
-    )
+    options = {"weight_bias": weight_bias, "strategy": strategy, "pdl": pdl, "tag": tag}
+    call = named(ops._norm_call, x, residual, weight, eps, workspace, **options)
     blocks, figures = call["blocks"], call["pieces"]
     pieces = [dict(zip(PIECE, figures[i : i + len(PIECE)], strict=True)) for i in range(0, len(figures), len(PIECE))]
     _refuse_what_is_missing(x, call, pieces)
@@ -133,8 +127,10 @@ def _refuse_what_is_missing(x: torch.Tensor, call: dict[str, Any], pieces: list[
         raise TwinUnavailable(f"workspace: has {ranks} ranks, the twin has kernels for {sizes}")
     if call["multicast"]:
         raise TwinUnavailable("workspace: uses multicast, the twin has unicast alone; make it with transport='unicast'")
-    if any(piece["description"] >> 6 & 1 for piece in pieces):  # Strategy in a signature: csrc/protocol/signature.h
-        raise TwinUnavailable("strategy: this call goes by two-shot, the twin has one-shot alone: strategy=0 on all ranks")
+    if any(piece["description"] >> constants.STRATEGY_AT & 1 for piece in pieces):
+        raise TwinUnavailable(
+            "strategy: this call goes by two-shot, the twin has one-shot alone: strategy=0 on all ranks"
+        )
     if x.device.type != "cuda":
         raise TwinUnavailable(f"x: is on {x.device}, the twin runs on GPUs alone: {_architectures()}")
     _architecture(x.device.index)

@@ -8,7 +8,7 @@ tensor as a signed one).
 
 from typing import Any
 
-from cutlass import Boolean, Uint32, Uint64
+from cutlass import Boolean, Uint32, Uint64, select_
 from cutlass.cute.arch import globaltimer, inline_ptx
 
 Vector = tuple[Uint32, Uint32, Uint32, Uint32]
@@ -198,7 +198,12 @@ def any_in_warp(value: Boolean) -> Boolean:
     return found != Uint32(0)
 
 
-# ---- conversion
+# ---- words
+
+
+def select(condition: Boolean, word: Uint32, other: Uint32) -> Uint32:
+    """`word` where the condition holds, else `other`: without a branch."""
+    return Uint32(select_(condition, word, other))
 
 
 def round2(low: Any, high: Any) -> Uint32:
