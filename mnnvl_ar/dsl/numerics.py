@@ -65,7 +65,7 @@ def poison() -> ptx.Vector:
 
 
 def zeros() -> list[Float32]:
-    return [Float32(0.0)] * 8
+    return [Float32(0.0) for _ in range(8)]
 
 
 def accumulate(sums: list[Float32], x: ptx.Vector) -> list[Float32]:
