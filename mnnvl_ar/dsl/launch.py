@@ -67,11 +67,13 @@ def all_reduce_rms_norm(
     strategy: int = -1,
     pdl: int = -1,
     tag: int = 0,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
     epilogue: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`mnnvl_ar.all_reduce_rms_norm` by the twin: the same arguments, checks and bits, eager and captured.
 
     x:        [..., hidden] of bf16 on a GPU of compute capability 9.0 or 10.0; hidden a multiple of 8 up to 8192
+    out:      (norm_out, residual_out), as `mnnvl_ar.all_reduce_rms_norm_out` takes them; without, two new tensors
     epilogue: "module:function", another one than the norm's own (docs/twin.md). To peers the call is the same, so ranks
               with different ones are not told: give each a `tag`
     The workspace has 2, 4 or 8 ranks and unicast transport, and the call goes by one-shot, by `strategy` or by what the
@@ -81,11 +83,11 @@ def all_reduce_rms_norm(
     Source: csrc/kernels/one_shot.cuh; docs/protocol.md and docs/numerics.md.
     """
     options = {"weight_bias": weight_bias, "strategy": strategy, "pdl": pdl, "tag": tag}
-    call = named(ops._norm_call, x, residual, weight, eps, workspace, **options)
+    call = named(ops._norm_call, x, residual, weight, eps, *(out or (None, None)), workspace, **options)
     blocks, figures = call["blocks"], call["pieces"]
     pieces = [dict(zip(PIECE, figures[i : i + len(PIECE)], strict=True)) for i in range(0, len(figures), len(PIECE))]
     _refuse_what_is_missing(x, call, pieces)
-    norm_out, residual_out = torch.empty_like(x), torch.empty_like(x)
+    norm_out, residual_out = out or (torch.empty_like(x), torch.empty_like(x))
     if not pieces:
         return norm_out, residual_out
     kernel = _kernel(x.device.index, len(blocks), epilogue)

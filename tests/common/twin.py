@@ -4,8 +4,7 @@
 
 runs `check_calls(rank, calls, workspace)` on two virtual ranks in a process of its own, and returns how many calls the
 twin made there. Sides: "none", "both", "one" (rank 0), "other" (all but rank 0), "random" (each call of each rank is
-drawn). Calls that the twin does not have are the library's on every side: other ops and dtypes, two-shot, the `_out`
-forms.
+drawn). Calls that the twin does not have are the library's on every side: other ops and dtypes, two-shot.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 SIDES = ("none", "both", "one", "other", "random")
 
 _here = threading.local()  # of a virtual rank: `takes`, which says of a call whether it is the twin's, and `made`
-_library: Any = None
+_library: dict[str, Any] = {}  # the ops whose place the choice has taken
 _installing = threading.Lock()
 
 
@@ -54,16 +53,25 @@ def taker(side: str, rank: int) -> Callable[[], bool]:
 
 
 def install() -> None:
-    """Puts the choice in place of `mnnvl_ar.ops.all_reduce_rms_norm` and of torch.ops', for good. A thread that says
-    nothing gets the library's."""
-    global _library
+    """Puts the choice in place of `mnnvl_ar.ops.all_reduce_rms_norm`, of its `_out` form and of torch.ops', for good. A
+    thread that says nothing gets the library's."""
     from mnnvl_ar import ops
 
     with _installing:
-        if _library is None:
-            _library = ops.all_reduce_rms_norm
+        if not _library:
+            _library.update(new=ops.all_reduce_rms_norm, out=ops.all_reduce_rms_norm_out)
             ops.all_reduce_rms_norm = choose  # type: ignore[assignment]
+            ops.all_reduce_rms_norm_out = choose_out  # type: ignore[assignment]
             torch.ops.mnnvl_ar.all_reduce_rms_norm = choose
+
+
+def is_ours(x: torch.Tensor, workspace: int, options: dict[str, Any]) -> bool:
+    """Whether this thread's call is the twin's. Counts it."""
+    takes = getattr(_here, "takes", None)
+    if takes is None or not has(x, workspace, options.get("strategy", -1)) or not takes():
+        return False
+    _here.made += 1
+    return True
 
 
 def choose(
@@ -71,11 +79,26 @@ def choose(
 ) -> Any:
     from mnnvl_ar import dsl
 
-    takes = getattr(_here, "takes", None)
-    if takes is None or not has(x, workspace, options.get("strategy", -1)) or not takes():
-        return _library(x, residual, weight, eps, workspace, **options)
-    _here.made += 1
-    return dsl.all_reduce_rms_norm(x, residual, weight, eps, workspace, **options)
+    call = dsl.all_reduce_rms_norm if is_ours(x, workspace, options) else _library["new"]
+    return call(x, residual, weight, eps, workspace, **options)
+
+
+def choose_out(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    norm_out: torch.Tensor,
+    residual_out: torch.Tensor,
+    workspace: int,
+    **options: Any,
+) -> None:
+    from mnnvl_ar import dsl
+
+    if is_ours(x, workspace, options):
+        dsl.all_reduce_rms_norm(x, residual, weight, eps, workspace, out=(norm_out, residual_out), **options)
+    else:
+        _library["out"](x, residual, weight, eps, norm_out, residual_out, workspace, **options)
 
 
 def has(x: torch.Tensor, workspace: int, strategy: int) -> bool:

@@ -336,7 +336,7 @@ def rows(tokens: int, hidden: int, dtype: torch.dtype = torch.bfloat16) -> torch
 
 def test_a_call_is_signed_as_the_library_signs_it(group: VirtualGroup) -> None:
     x, weight = rows(3, 64), torch.ones(64)
-    told = named(ops_norm_call(), x, x, weight, 1e-5, group.handles[1], weight_bias=1.0, strategy=0, tag=2)
+    told = named(ops_norm_call(), x, x, weight, 1e-5, None, None, group.handles[1], weight_bias=1.0, strategy=0, tag=2)
     assert (told["rank"], len(told["blocks"]), told["multicast"], told["weight_is_fp32"]) == (1, 2, 0, 1)
     assert told["blocks"] == [group.blocks[0].data_ptr(), group.blocks[1].data_ptr()]
     piece = dict(zip(launch.PIECE, told["pieces"], strict=True))
@@ -358,12 +358,12 @@ def ops_norm_call() -> Any:
 def test_pieces_are_the_librarys() -> None:
     group = VirtualGroup(2, 64, 264, torch.bfloat16, "cpu", max_bytes=16384 + 3 * 8 * 528)
     x = rows(20, 264)
-    told = named(ops_norm_call(), x, x, x[0].clone(), 1e-5, group.handles[0], strategy=0)["pieces"]
+    told = named(ops_norm_call(), x, x, x[0].clone(), 1e-5, None, None, group.handles[0], strategy=0)["pieces"]
     pieces = [dict(zip(launch.PIECE, told[i : i + 7], strict=True)) for i in range(0, len(told), 7)]
     assert [(piece["first_token"], piece["tokens"]) for piece in pieces] == [(0, 7), (7, 7), (14, 6)]
     assert {piece["call_tokens"] for piece in pieces} == {20}
     assert len({piece["number"] for piece in pieces}) == 3
-    assert named(ops_norm_call(), x[:0], x[:0], x[0].clone(), 1e-5, group.handles[0])["pieces"] == []
+    assert named(ops_norm_call(), x[:0], x[:0], x[0].clone(), 1e-5, None, None, group.handles[0])["pieces"] == []
     group.close()
 
 
@@ -387,6 +387,8 @@ def test_what_the_library_refuses_is_refused_in_its_words(group: VirtualGroup) -
     x = rows(2, 64)
     with pytest.raises(RuntimeError, match=r"residual: has shape \[3, 64\], wanted \[2, 64\] like x"):
         all_reduce_rms_norm(x, rows(3, 64), x[0].clone(), 1e-6, group.handles[0])
+    with pytest.raises(RuntimeError, match="norm_out: overlaps residual_out, wanted memory of its own"):
+        all_reduce_rms_norm(x, x, x[0].clone(), 1e-6, group.handles[0], out=(rows(2, 64),) * 2)
     with pytest.raises(RuntimeError, match="workspace: handle 9999 is unknown"):
         all_reduce_rms_norm(x, x, x[0].clone(), 1e-6, 9999)
 

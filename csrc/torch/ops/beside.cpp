@@ -2,7 +2,7 @@
 // (mnnvl_ar/dsl). Private; every argument and result has a name.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "epilogues/rms_norm.h"
@@ -16,13 +16,15 @@ using Numbers = std::vector<int64_t>;
 
 int64_t address_of(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }
 
-// Refuses what the op refuses. Whoever asks has to launch all pieces, on the current stream, one after the other: their numbers are
+// Refuses what the op refuses, with outputs that are given what its `_out` form does. Whoever asks has to launch all pieces, on the current stream, one after the other: their numbers are
 // taken, and a graph that captures is noted.
 std::tuple<Numbers, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, Numbers>
-norm_call(Tensor x, Tensor residual, Tensor weight, double eps, int64_t workspace, double weight_bias, int64_t strategy,
-          int64_t pdl, int64_t tag) {
+norm_call(Tensor x, Tensor residual, Tensor weight, double eps, std::optional<Tensor> norm_out,
+          std::optional<Tensor> residual_out, int64_t workspace, double weight_bias, int64_t strategy, int64_t pdl,
+          int64_t tag) {
   const Agreement a = check_input(x);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
+  if (norm_out && residual_out) inputs.check_outputs(*norm_out, *residual_out);
   const epilogues::NormArguments arguments = inputs.arguments(x);
   detail::Turn turn(workspace, protocol::Op::all_reduce_rms_norm, a, {strategy, pdl, tag});
   Numbers pieces;
@@ -62,9 +64,10 @@ norm_call(Tensor x, Tensor residual, Tensor weight, double eps, int64_t workspac
 // description, number, trigger_early and a Pdl; none for a call of no tokens.
 STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) {
   m.def(
-      "_norm_call(Tensor x, Tensor residual, Tensor weight, float eps, int workspace, *, float weight_bias=0.0, int "
-      "strategy=-1, int pdl=-1, int tag=0) -> (int[] blocks, int rank, int slot_bytes, int record, int orders, int "
-      "multicast, int max_ctas, int sharers, int weight_is_fp32, int eps, int weight_bias, int[] pieces)");
+      "_norm_call(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? norm_out, Tensor? residual_out, int "
+      "workspace, *, float weight_bias=0.0, int strategy=-1, int pdl=-1, int tag=0) -> (int[] blocks, int rank, int "
+      "slot_bytes, int record, int orders, int multicast, int max_ctas, int sharers, int weight_is_fp32, int eps, int "
+      "weight_bias, int[] pieces)");
 }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CPU, m) { m.impl("_norm_call", TORCH_BOX(&mnnvl_ar::norm_call)); }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CUDA, m) { m.impl("_norm_call", TORCH_BOX(&mnnvl_ar::norm_call)); }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.cases.calls import Call, Prepared, check_calls, wanted
+from common.cases.calls import ALIASING, Call, Prepared, check_calls, wanted
 from common.cases.lifecycle import broken
 from common.cases.traffic import same_on_device
 
@@ -30,6 +30,7 @@ def all_kinds(seed: int) -> list[Call]:
         normed(
             tokens=tokens,
             hidden=hidden,
+            out=draw.choice(("", *ALIASING)),
             pdl=draw.choice((-1, 0, 1, 2)),
             fp32_weight=draw.random() < 0.4,
             weight_bias=draw.choice((0.0, 1.0)),
@@ -45,7 +46,10 @@ def palette(seed: int, count: int = 16) -> list[Call]:
     """Mostly calls that the twin has, and between them others."""
     draw = random.Random(seed)
     sizes = [(draw.choice((1, 2, 3, 8, 16)), draw.choice((*HIDDENS, 264))) for _ in range(count)]
-    calls = [normed(tokens=tokens, hidden=hidden, seed=seed + n) for n, (tokens, hidden) in enumerate(sizes)]
+    calls = [
+        normed(tokens=tokens, hidden=hidden, out=draw.choice(("", "E")), seed=seed + n)
+        for n, (tokens, hidden) in enumerate(sizes)
+    ]
     calls[3] = Call("all_reduce", 5, 2880, "bf16", strategy=0, seed=seed)
     calls[7] = Call("all_reduce_rms_norm", 4, 4096, "fp16", strategy=1, seed=seed)
     calls[11] = Call("all_reduce_rms_norm", 9, 264, "fp32", strategy=0, out="E", seed=seed)
@@ -304,6 +308,7 @@ def check_refusals(rank: Any) -> None:
     call(RuntimeError, "weight: is", weight=torch.ones(64, dtype=torch.float16, device=rank.device))
     call(RuntimeError, "x: is not contiguous", x=torch.ones(64, 64, **on).t())
     call(RuntimeError, "tag: is 9", tag=9)
+    call(RuntimeError, "norm_out: overlaps residual_out", out=(torch.ones(2, 64, **on),) * 2)
     call(RuntimeError, "is unknown", handle=10_000)
     call(
         TwinUnavailable,
