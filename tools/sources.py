@@ -88,6 +88,7 @@ ROOMS = {
         "tests/common/relu_squared.py",
         "tests/common/twin.py",
         "tests/gpu/test_twin.py",
+        "tools/twin_time.py",
     ),
     "numerics": ("tests/gpu/test_exhaustive.py", "tests/native/exhaustive.cu"),
     "replays": (
