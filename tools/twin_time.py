@@ -28,7 +28,8 @@ def timed(rank: Any, sizes: list[tuple[int, int]]) -> dict[str, float]:
     from common.cases.twin import WORKSPACE, normed
     from mnnvl_ar import dsl, ops
 
-    handle, found = rank.workspace(**WORKSPACE).handle, {}
+    handle = rank.workspace(**WORKSPACE).handle
+    found: dict[str, float] = {}
     for tokens, hidden in sizes:
         call = Prepared(rank, normed(tokens=tokens, hidden=hidden, out="E"))
         outs = call.norm_out, call.residual_out
