@@ -98,6 +98,7 @@ DSL := build/dsl-venv/bin/python
 dsl: build/dsl-venv/.installed
 	$(DSL) mnnvl_ar/dsl/build.py $(ARGS)
 	PYTHONPATH=tests $(DSL) mnnvl_ar/dsl/build.py --epilogue common.relu_squared:relu_squared --ranks 2 $(ARGS)
+	$(DSL) tests/common/wrong_twins.py > /dev/null
 
 build/dsl-venv/.installed: mnnvl_ar/dsl/constants.py
 	@test -x $(DSL) || $(PYTHON) -m venv build/dsl-venv

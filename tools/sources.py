@@ -87,6 +87,7 @@ ROOMS = {
         "tests/common/cases/twin.py",
         "tests/common/relu_squared.py",
         "tests/common/twin.py",
+        "tests/common/wrong_twins.py",
         "tests/gpu/test_twin.py",
         "tools/twin_time.py",
     ),

@@ -46,6 +46,17 @@ def beside(rank: Any, function: Callable[..., Any], side: str, *arguments: Any) 
     return int(_here.made)
 
 
+def in_place_of(work: Callable[[], None]) -> Callable[[], None]:
+    """`work` for another thread, whose calls are then made by whom those of this thread are."""
+    takes = getattr(_here, "takes", None)
+
+    def elsewhere() -> None:
+        _here.takes, _here.made = takes, 0
+        work()
+
+    return elsewhere
+
+
 def taker(side: str, rank: int) -> Callable[[], bool]:
     draw = random.Random(rank)
     fixed = {"none": False, "both": True, "one": rank == 0, "other": rank != 0}

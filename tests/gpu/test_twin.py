@@ -16,8 +16,9 @@ import torch
 
 from common.cases import twin
 from common.cases.diagnosis import check_different_in
-from common.ranks import RankPool
+from common.ranks import RankPool, RanksFailed
 from common.twin import in_virtual_ranks, rounds_of_faults
+from common.wrong_twins import FOLDER, WRONG, folder_of
 from mnnvl_ar.dsl import constants, cubins
 
 EPILOGUE = "common.relu_squared:relu_squared"
@@ -117,6 +118,29 @@ def test_refusals(process: RankPool) -> None:
 @pytest.mark.parametrize("world", [3])
 def test_a_world_size_that_it_does_not_have(process: RankPool, world: int) -> None:
     process.run(twin.check_world, world, timeout=60)
+
+
+@pytest.mark.parametrize("side", ["both", "none"])
+def test_sentinels_in_data(process: RankPool, side: str) -> None:
+    calls_of_twin(process, 2, twin.check_sentinels, side)
+
+
+def test_torn_store(process: RankPool) -> None:
+    process.run(in_virtual_ranks, 2, twin.check_torn, "both", timeout=60)
+
+
+@pytest.mark.skipif(not (FOLDER / "clear").exists(), reason="the wrong twins are not built: make dsl")
+@pytest.mark.parametrize("rule", WRONG)
+def test_fails_without(rule: str) -> None:
+    """The controls: a twin without this rule fails the check that the right one passes."""
+    wrong = WRONG[rule]
+    check = getattr(twin, wrong.check)
+    pool = RankPool(1, "cuda", env={"MNNVL_AR_CUBINS": str(folder_of(rule))})
+    try:
+        with pytest.raises(RanksFailed, match=wrong.says):
+            pool.run(in_virtual_ranks, wrong.ranks, check, wrong.side, *wrong.arguments, timeout=40)
+    finally:
+        pool.discard()
 
 
 @pytest.mark.skipif(not is_built(EPILOGUE), reason="the tutorial's epilogue is not built: make dsl")

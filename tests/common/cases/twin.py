@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from common.cases.calls import ALIASING, Call, Prepared, check_calls, wanted
+from common.cases.diagnosis import check_different_in
 from common.cases.lifecycle import broken
 from common.cases.traffic import same_on_device
+from common.rows import hostile_rows
+from common.twin import in_place_of
 
 HIDDENS = (2880, 4096, 7168, 8192)
 WORKSPACE = {"max_tokens": 64, "hidden": 8192, "dtype": torch.bfloat16, "strategy": "one_shot", "deadline": 5.0}
@@ -58,6 +61,76 @@ def palette(seed: int, count: int = 16) -> list[Call]:
 
 def check_kinds(rank: Any, calls: list[Call]) -> None:
     check_calls(rank, calls, WORKSPACE)
+
+
+def check_some_kinds(rank: Any) -> None:
+    check_calls(rank, all_kinds(7)[:12], {**WORKSPACE, "deadline": 1.5})
+
+
+def check_sentinels(rank: Any) -> None:
+    """A row of nothing but sentinels is a row like any other."""
+    rows = hostile_rows(1, 64, torch.bfloat16, seed=6, rank=rank.rank)
+    assert rows.view(torch.int32).eq(-(1 << 31)).all()
+    workspace = rank.new_workspace(**{**WORKSPACE, "deadline": 1.5})
+    check_calls(rank, [normed(tokens=1, hidden=64, seed=6)], handle=workspace.handle)
+    rank.barrier()
+    workspace.close()
+
+
+def check_torn(rank: Any) -> None:
+    """A 16-byte store that arrives in two parts is not taken for data before it is whole. Rank 0 is real, with a peer
+    that sends all words of its vector but one, and that one later; the other rank does nothing."""
+    import threading
+
+    from common.virtual import VirtualGroup
+    from mnnvl_ar import ops, reference
+    from mnnvl_ar._library import named
+
+    if rank.rank != 0:
+        return
+    x, theirs = (torch.arange(1.0, 9.0).mul(k).bfloat16().view(1, 8) for k in (1, 10))
+    residual, weight = torch.zeros_like(x), torch.ones(8, dtype=torch.bfloat16)
+    want = reference.all_reduce_rms_norm([x, theirs], residual, weight, 1e-6)
+    words = theirs.view(torch.int32).view(-1)
+    stream = torch.cuda.Stream(rank.device)
+    given = [each.to(rank.device) for each in (x, residual, weight)]
+    for missing in range(4):
+        group = VirtualGroup(2, 1, 8, torch.bfloat16, str(rank.device), deadline=1.5)
+        told = named(torch.ops.mnnvl_ar._norm_call, *given, 1e-6, None, None, group.handles[0], strategy=0)
+        layout = named(torch.ops.mnnvl_ar._block_layout, 0)
+        board, control = layout["board_offset"] // 4 + 4, layout["control_bytes"] // 4
+        numbers = board + layout["board_bytes"] // 8
+
+        def write(place: int, given: Any, group: Any = group) -> None:
+            with torch.cuda.stream(stream):
+                group.blocks[0][place : place + 4].copy_(torch.as_tensor(given, dtype=torch.int32))
+            stream.synchronize()
+
+        outputs: list[Any] = []
+
+        def call(outputs: list[Any] = outputs, group: Any = group) -> None:
+            with torch.cuda.stream(group.streams[0]):
+                outputs += ops.all_reduce_rms_norm(*given, 1e-6, group.handles[0], strategy=0)
+
+        torch.cuda.synchronize(rank.device)
+        thread = threading.Thread(target=in_place_of(call))
+        thread.start()
+        write(board, [0, 1, 0, told["pieces"][3]])
+        write(numbers, [0, told["eps"], 0, told["weight_bias"]])
+        torn = words.clone()
+        torn[missing] = -(1 << 31)
+        write(control, torn)
+        time.sleep(0.1)
+        write(control, words)
+        thread.join()
+        torch.cuda.synchronize(rank.device)
+        group.close()
+        same = [reference.same_bits(got, each) for got, each in zip(outputs, want, strict=True)]
+        assert all(same), f"missing word {missing}: {outputs}"
+
+
+def check_tag(rank: Any) -> None:
+    check_different_in(rank, "tag")
 
 
 def check_alternating(rank: Any, runs: int, seed: int) -> None:
