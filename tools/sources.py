@@ -89,7 +89,7 @@ ROOMS = {
         "tests/common/twin.py",
         "tests/common/wrong_twins.py",
         "tests/gpu/test_twin.py",
-        "tools/twin_time.py",
+        "tools/twin_*.py",
     ),
     "numerics": ("tests/gpu/test_exhaustive.py", "tests/native/exhaustive.cu"),
     "replays": (

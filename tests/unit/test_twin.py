@@ -420,6 +420,41 @@ def test_kernels_that_there_are_not() -> None:
         build.compile_kernel(2, "sm_80")
 
 
+def test_neither_a_kernel_nor_the_dsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is, and where, and how to get what there is not."""
+
+    def missing(_: str) -> str:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(launch, "_architecture", lambda device: "sm_90a")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cubins, "FOLDER", tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    cubins.keep(cubins.Built(b"", "kernel"), 8, "sm_90a", "", tmp_path)
+    said = (
+        rf"no one_shot-r2-sm_90a.cubin of these sources in {re.escape(str(tmp_path))} "
+        r"\(there: one_shot-r8-sm_90a.cubin\), and none can be compiled here: nvidia-cutlass-dsl: is not installed, "
+        r"wanted nvidia-cutlass-dsl==4.8.1 .*python -m mnnvl_ar.dsl.build"
+    )
+    with pytest.raises(launch.TwinUnavailable, match=said):
+        launch.load(0, 2)
+
+
+@pytest.mark.parametrize(("capability", "fits"), [((9, 0), True), ((10, 0), True), ((8, 0), False), ((10, 3), False)])
+def test_another_architecture(capability: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    launch._architecture.cache_clear()
+    try:
+        if fits:
+            assert launch._architecture(0) == constants.ARCHITECTURES[capability]
+            return
+        version = ".".join(map(str, capability))
+        with pytest.raises(launch.TwinUnavailable, match=f"GPU of compute capability {version}, the twin has sm_90a"):
+            launch._architecture(0)
+    finally:
+        launch._architecture.cache_clear()
+
+
 def test_a_cubin_of_other_sources_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = cubins.Built(b"cubin", "name")
     cubins.keep(kept, 2, "sm_90a", "", tmp_path)
