@@ -76,6 +76,7 @@ def jobs(here: int) -> Iterator[Job]:
             yield _tests(1, f", {which}", which, 400)
         yield _tests(1, ", controls", "controls", 300)
         yield _tests(1, ", twin", "test_twin", 400)
+        yield _tool("the twin's times", 1, 120, "tools.twin_time")
         yield _tests(1, ", others", f"not (controls or test_twin or {' or '.join(virtual)})", 300)
 
     for n in sizes:
