@@ -1,4 +1,4 @@
-"""The epilogue of docs/twin.md: the square of the norm where that is positive, else 0."""
+"""The epilogue of docs/tutorials/epilogue_in_python.md: the square of the norm where that is positive, else 0."""
 
 from cutlass import Float32, Uint32
 

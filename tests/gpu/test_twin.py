@@ -145,7 +145,7 @@ def test_fails_without(rule: str) -> None:
 
 @pytest.mark.skipif(not is_built(EPILOGUE), reason="the tutorial's epilogue is not built: make dsl")
 def test_an_epilogue_of_your_own(process: RankPool) -> None:
-    """The tutorial's (docs/twin.md)."""
+    """The tutorial's (docs/tutorials/epilogue_in_python.md)."""
     process.run(in_virtual_ranks, 2, twin.check_epilogue, "none", EPILOGUE, timeout=60)
 
 
