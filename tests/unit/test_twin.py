@@ -287,7 +287,7 @@ def test_a_fault_in_the_machine_code_is_found(what: str, tmp_path: Path) -> None
 
 
 def test_the_tutorials_epilogue(tmp_path: Path) -> None:
-    """All of it is on the page (tests/host/test_tutorials.py finds what is misquoted), and its machine code is sound."""
+    """All of it is on the page (test_tutorials.py finds what is misquoted), and its machine code is sound."""
     page = Page((ROOT / "docs/tutorials/epilogue_in_python.md").read_text())
     file = "tests/common/relu_squared.py"
     code = (ROOT / file).read_text().split('"""\n', 1)[1].strip()
