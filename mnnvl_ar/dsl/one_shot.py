@@ -112,8 +112,6 @@ def one_shot(
     place = [(warp * Uint32(COLUMNS) + Uint32(column)) * Uint32(c.GROUP) + lane for column in range(COLUMNS)]
     holds = [vector < vectors for vector in place]
     dirty_next = Uint32(ranks - 1) * tokens * vectors
-    signed = (Uint32(0), call_tokens, Uint32(0), description)
-    numbers = (Uint32(0), eps, Uint32(0), weight_bias)
     ptx.sync_threads()
 
     # ---- Enter: the predecessor has ended. One warp reads the state, for all of the CTA (rules R4 and R6).
