@@ -61,10 +61,10 @@ def listed(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def find(ranks: int, architecture: str, epilogue: str, folder: Path) -> Built | None:
-    """The kernel, if it has been built from the sources that are here."""
-    name = file_name(ranks, architecture, epilogue)
+    """The kernel, if it has been built from the sources that are here. `ValueError`: the epilogue's are not."""
+    name, sources = file_name(ranks, architecture, epilogue), digest(epilogue)
     entry = listed(folder).get(name)
-    if entry is None or entry["sources"] != digest(epilogue) or not (folder / name).exists():
+    if entry is None or entry["sources"] != sources or not (folder / name).exists():
         return None
     return Built((folder / name).read_bytes(), entry["kernel"])
 

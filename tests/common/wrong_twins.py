@@ -25,14 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES, FOLDER = ROOT / "mnnvl_ar" / "dsl", ROOT / "build" / "dsl" / "wrong"
 
 
+Edit = tuple[str, str, str]  # in this file, this text is that
+
+
 @dataclass(frozen=True)
 class Wrong:
-    """`old` in `file` is `new`. On so many ranks, with the twin on this side, the check of that name in
-    common.cases.twin then fails and says one of these words."""
+    """On so many ranks, with the twin on this side, the check of that name in common.cases.twin then fails and says one
+    of these words; it passes if there are none."""
 
-    file: str
-    old: str
-    new: str
+    edits: tuple[Edit, ...]
     check: str
     says: str
     ranks: int = 2
@@ -40,63 +41,74 @@ class Wrong:
     arguments: tuple[Any, ...] = ()
 
 
+# No rule is broken: CTAs sleep between reading the state and counting themselves in, so that two calls do overlap.
+SLOW = ("one_shot.py", "ok = count_in(", "ptx.sleep_ns(Uint32(200000))\n                    ok = count_in(")
+
 WRONG = {
-    "clear": Wrong("one_shot.py", "while i < dirty:", "while i < dirty * Uint32(0):", "check_rest", "cleared by"),
+    "clear": Wrong((("one_shot.py", "while i < dirty:", "while i < dirty * Uint32(0):"),), "check_rest", "cleared by"),
     "sanitize": Wrong(
-        "one_shot.py",
-        "mine[column] = sanitize(ptx.load(x + at))",
-        "mine[column] = ptx.load(x + at)",
+        (("one_shot.py", "mine[column] = sanitize(ptx.load(x + at))", "mine[column] = ptx.load(x + at)"),),
         "check_sentinels",
         "differs in",
     ),
-    "every_word": Wrong("one_shot.py", "for word in v[1:]:", "for word in v[1:1]:", "check_torn", "missing word"),
+    "every_word": Wrong((("one_shot.py", "for word in v[1:]:", "for word in v[1:1]:"),), "check_torn", "missing word"),
     "rank_order": Wrong(
-        "one_shot.py",
-        "for i in range(len(v) + 1):",
-        "for i in reversed(range(len(v) + 1)):",
+        (("one_shot.py", "for i in range(len(v) + 1):", "for i in reversed(range(len(v) + 1)):"),),
         "check_some_kinds",
         "differs in",
         ranks=4,
     ),
     "epoch_unsigned": Wrong(
-        "one_shot.py",
-        "slot = epoch % Uint32(c.SLOTS)",
-        "slot = (epoch & Uint32(0x7FFFFFFF)) % Uint32(c.SLOTS)",
+        (("one_shot.py", "slot = epoch % Uint32(c.SLOTS)", "slot = (epoch & Uint32(0x7FFFFFFF)) % Uint32(c.SLOTS)"),),
         "check_epochs",
         "differs in",
         side="one",
         arguments=(2**31 - 2**31 % 3 - 3, 12),
     ),
     "signature": Wrong(
-        "ring.py",
-        "differs = is_there & ((seen[1] != signed[1]) | (seen[3] != signed[3]))",
-        "differs = is_there & (seen[1] != seen[1])",
+        (
+            (
+                "ring.py",
+                "differs = is_there & ((seen[1] != signed[1]) | (seen[3] != signed[3]))",
+                "differs = is_there & (seen[1] != seen[1])",
+            ),
+        ),
         "check_tag",
         "AssertionError",
     ),
     "quiescence": Wrong(
-        "ring.py",
-        "return progress[0] - state[1] < Uint32(0x80000000)",
-        "return progress[0] == progress[0]",
+        (("ring.py", "return progress[0] - state[1] < Uint32(0x80000000)", "return progress[0] == progress[0]"),),
         "check_overlapping",
         "differs in",
         ranks=4,
     ),
+    "two_at_once": Wrong(
+        (
+            SLOW,
+            ("ring.py", "alone = (before == count * mine) & (count < ctas)", "alone = count == count"),
+            ("ring.py", "alone = (was[0] == epoch) & (was[1] == launched)", "alone = was[0] == was[0]"),
+        ),
+        "check_two_at_once",
+        "AssertionError",
+        arguments=(True,),
+    ),
+    "none, but slow": Wrong((SLOW,), "check_two_at_once", "", arguments=(True,)),
 }
 
 
 def folder_of(name: str) -> Path:
-    return FOLDER / name
+    return FOLDER / name.replace(", ", "-").replace(" ", "-")
 
 
 def build(name: str, archs: str) -> None:
     wrong = WRONG[name]
-    text = (SOURCES / wrong.file).read_text()
-    assert text.count(wrong.old) == 1, name
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "mnnvl_ar" / "dsl"
         shutil.copytree(SOURCES, copy)
-        (copy / wrong.file).write_text(text.replace(wrong.old, wrong.new))
+        for file, old, new in wrong.edits:
+            text = (copy / file).read_text()
+            assert text.count(old) == 1, (name, old)
+            (copy / file).write_text(text.replace(old, new))
         out = folder_of(name)
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, copy / "build.py", "--ranks", str(wrong.ranks), "--archs", archs, "--out", out]

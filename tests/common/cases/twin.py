@@ -270,15 +270,16 @@ def check_absent(rank: Any, absent: int) -> None:
     workspace.close()
 
 
-def check_two_at_once(rank: Any) -> None:
-    """Two streams at once on one workspace: right bits, or an error that says so."""
+def check_two_at_once(rank: Any, must: bool = False) -> None:
+    """Two streams at once on one workspace: right bits, or an error that says so; `must`: that error. If they come one
+    after the other, but on ranks in another order, their tags tell."""
     workspace = rank.new_workspace(**{**WORKSPACE, "deadline": 2.0})
-    calls = [Prepared(rank, normed(tokens=8, hidden=8192, pdl=0, seed=seed)) for seed in (3, 4)]
+    calls = [Prepared(rank, normed(tokens=8, hidden=8192, pdl=0, tag=tag, seed=tag + 3)) for tag in (0, 1)]
     streams = [torch.cuda.Stream(rank.device) for _ in calls]
+    refusals: list[str] = []
     for _ in range(6):
         rank.barrier()
         torch.cuda._sleep(1_000_000)  # until both calls are there, so that they start together
-        refusals = []
         for call, stream in zip(calls, streams, strict=True):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -288,15 +289,17 @@ def check_two_at_once(rank: Any) -> None:
                     refusals.append(str(error))
         for stream in streams:
             stream.synchronize()
+        rank.barrier()  # whoever found something has told its peers
         try:
             workspace.check()
         except RuntimeError as error:
             refusals.append(str(error))
-        assert all("ran at once" in text for text in refusals), refusals
+        assert all("ran at once" in text or "with tag " in text for text in refusals), refusals
         if refusals:
             break
         wrong = calls[0].wrong() + calls[1].wrong()
         assert not wrong, "\n".join(wrong)
+    assert not must or any("ran at once" in text for text in refusals), refusals
     workspace.close()
 
 
