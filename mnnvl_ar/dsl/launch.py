@@ -47,7 +47,7 @@ NUMBERS = (
     "trigger_early",
 )
 TYPES = (*[ctypes.c_uint64] * len(ADDRESSES), *[ctypes.c_uint32] * len(NUMBERS))
-PIECE = ("tokens", "first_token", "call_tokens", "description", "number", "trigger_early", "pdl")
+PIECE = ("tokens", "first_token", "call_tokens", "description", "number", "trigger_early", "programmatic")
 
 _one_at_a_time = threading.Lock()
 
@@ -107,7 +107,7 @@ def all_reduce_rms_norm(
         begin = piece["first_token"] * hidden * x.element_size()
         given |= {name: tensor.data_ptr() + begin for name, tensor in rows.items()} | piece
         ctas = min(piece["tokens"], kernel.room(hidden // 8, call["sharers"], most))
-        kernel.launch(given, ctas, bool(piece["pdl"]), stream)
+        kernel.launch(given, ctas, bool(piece["programmatic"]), stream)
     return norm_out, residual_out
 
 
@@ -210,7 +210,7 @@ class Kernel:
             self._rooms[threads] = resident * self._processors
         return max(1, min(self._rooms[threads] // max(1, sharers), most, constants.MAX_GRID))
 
-    def launch(self, given: dict[str, int], ctas: int, pdl: bool, stream: int) -> None:
+    def launch(self, given: dict[str, int], ctas: int, programmatic: bool, stream: int) -> None:
         """`given`: what one_shot() takes, by name; peers that are not there are 0."""
         cuda = self._cuda
         cluster, early = cuda.CUlaunchAttribute(), cuda.CUlaunchAttribute()
@@ -223,7 +223,7 @@ class Kernel:
         config.blockDimX, config.blockDimY, config.blockDimZ = constants.threads_for(given["vectors"]), 1, 1
         config.sharedMemBytes = 0
         config.hStream = stream
-        config.attrs = [cluster, early] if pdl else [cluster]
+        config.attrs = [cluster, early] if programmatic else [cluster]
         config.numAttrs = len(config.attrs)
         values = tuple(given.get(name, 0) for name in (*ADDRESSES, *NUMBERS))
         with _Current(self):

@@ -31,12 +31,12 @@ norm_call(Tensor x, Tensor residual, Tensor weight, double eps, std::optional<Te
   uint32_t sharing = 1;
   while (turn.next()) {
     protocol::Params params = turn.params();
-    const auto mode = static_cast<uint32_t>(turn.announce(params));
+    turn.announce(params);
     sharing = turn.sharing();
     const protocol::Tensors& t = params.tensors;
     const uint32_t description = t.description | arguments.variant() << protocol::kVariantAt;
     for (uint32_t word : {t.tokens, t.first_token, t.call_tokens, description, params.launch.number,
-                          params.launch.trigger_early, mode}) {
+                          params.launch.trigger_early, params.launch.programmatic}) {
       pieces.push_back(word);
     }
   }
@@ -61,7 +61,7 @@ norm_call(Tensor x, Tensor residual, Tensor weight, double eps, std::optional<Te
 }  // namespace mnnvl_ar
 
 // blocks: in rotated order, as csrc/protocol/params.h has them. pieces: of each seven numbers, tokens, first_token, call_tokens,
-// description, number, trigger_early and a Pdl; none for a call of no tokens.
+// description, number, trigger_early and programmatic; none for a call of no tokens.
 STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) {
   m.def(
       "_norm_call(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? norm_out, Tensor? residual_out, int "
