@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from mnnvl_ar._library import named
+
 SIDES = ("none", "both", "one", "other", "random")
 
 _here = threading.local()  # of a virtual rank: `takes`, which says of a call whether it is the twin's, and `made`
@@ -117,8 +119,8 @@ def has(x: torch.Tensor, workspace: int, strategy: int) -> bool:
     if x.dtype != torch.bfloat16 or x.numel() == 0 or x.shape[-1] > 8192:
         return False
     row_bytes = x.shape[-1] * x.element_size()
-    chosen = torch.ops.mnnvl_ar._workspace_choice(workspace, x.numel() // x.shape[-1], row_bytes, strategy)
-    return int(chosen[0]) == 0
+    tokens = x.numel() // x.shape[-1]
+    return int(named(torch.ops.mnnvl_ar._workspace_choice, workspace, tokens, row_bytes, strategy)["strategy"]) == 0
 
 
 KINDS = (

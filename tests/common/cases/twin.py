@@ -16,6 +16,7 @@ from common.cases.traffic import same_on_device
 from common.ranks import RanksFailed
 from common.rows import hostile_rows
 from common.twin import in_place_of
+from mnnvl_ar._library import named
 
 HIDDENS = (2880, 4096, 7168, 8192)
 WORKSPACE = {"max_tokens": 64, "hidden": 8192, "dtype": torch.bfloat16, "strategy": "one_shot", "deadline": 5.0}
@@ -85,7 +86,6 @@ def check_torn(rank: Any) -> None:
 
     from common.virtual import VirtualGroup
     from mnnvl_ar import ops, reference
-    from mnnvl_ar._library import named
 
     if rank.rank != 0:
         return
@@ -216,11 +216,14 @@ def check_pieces(rank: Any, rows: int) -> None:
     bounds["max_bytes"] = 16384 + 3 * rows * row_bytes * (rank.world_size - 1)
     workspace = rank.new_workspace(**bounds)
     tokens = (1, rows, rows + 1, 3 * rows - 1, 3 * rows)
-    choice = torch.ops.mnnvl_ar._workspace_choice
-    assert choice(workspace.handle, 3 * rows, row_bytes, 0)[5] == 3
+
+    def pieces_of(tokens: int) -> int:
+        return int(named(torch.ops.mnnvl_ar._workspace_choice, workspace.handle, tokens, row_bytes, 0)["pieces"])
+
+    assert pieces_of(3 * rows) == 3
     check_calls(rank, [normed(tokens=t, hidden=264, seed=t) for t in tokens], handle=workspace.handle)
     state = workspace.group.blocks[rank.rank][:8].tolist()
-    pieces = [choice(workspace.handle, t, row_bytes, 0)[5] for t in tokens]
+    pieces = [pieces_of(t) for t in tokens]
     assert state[0] == sum(pieces), state
     assert state[7] == sum(pieces) - len(tokens), state
     rank.barrier()
