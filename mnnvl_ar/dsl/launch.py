@@ -102,11 +102,11 @@ def all_reduce_rms_norm(
     }
     rows = {"x": x, "residual": residual, "norm_out": norm_out, "residual_out": residual_out}
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    most = call["max_ctas"] or constants.MAX_GRID
+    most, sharers, processors = call["max_ctas"] or constants.MAX_GRID, call["sharers"], call["processors"]
     for piece in pieces:
         begin = piece["first_token"] * hidden * x.element_size()
         given |= {name: tensor.data_ptr() + begin for name, tensor in rows.items()} | piece
-        ctas = min(piece["tokens"], kernel.room(hidden // 8, call["sharers"], most))
+        ctas = min(piece["tokens"], kernel.room(hidden // 8, sharers, processors, most))
         kernel.launch(given, ctas, bool(piece["programmatic"]), stream)
     return norm_out, residual_out
 
@@ -191,7 +191,7 @@ class Kernel:
         self._context = self._call("cuDevicePrimaryCtxRetain", self._call("cuDeviceGet", device))
         properties = torch.cuda.get_device_properties(device)
         self._processors = int(properties.multi_processor_count)
-        self._rooms: dict[int, int] = {}  # CTAs that the device holds at once, by threads of a CTA
+        self._rooms: dict[int, int] = {}  # CTAs that a processor holds at once, by threads of a CTA
         with _Current(self):
             self._module = self._call("cuModuleLoadData", built.cubin)
             self._function = self._call("cuModuleGetFunction", self._module, built.kernel.encode())
@@ -201,14 +201,16 @@ class Kernel:
         if threads < constants.MOST_THREADS:
             raise TwinUnavailable(f"the twin's kernel runs with {threads} threads, wanted {constants.MOST_THREADS}")
 
-    def room(self, vectors: int, sharers: int, most: int) -> int:
-        """CTAs of a call with such rows, at most: this workspace's share of what the device holds at once."""
+    def room(self, vectors: int, sharers: int, processors: int, most: int) -> int:
+        """CTAs of a call with such rows, at most: this workspace's share of what the device holds at once, or so many
+        processors of it (0: all)."""
         threads = constants.threads_for(vectors)
         if threads not in self._rooms:
             with _Current(self):
                 resident = self._call("cuOccupancyMaxActiveBlocksPerMultiprocessor", self._function, threads, 0)
-            self._rooms[threads] = resident * self._processors
-        return max(1, min(self._rooms[threads] // max(1, sharers), most, constants.MAX_GRID))
+            self._rooms[threads] = resident
+        there = min(processors, self._processors) if processors else self._processors
+        return max(1, min(self._rooms[threads] * there // max(1, sharers), most, constants.MAX_GRID))
 
     def launch(self, given: dict[str, int], ctas: int, programmatic: bool, stream: int) -> None:
         """`given`: what one_shot() takes, by name; peers that are not there are 0."""

@@ -18,7 +18,8 @@ int64_t address_of(const void* pointer) { return static_cast<int64_t>(reinterpre
 
 // Refuses what the op refuses, with outputs that are given what its `_out` form does. Whoever asks has to launch all pieces, on the current stream, one after the other: their numbers are
 // taken, and a graph that captures is noted.
-std::tuple<Numbers, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, Numbers>
+std::tuple<Numbers, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+           Numbers>
 norm_call(Tensor x, Tensor residual, Tensor weight, double eps, std::optional<Tensor> norm_out,
           std::optional<Tensor> residual_out, int64_t workspace, double weight_bias, int64_t strategy, int64_t pdl,
           int64_t tag) {
@@ -28,11 +29,10 @@ norm_call(Tensor x, Tensor residual, Tensor weight, double eps, std::optional<Te
   const epilogues::NormArguments arguments = inputs.arguments(x);
   detail::Turn turn(workspace, protocol::Op::all_reduce_rms_norm, a, {strategy, pdl, tag});
   Numbers pieces;
-  uint32_t sharing = 1;
+  detail::Room room{};
   while (turn.next()) {
     protocol::Params params = turn.params();
-    turn.announce(params);
-    sharing = turn.sharing();
+    room = turn.announce(params);
     const protocol::Tensors& t = params.tensors;
     const uint32_t description = t.description | arguments.variant() << protocol::kVariantAt;
     for (uint32_t word : {t.tokens, t.first_token, t.call_tokens, description, params.launch.number,
@@ -49,8 +49,9 @@ norm_call(Tensor x, Tensor residual, Tensor weight, double eps, std::optional<Te
           address_of(g.record),
           address_of(g.orders),
           address_of(g.multicast),
-          turn.choice().shape.max_ctas,
-          sharing,
+          room.max_ctas,
+          room.sharers,
+          room.processors,
           arguments.weight_is_fp32,
           arguments.numbers().eps,
           arguments.numbers().weight_bias,
@@ -66,7 +67,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) {
   m.def(
       "_norm_call(Tensor x, Tensor residual, Tensor weight, float eps, Tensor? norm_out, Tensor? residual_out, int "
       "workspace, *, float weight_bias=0.0, int strategy=-1, int pdl=-1, int tag=0) -> (int[] blocks, int rank, int "
-      "slot_bytes, int record, int orders, int multicast, int max_ctas, int sharers, int weight_is_fp32, int eps, int "
+      "slot_bytes, int record, int orders, int multicast, int max_ctas, int sharers, int processors, int "
+      "weight_is_fp32, int eps, int "
       "weight_bias, int[] pieces)");
 }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CPU, m) { m.impl("_norm_call", TORCH_BOX(&mnnvl_ar::norm_call)); }
