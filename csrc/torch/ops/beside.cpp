@@ -16,8 +16,8 @@ using Numbers = std::vector<int64_t>;
 
 int64_t address_of(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }
 
-// Refuses what the op refuses, with outputs that are given what its `_out` form does. Whoever asks has to launch all pieces, on the current stream, one after the other: their numbers are
-// taken, and a graph that captures is noted.
+// Refuses what the op refuses, with outputs that are given what its `_out` form does. Whoever asks has to launch all pieces, on the
+// current stream, one after the other: their numbers are taken, and a graph that captures is noted.
 std::tuple<Numbers, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
            Numbers>
 norm_call(Tensor x, Tensor residual, Tensor weight, double eps, std::optional<Tensor> norm_out,
