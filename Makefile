@@ -24,7 +24,7 @@ READY_SITE := .venv/.site
 endif
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts servers site wheel nightly clean
+.PHONY: demo test gpu-test record-check model lint format build test-build bare-build bench bench-report tune faults contracts servers site wheel nightly dsl clean
 
 demo: build
 	$(PY) -m mnnvl_ar demo $(ARGS)
@@ -91,6 +91,19 @@ test-build: $(READY)
 # For tools/safety_cost.py.
 bare-build: $(READY)
 	MNNVL_AR_BARE=1 $(PY) setup.py --quiet build_ext --inplace
+
+# The twin's kernels, for GPUs elsewhere (docs/twin.md). Over the network, 260 MB, once.
+DSL := build/dsl-venv/bin/python
+
+dsl: build/dsl-venv/.installed
+	$(DSL) mnnvl_ar/dsl/build.py $(ARGS)
+	PYTHONPATH=tests $(DSL) mnnvl_ar/dsl/build.py --epilogue common.relu_squared:relu_squared --ranks 2 $(ARGS)
+	$(DSL) tests/common/wrong_twins.py > /dev/null
+
+build/dsl-venv/.installed: mnnvl_ar/dsl/constants.py
+	@test -x $(DSL) || $(PYTHON) -m venv build/dsl-venv
+	$(DSL) -m pip --disable-pip-version-check --quiet install "nvidia-cutlass-dsl==$$(sed -n 's/^DSL = "\([^"]*\)".*/\1/p' $<)"
+	@touch $@
 
 # ---- style
 

@@ -45,7 +45,7 @@ if not ARCHITECTURES and any(map(os.path.exists, GPUS)):
 ops = torch.ops.mnnvl_ar
 
 
-def named(op: Any, *arguments: Any) -> dict[str, Any]:
+def named(op: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Calls an op whose schema names its results; these by name."""
     names = [result.name for result in op.default._schema.returns]
-    return dict(zip(names, op(*arguments), strict=True))
+    return dict(zip(names, op(*arguments, **options), strict=True))

@@ -20,6 +20,7 @@ PEERS = {
     "vllm_quantised": "bench.peers.vllm_quantised:VllmQuantised",
     "flashinfer_mnnvl": "bench.peers.flashinfer_mnnvl:FlashInferMnnvl",
     "gloo": "bench.peers.gloo:Gloo",
+    "twin": "bench.peers.twin:Twin",  # only where it is asked for
 }
 ANY_OP = ("yardsticks", "vllm_quantised")  # the others cannot quantise
 ON_GPU = (

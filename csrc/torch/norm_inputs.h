@@ -21,6 +21,16 @@ class NormInputs {
     check_apart(out, span_of_weight(a_, weight_, weight_is_fp32_), Sharing::nothing);
   }
 
+  // Outputs of the size of x that the caller gives: like x, apart from each other and from what they may not share memory with.
+  void check_outputs(const Tensor& norm_out, const Tensor& residual_out) const {
+    check_alike(a_, norm_out, "norm_out");
+    check_alike(a_, residual_out, "residual_out");
+    const Span norm = span_of_rows(a_, norm_out, "norm_out"), after = span_of_rows(a_, residual_out, "residual_out");
+    check_apart(norm, after, Sharing::nothing);
+    check_apart_from(norm, Sharing::all_or_nothing);
+    check_apart_from(after, Sharing::all_or_nothing);
+  }
+
   epilogues::NormArguments arguments(const Tensor& residual_out) const {
     return {.residual = residual_.data_ptr(),
             .weight = weight_.data_ptr(),

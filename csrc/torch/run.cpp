@@ -113,13 +113,13 @@ void Turn::fail() {
   refuse(*workspace_, handle_, "broke in this call");
 }
 
-#if MNNVL_AR_CUDA
 namespace {
 
 uint32_t sharing_of(const Workspace& workspace) {
   return workspace.settings.concurrent ? sharers(workspace.settings.device) : 1;
 }
 
+#if MNNVL_AR_CUDA
 // The current one, if calls have the SMs there that they count on.
 void* stream_for(const Workspace& workspace, int64_t handle) {
   const auto device = static_cast<int32_t>(workspace.settings.device);
@@ -134,6 +134,35 @@ void* stream_for(const Workspace& workspace, int64_t handle) {
   }
   return stream;
 }
+#endif
+
+}  // namespace
+
+void Turn::set_edges(protocol::Launch& launch, uint32_t sharing) const {
+  const int64_t asked = options_.pdl == launch::kAuto ? workspace_->settings.pdl : options_.pdl;
+  auto pdl = asked == launch::kAuto ? cut_.choice.pdl : static_cast<protocol::Pdl>(asked);
+  // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
+  // need them before ours can end on some peer, that could wait for ever.
+  if (sharing > 1) pdl = std::min(pdl, protocol::Pdl::late);
+  // Between pieces the next kernel is ours, and waits for this one: only an "off" that was asked for is against that.
+  const bool is_first = piece_ == 1, is_last = piece_ == cut_.pieces.count;
+  const bool may_follow_early = asked != static_cast<int64_t>(protocol::Pdl::off);
+  launch.trigger_early = is_last ? pdl == protocol::Pdl::early : may_follow_early && sharing == 1;
+  launch.programmatic = is_first ? pdl != protocol::Pdl::off : may_follow_early;
+}
+
+Room Turn::announce(protocol::Params& params) {
+  const uint32_t sharing = sharing_of(*workspace_);
+  set_edges(params.launch, sharing);
+  params.launch.number = workspace_->launches++;
+#if MNNVL_AR_CUDA
+  if (agreement_.device >= 0) note_capture(*workspace_, static_cast<cudaStream_t>(stream_for(*workspace_, handle_)));
+#endif
+  return {sharing, workspace_->settings.processors, cut_.choice.shape.max_ctas};
+}
+
+#if MNNVL_AR_CUDA
+namespace {
 
 void launch_on(void* stream, Workspace& workspace, CUfunction function, void* call, protocol::Params& params) {
   params.launch.number = workspace.launches++;
@@ -149,11 +178,6 @@ void Turn::launch(void* call, size_t size, protocol::Params& params) {
   const auto device = static_cast<int>(agreement_.device);
   const OnDevice guard(device);
   const uint32_t sharing = sharing_of(workspace);
-  const int64_t asked = options_.pdl == launch::kAuto ? workspace.settings.pdl : options_.pdl;
-  auto pdl = asked == launch::kAuto ? cut_.choice.pdl : static_cast<protocol::Pdl>(asked);
-  // A next kernel that is launched early holds processors while it waits for us. Beside another workspace, whose call may
-  // need them before ours can end on some peer, that could wait for ever.
-  if (sharing > 1) pdl = std::min(pdl, protocol::Pdl::late);
   void* const stream = stream_for(workspace, handle_);
   launch::Plan plan;
   const cudaError_t error = launch::plan({.op = op_,
@@ -170,11 +194,7 @@ void Turn::launch(void* call, size_t size, protocol::Params& params) {
                                          &plan);
   STD_TORCH_CHECK(error == cudaSuccess, "mnnvl_ar: no launch shape: ", cudaGetErrorString(error));
   params.launch = plan.launch;
-  // Between pieces the next kernel is ours, and waits for this one: only an "off" that was asked for is against that.
-  const bool is_first = piece_ == 1, is_last = piece_ == cut_.pieces.count;
-  const bool may_follow_early = asked != static_cast<int64_t>(protocol::Pdl::off);
-  params.launch.trigger_early = is_last ? pdl == protocol::Pdl::early : may_follow_early && sharing == 1;
-  params.launch.programmatic = is_first ? pdl != protocol::Pdl::off : may_follow_early;
+  set_edges(params.launch, sharing);
   if (BoundCall* const bound = binding()) {
     const auto* const first = static_cast<const std::byte*>(call);
     const auto params_at = static_cast<size_t>(reinterpret_cast<const std::byte*>(&params) - first);

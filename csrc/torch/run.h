@@ -26,6 +26,13 @@ struct Release {
   }
 };
 
+// What bounds a call's grid, beside the device.
+struct Room {
+  uint32_t sharers;     // workspaces that may run at once on the device, this one included
+  uint32_t processors;  // that the call may count on; 0: all of the device
+  uint32_t max_ctas;    // 0: no bound
+};
+
 // Holds the workspace for one thread, and knows how its call is to run: in one piece after the other (protocol/pieces.h).
 class Turn {
  public:
@@ -40,10 +47,16 @@ class Turn {
   // Launches the piece on the current stream, or keeps it where a call is being bound (bound.h). `call`: a CallOf the op's epilogue, of
   // `size` bytes; `params`: the part of it that is a copy of params(), whose launch is filled in here.
   void launch(void* call, size_t size, protocol::Params& params);
+  // For whoever launches the piece on the current stream by a kernel of their own (ops/beside.cpp): fills in the number and the edges
+  // of its launch, and notes that a graph may capture it.
+  Room announce(protocol::Params& params);
   // The host's call has failed: throws why.
   [[noreturn]] void fail();
 
  private:
+  // When it may begin, and what may begin before it has ended.
+  void set_edges(protocol::Launch& launch, uint32_t sharing) const;
+
   const int64_t handle_;
   const protocol::Op op_;
   const Agreement& agreement_;

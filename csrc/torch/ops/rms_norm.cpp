@@ -25,12 +25,7 @@ void all_reduce_rms_norm_out(Tensor x, Tensor residual, Tensor weight, double ep
                              int64_t workspace, double weight_bias, int64_t strategy, int64_t pdl, int64_t tag) {
   const Agreement a = check_input(x);
   const NormInputs inputs(a, residual, weight, eps, weight_bias);
-  check_alike(a, norm_out, "norm_out");
-  check_alike(a, residual_out, "residual_out");
-  const Span norm = span_of_rows(a, norm_out, "norm_out"), after = span_of_rows(a, residual_out, "residual_out");
-  check_apart(norm, after, Sharing::nothing);
-  inputs.check_apart_from(norm, Sharing::all_or_nothing);
-  inputs.check_apart_from(after, Sharing::all_or_nothing);
+  inputs.check_outputs(norm_out, residual_out);
   run<RmsNorm>(workspace, a, {strategy, pdl, tag}, {inputs.arguments(residual_out), norm_out.data_ptr()});
 }
 

@@ -1,0 +1,62 @@
+"""A Python that has the DSL: this one, or that of build/dsl-venv, which `make dsl` makes, and CI here.
+
+The DSL is 260 MB and no part of the test environment: it wants versions of its own of CUDA's packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mnnvl_ar.dsl import constants
+
+ROOT = Path(__file__).parent.parent.parent
+VENV = ROOT / "build" / "dsl-venv"
+VERSION = "import importlib.metadata as m; print(m.version('nvidia-cutlass-dsl'))"
+ENOUGH = 240  # seconds, to install it
+
+
+class NoDsl(Exception):
+    """It cannot be had; the message says why."""
+
+
+def version_of(python: str | Path) -> str:
+    if not Path(python).exists():
+        return ""
+    got = subprocess.run([python, "-c", VERSION], capture_output=True, text=True)
+    return got.stdout.strip() if got.returncode == 0 else ""
+
+
+@functools.cache
+def python() -> str:
+    """Its path. Raises NoDsl."""
+    for candidate in (sys.executable, VENV / "bin" / "python"):
+        if version_of(candidate) == constants.DSL:
+            return str(candidate)
+    if not os.environ.get("CI"):
+        raise NoDsl(f"nvidia-cutlass-dsl=={constants.DSL} is not here: make dsl")
+    return install()
+
+
+def install() -> str:
+    wanted, made = f"nvidia-cutlass-dsl=={constants.DSL}", VENV / "bin" / "python"
+    try:
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True, capture_output=True, text=True, timeout=60)
+        command = [made, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", wanted]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=ENOUGH)
+    except (OSError, subprocess.SubprocessError) as why:
+        said = (getattr(why, "stderr", "") or str(why)).strip().splitlines()
+        raise NoDsl(f"{wanted} cannot be installed: {said[-1] if said else why}") from None
+    return str(made)
+
+
+def build(out: Path, *options: str, root: Path = ROOT) -> list[Path]:
+    """Runs mnnvl_ar/dsl/build.py of `root`; the cubins in `out`. Raises NoDsl, or AssertionError with what it said."""
+    command = [python(), str(root / "mnnvl_ar" / "dsl" / "build.py"), "--out", str(out), *options]
+    path = os.pathsep.join([str(root), str(ROOT / "tests"), str(out)])
+    got = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": path})
+    assert got.returncode == 0, got.stdout + got.stderr
+    return sorted(out.glob("*.cubin"))
