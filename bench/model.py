@@ -1,4 +1,5 @@
-"""The cost model's predictions for machines that nobody here has run: bench/gb200/predictions.md.
+"""The predictions for machines that nobody here has run, bench/gb200/predictions.md: what is expected (expected.py),
+and beneath it the cost model's floor, which is made here.
 
     python -m bench.model --write      makes the page
 
@@ -17,11 +18,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench import expected
 from mnnvl_ar.tuning import cost_model
 from mnnvl_ar.tuning.machines import Machine, machine_of
 
 PAGE = Path(__file__).resolve().parent / "gb200" / "predictions.md"
-TPS = (8, 16, 24, 32, 48, 64, 72)
+TPS = expected.TPS
 TOKENS = (1, 4, 16, 64, 256, 1024)
 HIDDEN = (7168,)
 
@@ -54,13 +56,19 @@ def page() -> str:
         "# Predictions for GB200 over multicast",
         "",
         "**These are predictions of a cost model, not measurements.** Nothing on this page has been run on a GB200.",
-        "Made by `python -m bench.model --write`; the model is at the top of `bench/model.py`.",
+        "Made by `python -m bench.model --write`.",
+        "",
+        *expected.section(),
+        "",
+        "## The floor",
+        "",
+        "By the cost model at the top of `bench/model.py`, which is what `auto` goes by. It holds only what cannot be",
+        "avoided. Expected are, by the same strategies, so many times as much:",
+        "; ".join(f"at TP{tp} {_over(1, tp):.1f} for T = 1, {_over(1024, tp):.1f} for T = 1024" for tp in (8, 72))
+        + ".",
         "",
         f"Assumed: {rate:.0f} GB/s each way and GPU (NVLink 5, datasheet), and H200's measured launch",
-        f"({launch} us) and hop ({hop} us). The model holds only what cannot be avoided, so a real machine",
-        "is slower: on H200 no kernel gets more than 365 of the datasheet's 450 GB/s. What else would make it wrong: a",
-        "longer hop through a rack's switches (add the difference once for one-shot, twice for two-shot), and switches",
-        "that deliver multicast at less than the link's rate.",
+        f"({launch} us) and hop ({hop} us). On H200 no kernel gets more than 365 of the datasheet's 450 GB/s.",
         "",
         "Fused AllReduce + add + RMSNorm, bf16, us a call, by the strategy that `auto` takes where nothing was",
         f"measured: one-shot (1) or two-shot (2). `auto` counts {GB200.stage_us} us for two-shot's second wait. It is",
@@ -68,13 +76,13 @@ def page() -> str:
         "be less, by that much at most.",
     ]
     for hidden in HIDDEN:
-        lines += ["", f"## Hidden {hidden}", "", "| tokens | " + " | ".join(f"TP{tp}" for tp in TPS) + " |"]
+        lines += ["", f"### Hidden {hidden}", "", "| tokens | " + " | ".join(f"TP{tp}" for tp in TPS) + " |"]
         lines.append("|---" * (len(TPS) + 1) + "|")
         for tokens in TOKENS:
             lines.append(f"| {tokens} | " + " | ".join(_entry(tokens * hidden * 2, tp) for tp in TPS) + " |")
     lines += [
         "",
-        "## Where two-shot takes over",
+        "### Where two-shot takes over",
         "",
         "| | " + " | ".join(f"TP{tp}" for tp in TPS) + " |",
         "|---" * (len(TPS) + 1) + "|",
@@ -87,6 +95,14 @@ def page() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _over(tokens: int, ranks: int) -> float:
+    """What is expected over the floor, at the last of HIDDEN."""
+    nbytes = tokens * HIDDEN[-1] * 2
+    if nbytes <= crossover_bytes(ranks):
+        return expected.LIKELY.one_shot_us(tokens, ranks, HIDDEN[-1]) / one_shot_us(nbytes, ranks)
+    return expected.LIKELY.two_shot_us(tokens, ranks, HIDDEN[-1]) / two_shot_us(nbytes, ranks)
 
 
 def _entry(nbytes: int, ranks: int) -> str:

@@ -122,6 +122,7 @@ ROOMS = {
         "tests/gpu/test_gpu_controls.py",
         "tests/gpu/test_gpu_graphs.py",
         "tests/gpu/test_quantised_peers.py",
+        "tests/gpu/test_software_multicast.py",
         "tests/common/cases/outputs.py",
         "tests/common/cases/quantised.py",
         "tests/ranks/test_bound.py",

@@ -48,7 +48,7 @@ class Call {
   explicit Call(const epilogues::CallOf<E>& p)
       : p_(p),
         strategy_(strategy_of(p.tensors.description)),
-        shape_{p.group.ranks, p.tensors.tokens, p.tensors.vectors, false},
+        shape_{p.group.ranks, p.tensors.tokens, p.tensors.vectors, p.group.multicast != nullptr},
         state_(reinterpret_cast<State*>(p.group.block + kStateOffset)),
         epoch_(state_->epoch),
         per_call_(E::prepare(p.arguments)) {}
@@ -111,7 +111,7 @@ class Call {
     for (uint32_t row = 0; row < p_.tensors.tokens; ++row) {
       for (uint32_t v = 0; v < p_.tensors.vectors; ++v) {
         for (uint32_t rank = 0; rank < p_.group.ranks; ++rank) {
-          if (rank == p_.group.rank) continue;
+          if (rank == p_.group.rank && !shape_.own_too) continue;
           const uint32_t source = source_of(shape_, p_.group.rank, rank);
           store_vector(p_.group.block_of(rank) + place(one_shot_position(shape_, source, row, v)), input(row, v));
         }
@@ -191,7 +191,7 @@ class Call {
   Vector summed(uint32_t row, uint32_t v) {
     if (strategy_ == Strategy::two_shot) return receive(gather_position(shape_, row, v));
     return sum([&](uint32_t rank) {
-      if (rank == p_.group.rank) return input(row, v);
+      if (rank == p_.group.rank && !shape_.own_too) return input(row, v);
       return receive(one_shot_position(shape_, source_of(shape_, rank, p_.group.rank), row, v));
     });
   }

@@ -8,6 +8,21 @@ namespace mnnvl_ar::kernels {
 
 using protocol::Params;
 
+// To the same place of every block. The switch does that; where a test build is given our own block for the address of a multicast,
+// this loop: software multicast, in which all but this one instruction runs as with a switch (tests/common/virtual.py).
+__device__ __forceinline__ void multicast_store([[maybe_unused]] const Params& p, uint8_t* place,
+                                                const protocol::Vector& v) {
+#ifdef MNNVL_AR_TEST_BUILD
+  if (p.group.multicast == p.group.block) {
+    for (uint32_t i = 0; i < p.group.ranks; ++i) {
+      ptx::store_relaxed_sys(p.group.peers[i] + (place - p.group.multicast), v);
+    }
+    return;
+  }
+#endif
+  ptx::multimem_store_relaxed_sys(place, v);
+}
+
 // One-shot: to every other rank, where our rank's rows have their place among the sources. A multicast and higher ranks have us
 // at number `rank`; for a lower rank, whose own rows have no place, we are one less (protocol::source_of). With two ranks the only
 // address is computed by the constructor, before the wait for the predecessor. Called by whole warps.
@@ -21,8 +36,7 @@ class Sender {
   __device__ __forceinline__ void operator()(uint64_t offset, const protocol::Vector& v) const {
     const uint64_t place = offset + uint64_t{p_.group.rank} * source_bytes_;
     if (p_.group.multicast != nullptr) {
-      ptx::multimem_store_relaxed_sys((kRanks == 2 ? reinterpret_cast<uint8_t*>(only_) : p_.group.multicast) + place,
-                                      v);
+      multicast_store(p_, (kRanks == 2 ? reinterpret_cast<uint8_t*>(only_) : p_.group.multicast) + place, v);
       return;
     }
     if constexpr (kRanks == 2) {
@@ -55,7 +69,7 @@ class Sender {
 template <int kRanks>
 __device__ __forceinline__ void send_to_all(const Params& p, uint64_t offset, const protocol::Vector& v) {
   if (p.group.multicast != nullptr) {
-    ptx::multimem_store_relaxed_sys(p.group.multicast + offset, v);
+    multicast_store(p, p.group.multicast + offset, v);
     return;
   }
   if constexpr (kRanks > 2) {

@@ -3,12 +3,13 @@
 // IEEE division and root are the same few corrections of an approximation, behind checks of the operands' range, one after
 // the other. Here one check stands for all, 1 / H is there before the row is, and one approximation serves both the root and its
 // reciprocal. q / H: a quotient within an ulp, corrected by its exact remainder times the rounded 1 / H, is the rounded one
-// (Markstein). The root and its reciprocal depend on nothing but their argument, and every argument is tried, as is every q of
-// many H: tests/gpu/test_exhaustive.py.
+// (Markstein). The root and its reciprocal (protocol/numerics_root.h) depend on nothing but their argument and the approximation;
+// every argument is tried, as is every q of many H: tests/gpu/test_exhaustive.py.
 #pragma once
 
 #include "kernels/ptx.cuh"
 #include "protocol/numerics.h"
+#include "protocol/numerics_root.h"
 
 namespace mnnvl_ar::kernels {
 
@@ -23,12 +24,11 @@ class ReciprocalRoot {
     mean = protocol::add(correct(mean, square_sum), eps);
 
     const float about = ptx::reciprocal_root_approximate(mean);
-    float root = __fmul_rn(mean, about);
-    root = __fmaf_rn(__fmaf_rn(-root, root, mean), __fmul_rn(0.5f, about), root);
-    float rstd = __fmaf_rn(about, __fmaf_rn(-root, about, 1.0f), about);
-    rstd = __fmaf_rn(rstd, __fmaf_rn(-root, rstd, 1.0f), rstd);
+    const float root = protocol::root_by(mean, about);
+    const float rstd = protocol::reciprocal_by(root, about);
 
-    if (is_moderate(square_sum) && is_moderate(mean) && !is_all_ones(root)) return rstd;
+    using protocol::is_moderate;
+    if (is_moderate(square_sum) && is_moderate(mean) && !protocol::is_all_ones(root)) return rstd;
     return protocol::reciprocal_root(square_sum, hidden_, eps);
   }
 
@@ -37,16 +37,6 @@ class ReciprocalRoot {
 
   __device__ __forceinline__ float correct(float quotient, float square_sum) const {
     return __fmaf_rn(__fmaf_rn(-hidden_, quotient, square_sum), over_hidden_, quotient);
-  }
-
-  // 2^-80 to 2^80: nothing above overflows, nor loses bits below.
-  static __device__ __forceinline__ bool is_moderate(float value) {
-    return protocol::as_bits(value) - 0x17800000u < 0x50000000u;
-  }
-
-  // The reciprocal of such a fraction lies so near a tie that the correction above decides it wrongly.
-  static __device__ __forceinline__ bool is_all_ones(float value) {
-    return (~protocol::as_bits(value) & 0x7fffffu) == 0;
   }
 
   const float hidden_, over_hidden_;

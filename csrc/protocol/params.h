@@ -34,7 +34,7 @@ struct Group {
   const Orders* orders;
   uint8_t* block;  // own block
   FaultRecord* record;
-  uint8_t* multicast;         // the group's blocks as one address, or null
+  uint8_t* multicast;         // the group's blocks as one address, or null; our own block for tests (fanout.cuh)
   uint8_t* peers[kMaxRanks];  // blocks in rotated order: rank + 1, rank + 2, ..., rank
 
   // Any rank's block. In rotated order ranks do not all send to rank 0 first.

@@ -50,14 +50,15 @@ class Undo:
 class Block:
     """`stride` bytes of our own memory and one view of `stride` bytes for every rank, side by side.
 
-    `driver` is set once it is known what is asked for, and before anything else is called.
+    `driver` is set once it is known what is asked for, and before anything else is called. A multicast address takes
+    `multicast_span` bytes, of which the first `stride` are bound: address space costs nothing, memory does.
     """
 
     driver: Verbs
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
-        self.stride = self.alignment = 0
+        self.stride = self.multicast_span = 0
         self.kind = ""
         self.pointers: tuple[int, ...] = ()
         self.multicast_pointer = 0
@@ -69,7 +70,7 @@ class Block:
         nbytes = stride * self.world_size
         base = self.driver.reserve(nbytes, alignment)
         self.space.push(self.driver.free, base, nbytes)
-        self.stride, self.alignment = stride, alignment
+        self.stride = stride
         self.pointers = tuple(base + rank * stride for rank in range(self.world_size))
 
     def create(self, kind: str) -> None:
@@ -178,7 +179,7 @@ class Handshake:
     def write_multicast(self) -> None:
         block = self._block
         place = self._request.probe_offset + PROBE_BYTES * block.rank
-        block.driver.fill(block.multicast_pointer + place, PROBE_BYTES, self._nonce(block.rank, _ALL))
+        block.driver.multicast_store(block.multicast_pointer + place, self._nonce(block.rank, _ALL))
 
     def verify(self, through_multicast: bool = False) -> None:
         """Our own block holds every rank's nonce; then its content is as the fills say again."""

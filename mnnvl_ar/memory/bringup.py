@@ -67,13 +67,14 @@ class BringUp:
             self._steps.run("prepare", self._ask)
             self._rendezvous()
             kinds, alignment = self._probe()
-            wanted, alignment = self._consider_multicast(kinds, alignment)
+            grain, span = self._consider_multicast(kinds)
+            alignment = max(alignment, grain)
             if self.request.purpose == "allocate":
                 stride = -(-self.request.nbytes // alignment) * alignment
                 self._steps.run("reserve", lambda: self._block.reserve(stride, alignment))
             self._attempt_each(kinds)
-            if wanted:
-                self._multicast()
+            if span:
+                self._multicast(span)
             self._steps.run("ready", self._ready)
         except BaseException as error:
             self._made.run()  # while the memory is still there, interrupted or not
@@ -148,23 +149,22 @@ class BringUp:
             self._notes.append(note)
         return kinds, max(member["grain"] for member in self._members)
 
-    def _consider_multicast(self, kinds: Sequence[str], alignment: int) -> tuple[bool, int]:
-        """Whether to try multicast, and the alignment with what it needs added."""
+    def _consider_multicast(self, kinds: Sequence[str]) -> tuple[int, int]:
+        """What multicast needs memory and its objects to be multiples of; zeros if it is not to be tried."""
         if self.request.transport not in ("auto", "multicast") or self.request.device.type == "cpu":
-            return False, alignment
+            return 0, 0
         rank, why = multicast.obstacle(self._members)
         if why and self.request.transport == "multicast":
             raise _agreed(rank, "multicast probe", why, 'transport="auto" or "unicast" does without it.')
         if why:
             self._notes.append(why)
-            return False, alignment
+            return 0, 0
         try:
             self._check_not_refused(MULTICAST)
-            grain = multicast.granularity(self._steps, self._block, self.request.nbytes, kinds[-1])
+            return multicast.granularity(self._steps, self._block, self.request.nbytes, kinds[-1])
         except StepFailed as failed:
             self._without_multicast(failed)
-            return False, alignment
-        return True, max(alignment, grain)
+            return 0, 0
 
     def _attempt_each(self, kinds: Sequence[str]) -> None:
         for kind in kinds:
@@ -195,10 +195,10 @@ class BringUp:
             require(2 + 2 * self._block.world_size)
         self._block.create(kind)
 
-    def _multicast(self) -> None:
+    def _multicast(self, grain: int) -> None:
         handshake = self._handshake(MULTICAST)
         try:
-            multicast.bring_up(self._steps, self._block, handshake)
+            multicast.bring_up(self._steps, self._block, handshake, grain)
             self.transport = "multicast"
         except StepFailed as failed:
             self._without_multicast(failed)

@@ -8,11 +8,33 @@ its streams.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from .verbs import DriverError, Token, Traits, require_multicast_allowed
+
+# Only multimem instructions may touch a multicast address (PTX ISA, "multimem"): a memset may not. This is the store of
+# the kernels (kernels/ptx.cuh), and what makes it seen through other addresses of the same memory. The driver compiles
+# it when multicast is brought up, and never otherwise.
+MULTICAST_STORE = b"""
+.version 8.1
+.target sm_90
+.address_size 64
+.visible .entry multicast_store(.param .u64 address, .param .u32 word)
+{
+  .reg .b64 %address;
+  .reg .b32 %word;
+  .reg .f32 %bits;
+  ld.param.u64 %address, [address];
+  ld.param.u32 %word, [word];
+  mov.b32 %bits, %word;
+  multimem.st.relaxed.sys.global.v4.f32 [%address], {%bits, %bits, %bits, %bits};
+  fence.proxy.alias;
+  ret;
+}
+"""
 
 
 class CudaDriver:
@@ -136,10 +158,12 @@ class CudaDriver:
             self._call("cuStreamSynchronize", self._stream)
         return bytes(found)
 
-    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> int:
+    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
         require_multicast_allowed()
-        flag = self._cuda.CUmulticastGranularity_flags.CU_MULTICAST_GRANULARITY_RECOMMENDED
-        return int(self._call("cuMulticastGetGranularity", self._multicast_properties(members, nbytes, kind), flag))
+        flags, about = self._cuda.CUmulticastGranularity_flags, self._multicast_properties(members, nbytes, kind)
+        minimum = self._call("cuMulticastGetGranularity", about, flags.CU_MULTICAST_GRANULARITY_MINIMUM)
+        recommended = self._call("cuMulticastGetGranularity", about, flags.CU_MULTICAST_GRANULARITY_RECOMMENDED)
+        return int(minimum), int(recommended)
 
     def multicast_create(self, members: int, nbytes: int, kind: str) -> int:
         require_multicast_allowed()
@@ -155,6 +179,18 @@ class CudaDriver:
 
     def multicast_unbind(self, multicast: int, nbytes: int) -> None:
         self._call("cuMulticastUnbind", multicast, self._device, 0, nbytes)
+
+    def multicast_store(self, address: int, word: int) -> None:
+        require_multicast_allowed()
+        with self._current():
+            module = self._call("cuModuleLoadData", MULTICAST_STORE)
+            try:
+                kernel = self._call("cuModuleGetFunction", module, b"multicast_store")
+                arguments = ((address, word), (ctypes.c_uint64, ctypes.c_uint32))
+                self._call("cuLaunchKernel", kernel, 1, 1, 1, 1, 1, 1, 0, self._stream, arguments, 0)
+                self._call("cuStreamSynchronize", self._stream)
+            finally:
+                self._call("cuModuleUnload", module)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """One driver call: its result, or `DriverError`."""

@@ -96,7 +96,7 @@ class HostDriver:
     def read(self, address: int, nbytes: int) -> bytes:
         return ctypes.string_at(address, nbytes)
 
-    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> int:
+    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
         raise DriverError("multicast", "ENOTSUP", "the host has no multicast")
 
     def multicast_create(self, members: int, nbytes: int, kind: str) -> int:
@@ -109,4 +109,7 @@ class HostDriver:
         raise DriverError("multicast", "ENOTSUP", "the host has no multicast")
 
     def multicast_unbind(self, multicast: int, nbytes: int) -> None:
+        raise DriverError("multicast", "ENOTSUP", "the host has no multicast")
+
+    def multicast_store(self, address: int, word: int) -> None:
         raise DriverError("multicast", "ENOTSUP", "the host has no multicast")

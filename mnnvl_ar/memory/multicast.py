@@ -3,7 +3,11 @@
 A multicast object lives in the NVSwitches, which all users of a machine share; they are few, and a leaked one is
 missing for all of them (nccl#2077). So this module refuses, before any driver call, when the environment forbids it,
 and refusal on one rank is refusal on all. Order matters: every device is added before any memory is bound (a bind may
-wait for that for ever), and a vote lies between the two; memory is unbound before either handle is released.
+wait for that for ever), and all memory is bound before anybody stores (a store to a team with an unbound member is an
+error of the context), and a vote lies between each two; memory is unbound before either handle is released.
+
+Two sizes: memory is bound in multiples of the MINIMUM granularity, objects and their addresses are multiples of the
+RECOMMENDED one, which on an NVL72 is said to be 512 MiB (TensorRT-LLM).
 """
 
 from __future__ import annotations
@@ -31,21 +35,25 @@ def obstacle(members: Sequence[dict[str, Any]]) -> tuple[int, str]:
     return (-1, "") if len(members) > 1 else (0, "multicast needs more than one rank")
 
 
-def granularity(steps: Steps, block: Block, nbytes: int, kind: str) -> int:
-    """What a block's size must be a multiple of. Collective; `StepFailed` on all ranks alike."""
+def granularity(steps: Steps, block: Block, nbytes: int, kind: str) -> tuple[int, int]:
+    """What the size of memory must be a multiple of, and that of an object. Collective; `StepFailed` on all ranks
+    alike."""
 
     def body() -> Outcome:
         require_multicast_allowed()
         return Outcome(data=block.driver.multicast_granularity(block.world_size, nbytes, kind))
 
-    return int(max(steps.run("multicast probe", body, needs_peers=True).data))
+    minimums, recommended = zip(*steps.run("multicast probe", body, needs_peers=True).data, strict=True)
+    return max(minimums), max(*minimums, *recommended)
 
 
-def bring_up(steps: Steps, block: Block, handshake: Handshake) -> None:
-    """Sets `block.multicast_pointer`. Collective; on `StepFailed`, alike on all ranks, `block.multicast.run()` cleans
-    up."""
+def bring_up(steps: Steps, block: Block, handshake: Handshake, grain: int) -> None:
+    """Sets `block.multicast_pointer`, and `block.multicast_span` to a multiple of `grain`. Collective; on `StepFailed`,
+    alike on all ranks, `block.multicast.run()` cleans up."""
     driver, stack, kind = block.driver, block.multicast, block.kind
     objects: list[int] = []
+    if not block.multicast_pointer:  # a restored block still has its address, and that its size
+        block.multicast_span = -(-block.stride // grain) * grain
 
     def keep(handle: int) -> None:
         stack.push(driver.release, handle)
@@ -55,7 +63,7 @@ def bring_up(steps: Steps, block: Block, handshake: Handshake) -> None:
         require_multicast_allowed()
         if block.rank != 0:
             return None
-        keep(driver.multicast_create(block.world_size, block.stride, kind))
+        keep(driver.multicast_create(block.world_size, block.multicast_span, kind))
         return driver.export(objects[0], kind)
 
     def import_() -> None:
@@ -70,12 +78,12 @@ def bring_up(steps: Steps, block: Block, handshake: Handshake) -> None:
         stack.push(driver.multicast_unbind, objects[0], block.stride)
 
     def map_() -> None:
-        if not block.multicast_pointer:  # a restored block still has its address
-            pointer = driver.reserve(block.stride, block.alignment)
-            block.space.push(driver.free, pointer, block.stride)
+        if not block.multicast_pointer:
+            pointer = driver.reserve(block.multicast_span, grain)
+            block.space.push(driver.free, pointer, block.multicast_span)
             block.multicast_pointer = pointer
-        driver.map(block.multicast_pointer, block.stride, objects[0])
-        stack.push(driver.unmap, block.multicast_pointer, block.stride)
+        driver.map(block.multicast_pointer, block.multicast_span, objects[0])
+        stack.push(driver.unmap, block.multicast_pointer, block.multicast_span)
 
     with steps.exchange("multicast create", create) as tokens:
         steps.run("multicast import", import_)

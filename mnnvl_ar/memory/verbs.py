@@ -85,12 +85,18 @@ class Verbs(Protocol):
 
     def read(self, address: int, nbytes: int) -> bytes: ...
 
-    # Only `multicast.py` calls these.
-    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> int: ...
+    # Only `multicast.py` and the handshake call these.
+    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
+        """Of memory that is bound, which must be a multiple of the first; and of objects and addresses, the size that
+        the driver recommends for speed. That may be 512 MiB: no memory is sized by it."""
+
     def multicast_create(self, members: int, nbytes: int, kind: str) -> int: ...
     def multicast_add_device(self, multicast: int) -> None: ...
     def multicast_bind(self, multicast: int, handle: int, nbytes: int) -> None: ...
     def multicast_unbind(self, multicast: int, nbytes: int) -> None: ...
+    def multicast_store(self, address: int, word: int) -> None:
+        """A vector of four times a 32-bit word, by the instruction that kernels use; done when it returns. `fill` and
+        `read` must not be given a multicast address."""
 
 
 def multicast_refusal(environment: Mapping[str, str] = os.environ) -> str:

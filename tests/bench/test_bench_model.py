@@ -2,9 +2,10 @@
 
 import pytest
 
-from bench import model
+from bench import expected, model
 from bench.cells import Cell
 from bench.floor import H200, Figures, Reach, floor_us
+from mnnvl_ar.ops import Strategy
 from mnnvl_ar.tuning import Table, table_of
 
 
@@ -23,7 +24,7 @@ def test_over_unicast_it_is_the_floor_of_a_link_as_its_datasheet_has_it():
 
 
 def test_the_strategies_are_those_that_the_library_takes():
-    page = model.page()
+    page = model.page().partition("## The floor")[2]
     for ranks in model.TPS:
         table = table_of("NVIDIA GB200", ranks)
         assert table == Table(model.crossover_bytes(ranks), source="cost model")
@@ -41,3 +42,43 @@ def test_the_strategy_taken_is_slower_by_the_second_wait_at_most():
             one, two = model.one_shot_us(nbytes, ranks), model.two_shot_us(nbytes, ranks)
             taken = one if nbytes <= model.crossover_bytes(ranks) else two
             assert taken <= min(one, two) + model.GB200.stage_us
+
+
+def test_what_is_expected_is_never_below_the_floor():
+    for ranks in expected.TPS:
+        for tokens in expected.TOKENS:
+            nbytes = tokens * expected.HIDDEN * 2
+            assert expected.LOW.one_shot_us(tokens, ranks) > model.one_shot_us(nbytes, ranks)
+            assert expected.LOW.two_shot_us(tokens, ranks) > model.two_shot_us(nbytes, ranks)
+
+
+def test_ranges_hold_what_is_likely_and_say_something():
+    for each in expected.INPUTS.values():
+        slower = each.low < each.likely < each.high
+        assert slower if each.unit == "us" else each.low > each.likely > each.high
+    for what, likely, least, most, _ in expected.falsifiers():
+        assert least < likely < most, what
+        assert most - least < max(abs(least), abs(most)), f"{what}: anything would do"
+
+
+def test_a_figure_of_another_machine_is_outside():
+    """H200's, for one: the page could be refuted by it."""
+    arrive = next(row for row in expected.falsifiers() if "T=128 less T=64" in row[0])
+    assert not arrive[2] < 362 < arrive[3]
+    assert expected.LOW.two_shot_us(1024, 8) < 43.5 < expected.HIGH.two_shot_us(1024, 8)
+    assert not expected.LOW.two_shot_us(1024, 8) < 43.5 * 690 / 362 < expected.HIGH.two_shot_us(1024, 8)
+
+
+def test_pieces_are_those_of_the_library():
+    """Of a workspace of 64 MiB, from 64 rows on by two-shot and one-shot, own rows included."""
+    from mnnvl_ar.handle import Layout
+
+    assert Layout(expected.SLOT_BYTES // 16 * 16).nbytes <= 64 << 20 < Layout(expected.SLOT_BYTES + 64).nbytes
+    row = expected.HIDDEN * 2
+    for ranks in (8, 16, 72):
+        for strategy, nbytes in ((Strategy.ONE_SHOT, ranks * row), (Strategy.TWO_SHOT, None)):
+            width = -(-row // 16 // ranks)
+            of_one = nbytes or (ranks * width * 16 + row)
+            fits = expected.SLOT_BYTES // of_one
+            want = Table(0 if strategy == Strategy.TWO_SHOT else 1 << 30).slot_bytes(ranks, fits, row, strategy)
+            assert want <= expected.SLOT_BYTES < want // fits * (fits + 1)

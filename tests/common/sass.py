@@ -248,6 +248,73 @@ def library_faults(kernel: Kernel) -> list[str]:
     return [fault for fault in found if fault not in (*negations, *fmas)]
 
 
+def roots(kernel: Kernel) -> list[set[str]]:
+    """Of each MUFU.RSQ that is reached without a call, in order: which of "root" and "rstd" is computed from it, by
+    exactly the operations of csrc/protocol/numerics_root.h. "root" is nvcc's inline sequence for __fsqrt_rn, too."""
+    return [_made_of(kernel.code, i) for i in sorted(body(kernel)) if kernel.code[i].opcode == "MUFU.RSQ"]
+
+
+# Name -> the product's factors, sorted, and what is added. A minus is written before the whole product.
+_QUICK = {
+    "r": ("about*x", ""),
+    "h": ("0.5*about", ""),
+    "e": ("-r*r", "x"),
+    "root": ("e*h", "r"),
+    "e1": ("-about*root", "1"),
+    "once": ("about*e1", "about"),
+    "e2": ("-once*root", "1"),
+    "rstd": ("e2*once", "once"),
+}
+_WINDOW = 96  # instructions: other work of the kernel is between them
+
+
+def _made_of(code: list[Instruction], start: int) -> set[str]:
+    """Names what the instructions behind a MUFU.RSQ compute, register by register; all else is forgotten."""
+    names = {formula: name for name, formula in _QUICK.items()}
+    target, source = _operands(code[start])
+    known = {target: "about", source: "x"} if target != source else {target: "about"}
+    found = set()
+
+    def named(operand: str) -> str | None:
+        minus, plain = ("-", operand[1:]) if operand.startswith("-") else ("", operand)
+        value = plain if plain in ("0.5", "1") else "" if plain == "RZ" else known.get(plain)
+        if value is None:
+            return None
+        return value.removeprefix("-") if minus and value.startswith("-") else minus + value if value else value
+
+    for one in code[start + 1 : start + 1 + _WINDOW]:
+        operands = _operands(one)
+        base, values = one.opcode.removesuffix(".FTZ"), [named(each) for each in operands[1:]]
+        name = None
+        if base in ("FMUL", "FFMA", "FADD") and None not in values:
+            factors = [str(each) for each in values]
+            if base == "FADD":
+                name = factors[0] if factors[1].strip("-") == "" else None
+            else:
+                minus = "-" if sum(each.startswith("-") for each in factors[:2]) == 1 else ""
+                product = minus + "*".join(sorted(each.removeprefix("-") for each in factors[:2]))
+                name = names.get((product, factors[2] if base == "FFMA" else ""))
+        for register in _written(one, operands):
+            known.pop(register, None)
+        if name is not None:
+            known[operands[0]] = name
+            found.add(name)
+    return found & {"root", "rstd"}
+
+
+def _operands(one: Instruction) -> list[str]:
+    return [each.strip().removesuffix(".reuse") for each in one.operands.split(",")]
+
+
+def _written(one: Instruction, operands: list[str]) -> list[str]:
+    """The registers that an instruction may write: its first operand, and those behind it if it is wide."""
+    first = re.fullmatch(r"R(\d+)", operands[0])
+    if first is None or one.opcode.startswith(("ST", "RED", "BAR")):
+        return []
+    wide = 4 if ".128" in one.opcode else 2 if ".64" in one.opcode or ".WIDE" in one.opcode else 1
+    return [f"R{int(first[1]) + i}" for i in range(wide)]
+
+
 # ---- tools
 
 

@@ -1,6 +1,10 @@
 """Virtual ranks: all ranks of a group in one process on one device, each with its own block, thread or stream.
 
 What differs from real ranks: stores stay on the device. What does not: kernels, ring, races between ranks.
+
+`multicast="software"`: as with NVLink multicast, but for the one instruction: a store to the multicast address becomes
+one to each block, in a loop (csrc/kernels/fanout.cuh). So own rows come to a rank, too, and slots have room for them.
+On a GPU that takes a test build; the host transport only lays out its slots so, and sends to itself.
 """
 
 from __future__ import annotations
@@ -30,12 +34,17 @@ class VirtualGroup:
         pdl: int = Pdl.EARLY,
         deadline: float = 20.0,
         max_bytes: int | None = None,
+        multicast: str = "",
         **launch: int,
     ) -> None:
         self.device = torch.device(device)
+        if multicast not in ("", "software"):
+            raise ValueError(f"multicast: got {multicast!r}, wanted '' or 'software'")
+        if multicast and self.device.type == "cuda" and not hasattr(ops, "_sabotage"):
+            raise ValueError("multicast: in software only a test build has it on a GPU")
         self.ranks = ranks
         table = table_for(self.device, ranks) if crossover is None else Table(crossover)
-        room = {"own_too": False, "max_bytes": max_bytes}
+        room = {"own_too": bool(multicast), "max_bytes": max_bytes}
         slot_bytes = table.slot_bytes(ranks, max_tokens, hidden * dtype.itemsize, strategy, **room)
         self.layout = Layout(slot_bytes)
         self.blocks = [
@@ -56,6 +65,7 @@ class VirtualGroup:
                 self.device,
                 slot_bytes,
                 table,
+                multicast_pointer=pointers[rank] if multicast else 0,
                 strategy=strategy,
                 pdl=pdl,
                 deadline=deadline,

@@ -25,9 +25,10 @@ PATIENCE = 60.0  # seconds that a rank waits for the others at a barrier
 
 
 class VirtualRanks:
-    """`world_size` virtual ranks. Workspaces are kept until `close`."""
+    """`world_size` virtual ranks. Workspaces are kept until `close`. `multicast`: of all groups (`VirtualGroup`)."""
 
-    def __init__(self, world_size: int, device: str = "cuda") -> None:
+    def __init__(self, world_size: int, device: str = "cuda", *, multicast: str = "") -> None:
+        self.multicast = multicast
         self.world_size, self.device = world_size, torch.device(device, 0 if device == "cuda" else None)
         self.barrier = threading.Barrier(world_size)
         self.lock = threading.Lock()
@@ -82,6 +83,7 @@ class VirtualRank:
 
     def __init__(self, ranks: VirtualRanks, rank: int) -> None:
         self._ranks, self.rank, self.world_size, self.device = ranks, rank, ranks.world_size, ranks.device
+        self.multicast = ranks.multicast
 
     def workspace(
         self, max_tokens: int = 64, hidden: int = 8192, dtype: Any = None, **options: Any
@@ -107,7 +109,7 @@ class VirtualRank:
     def _group(self, max_tokens: int, hidden: int, dtype: Any, options: dict[str, Any]) -> VirtualGroup:
         from mnnvl_ar.ops import Strategy
 
-        options = {"deadline": 10.0, **options}
+        options = {"deadline": 10.0, "multicast": self.multicast, **options}
         for name in ("transport", "concurrent", "monitor"):  # there is no other
             options.pop(name, None)
         if "strategy" in options:

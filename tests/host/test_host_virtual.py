@@ -2,13 +2,19 @@
 here.
 """
 
-import pytest
+from collections.abc import Iterator
 
+import pytest
+import torch
+
+from common.cases import own_rows, quantised
 from common.cases.bad_input import check_bad_input
 from common.cases.calls import check_calls
 from common.cases.mixed import check_empty_calls, mixed_calls
+from common.cases.rules import HOST_CHECKS
 from common.cases.traffic import check_epochs, check_traffic
-from common.ranks import RanksFailed
+from common.ranks import TEST_LIBRARY, Rank, RankPool, RanksFailed
+from common.virtual import VirtualGroup
 from common.virtual_ranks import VirtualRank, VirtualRanks
 
 WORKSPACE = {"max_tokens": 64, "hidden": 8192}
@@ -38,3 +44,59 @@ def fails_on_rank_1(rank: VirtualRank) -> None:
     if rank.rank == 1:
         raise ValueError("only here")
     rank.barrier()
+
+
+# ---- slots as multicast lays them out, own rows among the others; on GPUs: tests/gpu/test_software_multicast.py
+
+
+@pytest.fixture(params=[1, 2, 3, 9])
+def software(request: pytest.FixtureRequest) -> Iterator[VirtualRanks]:
+    ranks = VirtualRanks(request.param, "cpu", multicast="software")
+    yield ranks
+    ranks.close()
+
+
+def test_software_multicast_brings_own_rows(software: VirtualRanks) -> None:
+    software.run(own_rows.check_own_rows)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_control_unicast_brings_none(ranks: int) -> None:
+    with pytest.raises(RanksFailed, match="AssertionError"):
+        VirtualRanks(ranks, "cpu").run(own_rows.check_own_rows)
+
+
+def test_software_multicast_gives_the_same_bits(software: VirtualRanks) -> None:
+    software.run(check_calls, mixed_calls(40, software.world_size, 1 << 15), WORKSPACE)
+    workspaces = [WORKSPACE, {**WORKSPACE, "strategy": "two_shot"}]
+    software.run(check_traffic, 100, workspaces, hiddens=(64, 264), most_tokens=8)
+    software.run(check_epochs, 2**32 - 4, 12, WORKSPACE)
+
+
+@pytest.mark.parametrize("kind", list(quantised.KINDS))
+@pytest.mark.parametrize("check", list(quantised.CHECKS))
+def test_software_multicast_with_quantised_outputs(software: VirtualRanks, check: str, kind: str) -> None:
+    if check == "poison" and software.world_size == 1:
+        pytest.skip("one rank waits for nobody")
+    software.run(quantised.CHECKS[check], kind)
+
+
+def test_software_multicast_is_the_only_other_kind() -> None:
+    with pytest.raises(ValueError, match="wanted '' or 'software'"):
+        VirtualGroup(2, 1, 8, torch.float32, multicast="hardware")
+
+
+def in_software(rank: Rank, world_size: int, rule: str, off: str) -> None:
+    VirtualRanks(world_size, "cpu", multicast="software").run(HOST_CHECKS[rule][0], off, timeout=20)
+
+
+@pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
+@pytest.mark.parametrize("rule", ["clear", "device_dirty", "every_word", "sanitize"])
+def test_software_multicast_holds_with_a_rule_and_fails_without(rule: str) -> None:
+    """Of the rules about what lies in slots. A process each: it loads the test build, and is left with what broke."""
+    _, world_size, says = HOST_CHECKS[rule]
+    with RankPool(1, library=TEST_LIBRARY) as pool:
+        pool.run(in_software, world_size, rule, "", timeout=30)
+        with pytest.raises(RanksFailed, match=says):
+            pool.run(in_software, world_size, rule, rule, timeout=30)
+        pool.discard()

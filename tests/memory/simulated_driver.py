@@ -1,11 +1,14 @@
 """A CUDA driver without a GPU: `verbs.Verbs` over memfd, for real processes.
 
 Fake device memory is a memfd; a POSIX handle is its descriptor; a fabric handle is 64 bytes that lead to it through
-/proc; a multicast object is a file in which its members write down what they add and bind, and a store to it goes to
-all that is bound. What a real driver forbids raises here: mapping outside a reservation, mapping twice, giving back
-what is not held, releasing what is still bound, binding before all devices are there.
+/proc; a multicast object is a file in which its members write down what they add, bind and unbind, and a store to it
+goes to all that is bound. What a real driver or PTX forbids raises here: mapping outside a reservation, mapping twice,
+giving back what is not held, releasing what is still bound, binding before all devices are there, sizes that are no
+multiples of what it asks for; a memset to a multicast address or a copy from one (only multimem instructions may touch
+it), and a store to a team of which a member is not bound.
 
-`live` counts what is held; an empty `held()` means that nothing leaked. `calls` lists the verbs used.
+`live` counts what is held; an empty `held()` means that nothing leaked. `calls` lists the verbs used, `sizes` the bytes
+that the verbs which take memory or addresses were asked for.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ def allow_simulated_multicast(environment: Mapping[str, str] | None = None) -> N
 class SimulatedDriver:
     """`device` is the physical GPU this rank uses. `fail`: verb -> error code, where a verb is "import", of one kind
     "import fabric", of one owner's memory "import of host-gpu-1", or both, "import fabric of host-gpu-1".
-    `processors`: of the context, and of the device."""
+    `processors`: of the context, and of the device. `grains`: of multicast, what is bound in multiples of, and what is
+    recommended for objects."""
 
     kinds: tuple[str, ...] = ("fabric", "posix_fd")
 
@@ -54,7 +58,10 @@ class SimulatedDriver:
         multicast: bool = False,
         host: str = "host",
         processors: tuple[int, int] = (132, 132),
+        grains: tuple[int, int] = (GRAIN, 2 * GRAIN),
     ) -> None:
+        self._grains = grains
+        self.sizes: dict[str, list[int]] = {}
         self._name, self._multicast_trait, self._fail = f"{host}-gpu-{device}", multicast, dict(fail or {})
         self._host = HostDriver()
         self.processors = processors
@@ -63,7 +70,7 @@ class SimulatedDriver:
         self._space: dict[int, tuple[int, int, int]] = {}  # reserved: start -> size, what mmap gave, its size
         self._maps: dict[int, tuple[int, int]] = {}  # mapped: address -> size, handle at that time
         self._handles: dict[int, str] = {}  # "memory" or "multicast"
-        self._bound: dict[int, int] = {}  # multicast -> memory
+        self._bound: dict[int, tuple[int, int]] = {}  # multicast -> memory, bytes
         self._multicast_maps: dict[int, tuple[int, int]] = {}  # address -> size, private descriptor of the object
 
     def held(self) -> dict[str, int]:
@@ -83,6 +90,7 @@ class SimulatedDriver:
 
     def reserve(self, nbytes: int, alignment: int) -> int:
         self._enter("reserve")
+        self._size("reserve", nbytes, GRAIN)
         size = nbytes + alignment
         raw = self._host.reserve(size, 1)
         address = -(-raw // alignment) * alignment
@@ -100,7 +108,7 @@ class SimulatedDriver:
 
     def create(self, nbytes: int, kind: str) -> int:
         self._enter("create", kind)
-        self._forbid(nbytes % GRAIN != 0, "create", "not a multiple of the granularity")
+        self._size("create", nbytes, GRAIN)
         handle = os.memfd_create(f"simulated of {self._name}", os.MFD_CLOEXEC)
         os.ftruncate(handle, nbytes)
         return self._keep(handle, "memory")
@@ -108,7 +116,8 @@ class SimulatedDriver:
     def release(self, handle: int) -> None:
         self._enter("release")
         self._forbid(handle not in self._handles, "release", "not held")
-        self._forbid(handle in self._bound or handle in self._bound.values(), "release", "still bound")
+        bound = [*self._bound, *(memory for memory, _ in self._bound.values())]
+        self._forbid(handle in bound, "release", "still bound")
         del self._handles[handle]
         os.close(handle)
         self.live["handles"] -= 1
@@ -119,6 +128,7 @@ class SimulatedDriver:
         self._forbid(not inside, "map", "outside every reservation")
         self._forbid(address in self._maps or address in self._multicast_maps, "map", "mapped already")
         if self._handles[handle] == "multicast":
+            self._forbid(nbytes > int(self._records(handle)[0][2]), "map", "larger than the object")
             self._multicast_maps[address] = (nbytes, fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 0))
         else:
             self._host.map(address, nbytes, handle)
@@ -156,17 +166,6 @@ class SimulatedDriver:
 
     def fill(self, address: int, nbytes: int, word: int) -> None:
         self._enter("fill")
-        for start, (size, object_) in self._multicast_maps.items():
-            if start <= address and address + nbytes <= start + size:
-                for record in self._records(object_):
-                    if record[0] == "bind":
-                        memory = os.open(f"/proc/{record[1]}/fd/{record[2]}", os.O_RDWR | os.O_CLOEXEC)
-                        try:  # a rank that has given up may have closed it, and have another file of that number
-                            self._forbid(not _owner(memory), "fill", "what was bound there is gone")
-                            os.pwrite(memory, word.to_bytes(4, "little") * (nbytes // 4), address - start)
-                        finally:
-                            os.close(memory)
-                return
         self._check_mapped(address, nbytes, "fill")
         self._host.fill(address, nbytes, word)
 
@@ -175,14 +174,15 @@ class SimulatedDriver:
         self._check_mapped(address, nbytes, "read")
         return self._host.read(address, nbytes)
 
-    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> int:
+    def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
         self._enter("multicast_granularity", kind)
-        return 2 * GRAIN
+        return self._grains
 
     def multicast_create(self, members: int, nbytes: int, kind: str) -> int:
         self._enter("multicast_create", kind)
+        self._size("multicast_create", nbytes, self._grains[0])
         object_ = os.memfd_create("simulated_multicast", os.MFD_CLOEXEC)
-        self._record(object_, "members", members)
+        self._record(object_, "members", members, nbytes)
         return self._keep(object_, "multicast")
 
     def multicast_add_device(self, multicast: int) -> None:
@@ -196,20 +196,47 @@ class SimulatedDriver:
         records = self._records(multicast)
         added = sum(record[0] == "add" for record in records)
         self._forbid(added != int(records[0][1]), "multicast_bind", "would wait for devices that were never added")
-        self._record(multicast, "bind", os.getpid(), handle)
-        self._bound[multicast] = handle
+        self._size("multicast_bind", nbytes, self._grains[0])
+        room = min(os.fstat(handle).st_size, int(records[0][2]))
+        self._forbid(nbytes > room, "multicast_bind", "larger than the memory, or than the object")
+        self._record(multicast, "bind", os.getpid(), handle, nbytes)
+        self._bound[multicast] = handle, nbytes
         self.live["bound"] += 1
 
     def multicast_unbind(self, multicast: int, nbytes: int) -> None:
         self._enter("multicast_unbind")
-        del self._bound[multicast]
+        handle, bound = self._bound.pop(multicast)
+        self._forbid(nbytes != bound, "multicast_unbind", "not what was bound")
+        self._record(multicast, "unbind", os.getpid(), handle, nbytes)
         self.live["bound"] -= 1
+
+    def multicast_store(self, address: int, word: int) -> None:
+        self._enter("multicast_store")
+        maps = [m for m in self._multicast_maps.items() if m[0] <= address and address + 16 <= m[0] + m[1][0]]
+        self._forbid(not maps or address % 16 != 0, "multicast_store", "no multicast address of a vector")
+        start, (_, object_) = maps[0]
+        offset, (about, *records) = address - start, self._records(object_)
+        bound = {tuple(record[1:]) for record in records if record[0] == "bind"}
+        bound -= {tuple(record[1:]) for record in records if record[0] == "unbind"}
+        reached = [(pid, fd) for pid, fd, nbytes in bound if offset + 16 <= int(nbytes)]
+        self._forbid(len(reached) != int(about[1]), "multicast_store", "a member of the team is not bound there")
+        for pid, fd in reached:
+            memory = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            try:  # a rank that has given up may have closed it, and have another file of that number
+                self._forbid(not _owner(memory), "multicast_store", "what was bound there is gone")
+                os.pwrite(memory, word.to_bytes(4, "little") * 4, offset)
+            finally:
+                os.close(memory)
 
     def _enter(self, verb: str, detail: str = "", owner: str = "") -> None:
         self.calls.append(f"{verb} {detail}".strip())
         for name in (verb, f"{verb} {detail}", f"{verb} of {owner}", f"{verb} {detail} of {owner}"):
             if name in self._fail:
                 raise DriverError(_CALLS.get(verb, verb), self._fail[name], "simulated")
+
+    def _size(self, verb: str, nbytes: int, grain: int) -> None:
+        self.sizes.setdefault(verb, []).append(nbytes)
+        self._forbid(nbytes % grain != 0, verb, "not a multiple of the granularity")
 
     def _forbid(self, wrong: bool, call: str, why: str) -> None:
         if wrong:

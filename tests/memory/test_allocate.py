@@ -86,9 +86,9 @@ def cuda_body(rank: int, size: int, store: dist.Store, per_rank: list[dict[str, 
     check_content(memory)
     check_shared(memory, group)
     if memory.multicast_pointer:
-        driver.fill(memory.multicast_pointer + 90_400 + 4 * rank, 4, rank + 1)
+        driver.multicast_store(memory.multicast_pointer + 90_400 + 16 * rank, rank + 1)
         dist.barrier(group)
-        assert words(memory, rank, 90_400, size) == tuple(range(1, size + 1))
+        assert words(memory, rank, 90_400, 4 * size)[::4] == tuple(range(1, size + 1))
         dist.barrier(group)
     assert memory.nbytes % (2 << 20) == 0
     memory.close()

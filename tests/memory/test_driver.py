@@ -13,10 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common import sass
 from memory import ranks
 from memory.test_allocate import make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import DriverError
+from mnnvl_ar.memory import DriverError, cuda_driver
 from mnnvl_ar.memory.cuda_driver import CudaDriver
 from mnnvl_ar.memory.failures import advise
 
@@ -159,6 +160,57 @@ def test_a_fabric_token_is_bytes_and_a_posix_token_a_descriptor() -> None:
     assert real.export(77, "fabric") == bytes(range(64))
     real, _ = opened(cuMemExportToShareableHandle=(9,))
     assert real.export(77, "posix_fd") == 9
+
+
+def test_both_granularities_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "require_multicast_allowed", lambda: None)  # nothing here reaches a driver
+    real, fake = opened(cuMulticastGetGranularity=(2 << 20,))
+    assert real.multicast_granularity(4, 4 << 20, "posix_fd") == (2 << 20, 2 << 20)
+    flags = cuda.CUmulticastGranularity_flags
+    asked = [flags.CU_MULTICAST_GRANULARITY_MINIMUM, flags.CU_MULTICAST_GRANULARITY_RECOMMENDED]
+    assert [arguments[1] for _, arguments in fake.log] == asked
+
+
+def test_a_multicast_store_is_a_kernel_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_driver, "require_multicast_allowed", lambda: None)
+    wanted = ["cuCtxPushCurrent", "cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel", "cuStreamSynchronize"]
+    after = ["cuModuleUnload", "cuCtxPopCurrent"]
+    real, fake = opened(cuModuleLoadData=("module",), cuModuleGetFunction=("kernel",))
+    real.multicast_store(1 << 30, 0x80000000)
+    assert names(fake) == wanted + after
+    kernel, *shape, shared, stream, (values, _), extra = fake.log[3][1]
+    assert (kernel, shape, shared, stream, extra) == ("kernel", [1] * 6, 0, real._stream, 0)
+    assert values == (1 << 30, 0x80000000)
+    failed = cuda.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    real, fake = opened(cuModuleLoadData=("m",), cuModuleGetFunction=("k",), cuStreamSynchronize=failed)
+    with pytest.raises(DriverError, match="ILLEGAL_ADDRESS"):
+        real.multicast_store(1 << 30, 1)
+    assert names(fake) == wanted + after
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_90a", "sm_100f"])
+def test_the_multicast_store_is_that_of_the_kernels(arch: str, tmp_path: Path) -> None:
+    """As ptxas compiles it: a 128-bit store of system scope. With a store that no hardware has, it does not compile."""
+    try:
+        ptxas = sass.find_tool("ptxas")
+    except sass.NoDisassembly as reason:
+        pytest.skip(str(reason))
+    source, cubin = tmp_path / "store.ptx", tmp_path / "store.cubin"
+
+    def compiles(text: bytes) -> bool:
+        source.write_bytes(text)
+        return subprocess.run([ptxas, f"-arch={arch}", source, "-o", cubin], capture_output=True).returncode == 0
+
+    if not compiles(b".version 8.1\n.target sm_90\n.address_size 64\n"):
+        pytest.skip(f"this ptxas does not build for {arch}")
+    assert not compiles(cuda_driver.MULTICAST_STORE.replace(b".v4.f32", b".v4.u32"))
+    assert compiles(cuda_driver.MULTICAST_STORE)
+    try:
+        (kernel,) = sass.disassemble(cubin)
+    except sass.NoDisassembly as reason:
+        pytest.skip(str(reason))
+    stores = [one.opcode for one in kernel.code if one.opcode.startswith("ST")]
+    assert stores == ["STG.E.128.STRONG.SYS"]
 
 
 def test_closing_gives_the_context_back_once() -> None:

@@ -137,9 +137,9 @@ def restore_body(rank: int, size: int, store: dist.Store, kind: str) -> None:
         check_content(memory)
         check_shared(memory, group)
         if multicast:
-            driver.fill(multicast + 90_400 + 4 * rank, 4, rank + 1)
+            driver.multicast_store(multicast + 90_400 + 16 * rank, rank + 1)
             dist.barrier(group)
-            assert ctypes.string_at(memory.pointers[rank] + 90_400, 4 * size)[::4] == bytes(range(1, size + 1))
+            assert ctypes.string_at(memory.pointers[rank] + 90_400, 16 * size)[::16] == bytes(range(1, size + 1))
     memory.restore(group, 20.0)  # without a drop before it
     check_content(memory)
     ranks.meet(store, "checked", size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 from memory import faults, ranks
-from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
+from memory.simulated_driver import GRAIN, SimulatedDriver, allow_simulated_multicast
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import MULTICAST_SWITCHES, MulticastRefused, multicast, multicast_refusal
-from mnnvl_ar.memory.block import Block
+from mnnvl_ar.memory import MULTICAST_SWITCHES, DriverError, MulticastRefused, multicast, multicast_refusal
+from mnnvl_ar.memory.block import Block, Handshake
 from mnnvl_ar.memory.cuda_driver import CudaDriver
 from mnnvl_ar.memory.vote import Coordinator, Steps
 
@@ -159,7 +160,7 @@ def test_every_door_refuses_before_the_driver_is_asked(name: str, value: str, mo
     with pytest.raises(Exception, match="multicast is switched off by"):
         multicast.granularity(steps, block, 4096, "posix_fd")
     with pytest.raises(Exception, match="multicast is switched off by"):
-        multicast.bring_up(steps, block, None)  # type: ignore[arg-type]
+        multicast.bring_up(steps, block, None, 4096)  # type: ignore[arg-type]
     assert simulated.calls == []
     real = CudaDriver()  # not opened: it would fail otherwise if it got further
     for call in (
@@ -167,6 +168,119 @@ def test_every_door_refuses_before_the_driver_is_asked(name: str, value: str, mo
         lambda: real.multicast_create(2, 4096, "posix_fd"),
         lambda: real.multicast_add_device(1),
         lambda: real.multicast_bind(1, 1, 4096),
+        lambda: real.multicast_store(4096, 1),
     ):
         with pytest.raises(MulticastRefused, match="multicast is switched off by"):
             call()
+
+
+def sizes_body(rank: int, size: int, store: dist.Store, grains: list[tuple[int, int]], nbytes: int) -> Any:
+    """What a workspace of `nbytes` takes where multicast has these granularities; and again after it was put away."""
+    allow_simulated_multicast()
+    group = ranks.group(store, "first", rank, size)
+    driver = SimulatedDriver(rank, multicast=True, grains=grains[rank])
+    memory = make(group, device=torch.device("cuda", 0), nbytes=nbytes, transport="multicast", driver=driver)
+    told = memory.nbytes, driver.sizes, memory.multicast_pointer % max(large for _, large in grains)
+    first = {verb: list(sizes) for verb, sizes in driver.sizes.items()}
+    memory.drop()
+    memory.restore(group, 20.0)
+    check_content(memory)
+    again = {verb: sizes[len(first[verb]) :] for verb, sizes in driver.sizes.items()}
+    assert again == {**first, "reserve": []}  # the addresses are still there
+    dist.barrier(group)
+    memory.close()
+    assert not driver.held()
+    return told[0], first, told[2]
+
+
+@pytest.mark.parametrize(
+    ("grains", "nbytes", "taken", "span"),
+    [
+        ([(GRAIN, 512 << 20)] * 2, 100_000, 2 << 20, 512 << 20),  # an NVL72, as TensorRT-LLM has found it
+        ([(GRAIN, 512 << 20)] * 2, (2 << 20) + 1, 4 << 20, 512 << 20),
+        ([(4 << 20, 512 << 20)] * 2, 100_000, 4 << 20, 512 << 20),  # the MINIMUM counts, above what memory asks for
+        ([(4096, 4096)] * 2, 100_000, 2 << 20, 2 << 20),  # and below
+        ([(GRAIN, GRAIN), (2 * GRAIN, 64 << 20)], 100_000, 4 << 20, 64 << 20),  # all ranks as the one that needs most
+    ],
+)
+def test_memory_is_taken_in_small_steps(grains: list[tuple[int, int]], nbytes: int, taken: int, span: int) -> None:
+    for mapped, sizes, misaligned in ranks.values(ranks.launch(2, sizes_body, grains, nbytes)):
+        assert mapped == taken
+        assert sizes["create"] == sizes["multicast_bind"] == [taken]
+        assert sizes["reserve"] == [2 * taken, span]
+        assert sizes.get("multicast_create", [span]) == [span]
+        assert misaligned == 0
+
+
+def what_is_forbidden_body(rank: int, size: int, store: dist.Store) -> list[str]:
+    """A rank misuses a multicast address; the other one waits."""
+    allow_simulated_multicast()
+    group = ranks.group(store, "first", rank, size)
+    driver = SimulatedDriver(rank, multicast=True)
+    memory = make(group, device=torch.device("cuda", 0), transport="multicast", driver=driver)
+    told = []
+
+    def refused(call: Callable[[], object]) -> None:
+        with pytest.raises(DriverError) as caught:
+            call()
+        told.append(str(caught.value))
+
+    there = memory.multicast_pointer + 90_400
+    if rank == 0:
+        driver.multicast_store(there, 1)
+        refused(lambda: driver.fill(there, 16, 1))
+        refused(lambda: driver.read(there, 16))
+        refused(lambda: driver.multicast_store(memory.pointers[0] + 90_400, 1))
+        refused(lambda: driver.multicast_store(memory.multicast_pointer + memory.nbytes, 1))  # addresses, and no memory
+    dist.barrier(group)
+    if rank == 1:
+        memory._block.multicast.run()  # has unbound its memory, and rank 0 does not know
+    dist.barrier(group)
+    if rank == 0:
+        refused(lambda: driver.multicast_store(there, 1))
+    dist.barrier(group)
+    memory.close()
+    return told
+
+
+def test_what_ptx_and_the_driver_forbid_is_refused() -> None:
+    told, _ = ranks.values(ranks.launch(2, what_is_forbidden_body))
+    assert [error.partition(": ")[2] for error in told] == [
+        "CUDA_ERROR_INVALID_VALUE (touches memory that is not mapped)",
+        "CUDA_ERROR_INVALID_VALUE (touches memory that is not mapped)",
+        "CUDA_ERROR_INVALID_VALUE (no multicast address of a vector)",
+        "CUDA_ERROR_INVALID_VALUE (a member of the team is not bound there)",
+        "CUDA_ERROR_INVALID_VALUE (a member of the team is not bound there)",
+    ]
+
+
+def memset_body(rank: int, size: int, store: dist.Store) -> str:
+    """The handshake as it once was: a memset through the multicast address."""
+
+    def write(self: Handshake) -> None:
+        self._block.driver.fill(self._block.multicast_pointer + self._request.probe_offset, 16, 1)
+
+    Handshake.write_multicast = write  # type: ignore[method-assign]
+    return body(rank, size, store, [{}] * size, "auto")[0][1]
+
+
+def test_control_a_handshake_by_memset_is_refused() -> None:
+    reason = ranks.values(ranks.launch(2, memset_body))[0]
+    assert "not multicast, since rank 0 failed at multicast write (simulated fill" in reason
+
+
+def early_body(rank: int, size: int, store: dist.Store) -> str:
+    """Rank 1 leaves out its bind: what a step between bind and store without a vote would come to."""
+    driver = SimulatedDriver
+    if rank == 1:
+        driver.multicast_bind = driver.multicast_unbind = lambda *_: None  # type: ignore[method-assign,assignment]
+    allow_simulated_multicast()
+    group = ranks.group(store, "first", rank, size)
+    memory = make(group, device=torch.device("cuda", 0), driver=driver(rank, multicast=True))
+    memory.close()
+    return memory.reason
+
+
+def test_control_a_store_before_all_are_bound_is_refused() -> None:
+    reason = ranks.values(ranks.launch(2, early_body))[0]
+    assert "failed at multicast write (simulated multicast_store: CUDA_ERROR_INVALID_VALUE (a member of" in reason

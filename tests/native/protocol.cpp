@@ -21,6 +21,7 @@
 #include "launch/processors.h"
 #include "protocol/layout.h"
 #include "protocol/numerics.h"
+#include "protocol/numerics_root.h"
 #include "protocol/ring.h"
 #include "protocol/sentinel.h"
 #include "protocol/signature.h"
@@ -270,6 +271,32 @@ Words reciprocal_roots(const Words& square_sums, float hidden, float eps) {
   return result;
 }
 
+// Of x and an approximation of 1 / sqrt(x) each: sqrt(x) and, of a root, 1 / root, as kernels compute them. fp32 bits.
+Words roots_by(const Words& x, const Words& about) {
+  Words result(x.size());
+  for (py::ssize_t i = 0; i < x.size(); ++i) {
+    result.mutable_data()[i] = as_bits(root_by(as_float(x.data()[i]), as_float(about.data()[i])));
+  }
+  return result;
+}
+
+Words reciprocals_by(const Words& root, const Words& about) {
+  Words result(root.size());
+  for (py::ssize_t i = 0; i < root.size(); ++i) {
+    result.mutable_data()[i] = as_bits(reciprocal_by(as_float(root.data()[i]), as_float(about.data()[i])));
+  }
+  return result;
+}
+
+// Whether kernels take the quick way at all: 1 or 0, of x and of its root.
+Words take_quick_root(const Words& x, const Words& root) {
+  Words result(x.size());
+  for (py::ssize_t i = 0; i < x.size(); ++i) {
+    result.mutable_data()[i] = is_moderate(as_float(x.data()[i])) && !is_all_ones(as_float(root.data()[i]));
+  }
+  return result;
+}
+
 // z [n, 4], rstd fp32 bits [n], weight fp32 bits [n, kPerVector] -> [n, 4].
 Words normalize_rows(const std::string& dtype, const Words& z, const Words& rstd, const Words& weight,
                      float weight_bias) {
@@ -395,6 +422,9 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("square_sum", &square_sums);
   m.def("reduce_group", &reduce_groups);
   m.def("reciprocal_root", &reciprocal_roots);
+  m.def("root_by", &roots_by);
+  m.def("reciprocal_by", &reciprocals_by);
+  m.def("takes_quick_root", &take_quick_root);
   m.def("normalize", &normalize_rows);
 
   bind_quantised(m);

@@ -23,6 +23,21 @@ def disassembled(file: Path) -> list[sass.Kernel]:
         pytest.skip(str(reason))
 
 
+def compiled(source: str, cubin: Path, arch: str) -> None:
+    """One of tests/native, as a test build compiles it."""
+    try:
+        nvcc = sass.find_tool("nvcc")
+    except sass.NoDisassembly as reason:
+        pytest.skip(str(reason))
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on this machine")
+    if arch[3:] not in subprocess.run([nvcc, "--help"], capture_output=True, text=True).stdout:
+        pytest.skip(f"this nvcc does not build for {arch}")
+    flags = "-std=c++20 -O3 -fmad=false -ftz=false --expt-relaxed-constexpr -DMNNVL_AR_TEST_BUILD -cubin"
+    command = [nvcc, *flags.split(), f"-arch={arch}", f"-I{ROOT}/csrc", "-o", str(cubin)]
+    subprocess.run([*command, str(ROOT / "tests" / "native" / source)], check=True, capture_output=True, text=True)
+
+
 def kinds(kernel: sass.Kernel) -> set[str]:
     return {fault.split(":")[0] for fault in sass.library_faults(kernel)}
 
@@ -96,7 +111,60 @@ def test_two_shot_waits_once_more_than_one_shot(built: list[sass.Kernel]) -> Non
         assert len(sass.poll_loops(kernel)) >= waits, kernel.name
 
 
+def test_each_root_is_that_of_numerics_root(built: list[sass.Kernel]) -> None:
+    """Of a kernel with a norm: the quick one, and behind it CUDA's own for what is not moderate."""
+    for kernel in built:
+        roots = sass.roots(kernel)
+        assert bool(roots) == (sass.NORMED.search(kernel.name) is not None), (kernel.arch, kernel.name)
+        assert all("root" in made for made in roots), (kernel.arch, kernel.name, roots)
+        assert not roots or {"root", "rstd"} in roots, (kernel.arch, kernel.name, roots)
+
+
+@pytest.fixture(scope="module", params=["sm_90a", "sm_100f"])
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, sass.Kernel]:
+    """Both roots by themselves, for one target."""
+    cubin = tmp_path_factory.mktemp("root") / "root.cubin"
+    compiled("root.cu", cubin, request.param)
+    return {kernel.name: kernel for kernel in disassembled(cubin)}
+
+
+def test_the_root_is_the_one_that_nvcc_puts_in_place_of_its_own(alone: dict[str, sass.Kernel]) -> None:
+    """On both targets: so if IEEE roots are right there, ours is (tests/unit/test_root.py says what that leaves)."""
+    assert sass.roots(alone["nvcc_root"]) == [{"root"}]
+    assert sass.roots(alone["quick_root"]) == [{"root", "rstd"}]
+
+
 # ---- controls
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "left"),
+    [
+        ("0.5", "0.25", set()),
+        ("MUFU.RSQ", "MUFU.RCP", None),
+        ("FMUL", "FADD", set()),
+        (", 1", ", 2", {"root"}),
+    ],
+)
+def test_another_sequence_is_found(alone: dict[str, sass.Kernel], old: str, new: str, left: set[str] | None) -> None:
+    kernel = alone["quick_root"]
+    code = [
+        dataclasses.replace(one, opcode=one.opcode.replace(old, new), operands=one.operands.replace(old, new))
+        for one in kernel.code
+    ]
+    assert sass.roots(dataclasses.replace(kernel, code=code)) == ([] if left is None else [left])
+
+
+def test_each_operation_of_the_sequence_is_needed(alone: dict[str, sass.Kernel]) -> None:
+    """Without any one of them the result is no longer found."""
+    kernel = alone["quick_root"]
+    (start,) = (i for i, one in enumerate(kernel.code) if one.opcode == "MUFU.RSQ")
+    steps = [i for i in range(start, len(kernel.code)) if kernel.code[i].opcode in ("FMUL", "FFMA")]
+    assert len(steps) == 8
+    for i in steps:
+        code = list(kernel.code)
+        code[i] = dataclasses.replace(code[i], opcode="NOP", operands="")
+        assert sass.roots(dataclasses.replace(kernel, code=code)) != [{"root", "rstd"}], str(kernel.code[i])
 
 
 @pytest.mark.parametrize("line", ["FFMA R9, R4, R5, R6", "FADD.FTZ R9, -R4, -RZ"])
@@ -114,17 +182,8 @@ def test_the_quick_root_explains_nothing_else(built: list[sass.Kernel], line: st
 @pytest.fixture(scope="module")
 def old_compare(tmp_path_factory: pytest.TempPathFactory) -> list[sass.Kernel]:
     """The library's own receive_sum(), as the test build compiles it: with FlashInfer's compare in it."""
-    try:
-        nvcc = sass.find_tool("nvcc")
-    except sass.NoDisassembly as reason:
-        pytest.skip(str(reason))
     cubin = tmp_path_factory.mktemp("sass") / "old_compare.cubin"
-    flags = "-std=c++20 -O3 -fmad=false -ftz=false --expt-relaxed-constexpr -arch=sm_90a -DMNNVL_AR_TEST_BUILD -cubin"
-    source = ROOT / "tests" / "native" / "old_compare.cu"
-    command = [nvcc, *flags.split(), f"-I{ROOT}/csrc", "-o", str(cubin), str(source)]
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on this machine")
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    compiled("old_compare.cu", cubin, "sm_90a")
     return disassembled(cubin)
 
 

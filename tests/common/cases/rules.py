@@ -187,11 +187,13 @@ def check_other_call(rank: Any, off: str) -> None:
 class _Peer:
     """Rank 1 of 2, played by this process: it writes into rank 0's block word by word."""
 
-    def __init__(self, block: torch.Tensor, hidden: int) -> None:
+    def __init__(self, block: torch.Tensor, hidden: int, multicast: str) -> None:
         layout = named(torch.ops.mnnvl_ar._block_layout, 0)
         control, board = layout["control_bytes"], layout["board_offset"]
         vectors = hidden // 4
         self.block, self.board, self.data = block, (board + 16) // 4, control // 4
+        if multicast:  # rank 0's own row comes first
+            self.data += hidden
         self.signature = torch.tensor([0, 1, 0, 2 << 4 | vectors << 7], dtype=torch.int32)  # describe()
         self.stream = torch.cuda.Stream(block.device) if block.is_cuda else None
 
@@ -210,11 +212,13 @@ def check_torn_store(rank: Any, off: str) -> None:
 
     hidden = 8
     for missing in range(4):
-        group = VirtualGroup(2, 1, hidden, torch.float32, str(rank.device), deadline=DEADLINES[rank.device.type])
+        multicast = getattr(rank, "multicast", "")
+        options = {"deadline": DEADLINES[rank.device.type], "multicast": multicast}
+        group = VirtualGroup(2, 1, hidden, torch.float32, str(rank.device), **options)
         break_rule(group.handles[0], off)
         mine, theirs = (torch.arange(1.0, 9.0) * k for k in (1, 10))
         x, out = mine.view(1, hidden).to(rank.device), torch.zeros(1, hidden, device=rank.device)
-        peer = _Peer(group.blocks[0], hidden)
+        peer = _Peer(group.blocks[0], hidden, multicast)
         words = theirs.view(torch.int32)
         torn = words.clone()
         torn.view(-1, 4)[:, missing] = -(1 << 31)
