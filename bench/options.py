@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     variants = p.add_argument_group("variants")
     variants.add_argument("--strategy", type=_list(str, ("auto", "one_shot", "two_shot")), default=["auto"])
     variants.add_argument(
-        "--pdl", type=_list(str, ("early", "late", "off", "auto")), default=["early"], help="first: mnnvl_ar's"
+        "--pdl", type=_list(str, ("early", "late", "off", "auto")), default=["auto"], help="first: mnnvl_ar's"
     )
     variants.add_argument("--transport", default="auto")
     variants.add_argument("--peers", type=_list(str, list(peers.PEERS)), help=f"{', '.join(peers.PEERS)}")

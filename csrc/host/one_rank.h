@@ -179,7 +179,8 @@ class Call {
         if (found == Signed::alike) break;
         if (found == Signed::differs) {
           report_fault(p_, FaultCode::call_mismatch,
-                       {epoch_, source, call.word[1], call.word[3], now_ns(), numbers_of<E::kNormed>(numbers, epoch_, t.numbers)});
+                       {epoch_, source, call.word[1], call.word[3], now_ns(),
+                        numbers_of<E::kNormed>(numbers, epoch_, t.numbers)});
           ok_ = false;
         } else {
           ok_ = wait.once_more();

@@ -1,5 +1,6 @@
 """bench/tune.py: from times to a table, and as a whole on the host."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from bench import launch, tune
 from bench.cells import TOKENS, Cell
-from bench.shapes import MAX_CLUSTER, MOST_WARPS, Shape, clusters, most_one_shot_bytes, shapes, table
+from bench.shapes import MAX_CLUSTER, MOST_ROW_WARPS, MOST_WARPS, Shape, clusters, most_one_shot_bytes, shapes, table
 from mnnvl_ar import MnnvlArError, Strategy
 from mnnvl_ar.tuning import Entry, LaunchShape, Table, files
 
@@ -42,8 +43,9 @@ PROCESSORS = 132
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_shapes_are_few_all_different_and_fit_the_cell(tokens: int, hidden: int, tp: int):
     tried = list(shapes(cell(tokens, hidden, tp), PROCESSORS))
-    assert len(set(tried)) == len(tried) <= 22
-    assert {shape.launch.cluster for shape in tried} <= {0, *clusters(2 * hidden)}
+    assert len(set(tried)) == len(tried) <= 23
+    most = MOST_ROW_WARPS if tp in (2, 4) and tokens <= PROCESSORS else MOST_WARPS
+    assert {shape.launch.cluster for shape in tried} <= {0, *clusters(2 * hidden), *clusters(2 * hidden, most)}
     assert all(shape.launch.batch <= tokens for shape in tried)
     assert all((shape.launch.batch, shape.launch.lag) == (0, 0) for shape in tried if shape.strategy == "one_shot")
     small = cell(tokens, hidden, tp).nbytes <= most_one_shot_bytes(tp)
@@ -56,10 +58,10 @@ def test_shapes_are_few_all_different_and_fit_the_cell(tokens: int, hidden: int,
     assert not any(shape.launch.max_ctas for shape in shapes(cell(tokens, hidden, tp), 0))
 
 
-def launched(row_bytes: int, cluster: int) -> tuple[int, int]:
+def launched(row_bytes: int, cluster: int, most_warps: int) -> tuple[int, int]:
     """CTAs a row and warps with rows a CTA: `plan` of csrc/launch/plan.cpp for a cluster that was asked for."""
     groups = -(-row_bytes // 512)
-    narrowest = -(-groups // 14)
+    narrowest = -(-groups // most_warps)
     warps = -(-groups // max(min(cluster, 8, groups), narrowest))
     return max(-(-groups // warps), narrowest), warps
 
@@ -69,10 +71,11 @@ def test_each_launch_is_tried_once():
     assert clusters(2 * 4096) == [2, 3, 4, 6, 8]
     assert clusters(2 * 7168) == [2, 3, 4, 5, 6, 7]
     assert clusters(2 * 8192) == [3, 4, 5, 6, 7, 8]
-    for row_bytes in range(16, 32768 + 16, 16):
-        found = [launched(row_bytes, cluster) for cluster in clusters(row_bytes)]
-        assert len(set(found)) == len(found) <= 7
-        assert set(found) == {launched(row_bytes, cluster) for cluster in range(1, 9)}
+    assert clusters(2 * 4096, MOST_ROW_WARPS) == [1, 2, 3, 4, 6, 8]
+    for row_bytes, most in itertools.product(range(16, 32768 + 16, 16), (MOST_WARPS, MOST_ROW_WARPS)):
+        found = [launched(row_bytes, cluster, most) for cluster in clusters(row_bytes, most)]
+        assert len(set(found)) == len(found) <= 8
+        assert set(found) == {launched(row_bytes, cluster, most) for cluster in range(1, 9)}
 
 
 def test_what_a_launch_can_be_is_what_the_kernels_say(root: Path):
