@@ -26,6 +26,11 @@ def report(what: str, peer: str | None = None, limit: float = 60.0) -> None:
         draft.replace(file)
 
 
+def so_far(done: int, of: int, seconds: float) -> str:
+    """ "7 of 20, 35 s, some 65 s left": as if what is left took as long as what was done, each."""
+    return f"{done} of {of}, {seconds:.0f} s, some {seconds / done * (of - done):.0f} s left"
+
+
 def read(file: Path) -> tuple[Stage, float]:
     """The last stage reported and when."""
     try:

@@ -40,7 +40,10 @@ def tune_group(
     clock, oracle = Clock(team), Oracle(team.device)
     processors = torch.cuda.get_device_properties(team.device).multi_processor_count if clock.on_gpu else 0
 
+    began, done, total = time.monotonic(), 0, sum(map(len, rows))
+
     def race(cell: Cell) -> list[tuple[float, Shape]]:
+        nonlocal done
         progress.report(str(cell), limit=300.0)
         tried = list(shapes(cell, processors))
         for shape in tried:
@@ -64,7 +67,9 @@ def tune_group(
         if team.rank == 0:
             (us, first), *others = found
             second = f"; next {others[0][0]:.2f} {others[0][1]}" if others else ""
-            print(f"{cell}: {us:.2f} us {first}{second}", flush=True)
+            done += 1
+            left = progress.so_far(done, total, time.monotonic() - began)
+            print(f"{cell}: {us:.2f} us {first}{second} ({left})", flush=True)
         return found
 
     for cells in rows:

@@ -28,6 +28,7 @@ from bench.variant import Limits, Peer, Unavailable, Variant
 
 T = TypeVar("T")
 SETUP_LIMIT = 120.0
+SAY_EVERY = 20.0  # seconds, of how far it is
 COMPILE_LIMIT = 420.0  # FlashInfer compiles for minutes at its first use
 
 
@@ -127,7 +128,11 @@ class Session:
         self.oracle = Oracle(team.device)
 
     def run(self) -> None:
-        for cell in self.all:
+        began = said = time.monotonic()
+        for number, cell in enumerate(self.all):
+            if number and time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                self.run_.say(f"TP{self.team.size}: {progress.so_far(number, len(self.all), said - began)}")
             left = self.team.gather(self.run_.end - time.monotonic())[0]  # the first rank's clock decides
             if left < 0:
                 self.run_.results.not_run.append(str(cell))

@@ -121,10 +121,12 @@ def run(
     """Runs the jobs in order, each as soon as there are GPUs for it. Each may write a record of its own in
     `records`; `ended` is called with that file when the job has ended. Returns the jobs that did not pass."""
     free, waiting, running, bad = list(gpus), list(wanted), list[Running](), list[Job]()
-    end = time.monotonic() + seconds
+    began = time.monotonic()
+    end = began + seconds
     while waiting or running:
         while waiting and waiting[0].gpus <= len(free) and time.monotonic() < end:
             job = waiting.pop(0)
+            print(f"{job.name}: begins, {job.limit:.0f} s at most", flush=True)
             mine, free = free[: job.gpus], free[job.gpus :]
             running.append(_start(job, mine, logs, records))
         if time.monotonic() >= end and waiting:
@@ -137,8 +139,9 @@ def run(
                 continue
             with contextlib.suppress(ProcessLookupError, PermissionError):  # ranks that outlived it
                 os.killpg(one.process.pid, signal.SIGKILL)
-            print(one.outcome(), flush=True)
             running.remove(one)
+            done, since = len(wanted) - len(waiting) - len(running), f"{time.monotonic() - began:.0f} s"
+            print(f"[{done} of {len(wanted)} jobs, {since}] {one.outcome()}", flush=True)
             free += one.gpus
             bad += [one.job] if one.process.returncode else []
             ended(one.record)

@@ -235,3 +235,8 @@ def test_a_crash_of_our_own_ends_the_run(tmp_path: Path):
     script.write_text("import sys; sys.exit(5)")
     assert launch.run([str(script)], 2, deadline=time.monotonic() + 60) == 1
     assert progress.read(tmp_path / "none")[0].peer is None
+
+
+def test_what_is_left_goes_by_what_was_done() -> None:
+    assert progress.so_far(7, 20, 35.0) == "7 of 20, 35 s, some 65 s left"
+    assert progress.so_far(20, 20, 35.0) == "20 of 20, 35 s, some 0 s left"
