@@ -88,7 +88,7 @@ ROOMS = {
         "tests/common/relu_squared.py",
         "tests/common/twin.py",
         "tests/common/wrong_twins.py",
-        "tests/gpu/test_twin.py",
+        "tests/gpu/test_gpu_twin.py",
         "tools/twin_*.py",
     ),
     "numerics": ("tests/gpu/test_exhaustive.py", "tests/native/exhaustive.cu"),

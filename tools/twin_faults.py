@@ -4,7 +4,7 @@
 
 one: rank 0 runs the twin wherever it can, the others the library; other: the reverse; both: all run the twin. Calls
 that the twin does not have are the library's. On one GPU, with virtual ranks and without the kinds that end a process,
-the same is tests/gpu/test_twin.py::test_fault_matrix.
+the same is tests/gpu/test_gpu_twin.py::test_fault_matrix.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def rounds_body(rank: int, size: int, store: dist.Store, rounds: int) -> None:
     group = ranks.group(store, "first", rank, size)
 
     def once() -> None:
-        big = 2 << 20  # mapped twice over, 200 leaks of address space could not hide
+        big = 2 << 20  # of two ranks: 200 leaks are 800 MiB, where a thread's first malloc may reserve 64 MiB
         allocate(group, Request(big, [Fill(0, 4096, 1)], 0, torch.device("cpu")), timeout=20.0).close()
 
     for _ in range(5):
@@ -81,7 +81,7 @@ def rounds_body(rank: int, size: int, store: dist.Store, rounds: int) -> None:
     ranks.meet(store, "done", size)
     faults.check_census(before, f"{rounds} rounds")
     after = ranks.census()
-    assert after["MiB"] < before["MiB"] + 100, (before, after)
+    assert after["MiB"] < before["MiB"] + 2 * rounds, (before, after)
 
 
 def test_200_rounds_leak_nothing() -> None:

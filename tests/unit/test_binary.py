@@ -67,6 +67,8 @@ WEAK = {"aoti_torch_get_current_cuda_stream", "__cxa_finalize", "__gmon_start__"
 WEAK |= {"PyGILState_Ensure", "PyGILState_Release", "PyErr_CheckSignals", "PyErr_Fetch", "PyErr_Restore"}
 WEAK |= {"Py_AddPendingCall"}
 WEAK |= {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+# For mnnvl_ar/bound.py, by ctypes.
+OURS = {"mnnvl_ar_run_bound"}
 # Ubuntu 22.04, Debian 12; RHEL 9 with the libstdc++ of GCC 12.
 NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (7, 0, 0)}
 NEEDED = re.compile(r"libtorch\.so|libtorch_cpu\.so|lib(stdc\+\+|m|c|gcc_s|rt|dl|pthread|atomic)\.so\.\d+|ld-linux.*")
@@ -99,7 +101,7 @@ def too_new(nm: str) -> list[str]:
 def wrong_exports(nm: str) -> list[str]:
     """Symbols given to others (`nm -D --defined-only`) that belong to one Python or that others could bind to."""
     names = [line.split()[-1] for line in nm.splitlines() if line.strip()]
-    return [name for name in names if name.startswith(("PyInit", "cuda")) or "mnnvl_ar" in name]
+    return [name for name in names if name.startswith(("PyInit", "cuda")) or ("mnnvl_ar" in name and name not in OURS)]
 
 
 def wrong_needed(readelf: str) -> list[str]:
