@@ -12,7 +12,7 @@ from bench import progress
 from bench.buffers import make_inputs, make_outputs, reset
 from bench.cells import Cell
 from bench.check import Oracle, verdict
-from bench.contexts import around
+from bench.contexts import around, base_of
 from bench.ours import bind_call
 from bench.shapes import Shape, most_one_shot_bytes, shapes
 from bench.team import Team
@@ -96,9 +96,7 @@ def _race(
     inputs = make_inputs(cell, team.rank, calls, team.device)
     outputs = make_outputs(cell, inputs)  # one set for all: only one shape runs at a time
     context = around(cell, inputs, team.rank, team.device)
-    base = None if context.is_bare else Replay(context.step(None, outputs), calls, cell, team.device)
-    if base is not None:
-        base.run()  # writes every x
+    base = base_of(context, cell, inputs, calls, team.device)
     want = oracle.expected(cell, inputs, oracle.sums(team, inputs), calls)
     replays = []
     for shape in tried:

@@ -38,9 +38,8 @@ class BoundCall:
     def _bind(self) -> None:
         self._forget()
         on_gpu = any(isinstance(given, torch.Tensor) and given.is_cuda for given in self._arguments)
-        if (
-            not on_gpu or crosscheck.is_on()
-        ):  # the host's calls are not launched, and checked ones are more than a launch
+        # The host launches nothing, and with checks a call is more than its launch.
+        if not on_gpu or crosscheck.is_on():
             return
         ops._bind_begin()
         try:

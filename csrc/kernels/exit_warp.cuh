@@ -5,7 +5,7 @@
 // Contract
 //   * The CTA's clears, and a fence behind them, come before it is counted out: whoever learns that the call has finished finds the
 //     slot clear. A light call, which lets nothing start before it has ended and clears little, has no fence: what comes behind the
-//     end of the kernel finds its clears (docs/protocol.md, "A light call").
+//     end of the kernel finds its clears (docs/protocol.md, "Two kinds of call").
 #pragma once
 
 #include "epilogues/epilogue.h"

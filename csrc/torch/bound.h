@@ -1,7 +1,7 @@
 // Calls that are checked once and launched many times: what an op does before its launch is done by bind(), and kept.
 //
 // Contract
-//   * While a thread has a Binding, launches of that thread are kept in it, in order, and not made.
+//   * While a thread binds a call, launches of that thread are kept in its BoundCall, in order, and not made.
 //   * A bound call is launched by mnnvl_ar_run_bound(), which Python calls by ctypes: an op's way through PyTorch's dispatcher costs more
 //     than all that is left to do. It looks at what may have changed, as each call does: a broken, closed or sleeping
 //     workspace, another thread in a call on it, other workspaces that share the device.
@@ -27,7 +27,7 @@ struct BoundLaunch {
 struct BoundCall {
   int64_t workspace = 0;
   int64_t device = -1;
-  uint32_t sharing = 0;  // workspaces of the device that plans were made for; 0: however many there are
+  uint32_t sharing = 0;  // workspaces of the device that plans were made for
   std::vector<BoundLaunch> launches;
 };
 
