@@ -264,15 +264,9 @@ def check_replayed_call(rank: Any, off: str) -> None:
     workspace.close()
 
 
-def check_overlapping_calls(rank: Any, off: str) -> None:
-    """A call that starts before its predecessor on this rank has ended finds out and waits: rule quiescence.
-
-    Two streams without an order between them stand for a kernel in between that never waits for its predecessor. Rank 1
-    is late, and what rank 2 has sent for the first call is what the second would clear away.
-    """
-    # Without the rule the two run at once, which another rule would notice.
-    workspace = sabotaged(rank, f"{off} two_at_once" if off else "", hidden=264)
-    first, second = (Prepared(rank, Call(tokens=3, hidden=264, pdl=0, out="E", seed=seed)) for seed in (3, 4))
+def check_two_streams(rank: Any, workspace: Any, first: Any, second: Any) -> None:
+    """Two calls, on rank 0 by two streams without an order, the second while the first waits for rank 1. Closes the
+    workspace."""
     aside = torch.cuda.Stream(rank.device)
     rank.barrier()
     if rank.rank == 0:
@@ -291,6 +285,18 @@ def check_overlapping_calls(rank: Any, off: str) -> None:
     assert not wrong, "\n".join(wrong)
     rank.barrier()
     workspace.close()
+
+
+def check_overlapping_calls(rank: Any, off: str) -> None:
+    """A call that starts before its predecessor on this rank has ended finds out and waits: rule quiescence.
+
+    Two streams without an order between them stand for a kernel in between that never waits for its predecessor. Rank 1
+    is late, and what rank 2 has sent for the first call is what the second would clear away.
+    """
+    # Without the rule the two run at once, which another rule would notice.
+    workspace = sabotaged(rank, f"{off} two_at_once" if off else "", hidden=264)
+    first, second = (Prepared(rank, Call(tokens=3, hidden=264, pdl=0, out="E", seed=seed)) for seed in (3, 4))
+    check_two_streams(rank, workspace, first, second)
 
 
 def check_many_ctas(rank: Any, off: str) -> None:

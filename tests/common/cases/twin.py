@@ -12,6 +12,7 @@ import torch
 from common.cases.calls import ALIASING, Call, Prepared, check_calls, wanted
 from common.cases.diagnosis import check_different_in
 from common.cases.lifecycle import broken
+from common.cases.rules import check_two_streams
 from common.cases.traffic import same_on_device
 from common.ranks import RanksFailed
 from common.rows import hostile_rows
@@ -310,24 +311,7 @@ def check_overlapping(rank: Any) -> None:
     """A call that starts before its predecessor on this rank has ended finds out and waits: rule quiescence."""
     workspace = rank.new_workspace(**WORKSPACE)
     first, second = (Prepared(rank, normed(tokens=3, hidden=2880, pdl=0, seed=seed)) for seed in (3, 4))
-    aside = torch.cuda.Stream(rank.device)
-    rank.barrier()
-    if rank.rank == 0:
-        first.launch(workspace.handle)
-        time.sleep(0.02)  # by now it waits for rank 1
-        with torch.cuda.stream(aside):
-            second.launch(workspace.handle)
-    else:
-        if rank.rank == 1:
-            time.sleep(0.1)
-        first.launch(workspace.handle)
-        second.launch(workspace.handle)
-    rank.synchronize()
-    aside.synchronize()
-    wrong = first.wrong() + second.wrong()
-    assert not wrong, "\n".join(wrong)
-    rank.barrier()
-    workspace.close()
+    check_two_streams(rank, workspace, first, second)
 
 
 def check_world(_: Any, world_size: int) -> None:
