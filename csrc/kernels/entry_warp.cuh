@@ -30,11 +30,17 @@ __device__ __forceinline__ RingWords read_ring(const uint8_t* block) {
           ptx::load_relaxed_gpu(block + protocol::kProgressOffset)};
 }
 
+// Whether an earlier call has left the ring broken.
+__device__ __forceinline__ bool is_broken(const Params& p, const protocol::Vector& progress) {
+  return progress.word[1] != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
+}
+
+// False: earlier calls did not finish before the deadline, or one of them broke the ring while this one waited.
 __device__ __forceinline__ bool await_quiescence(const Params& p, CallStatus& status) {
   uint64_t began_ns = 0;
   for (;;) {
     const RingWords now = read_ring(p.group.block);
-    if (is_quiescent(now.state, now.progress)) return true;
+    if (is_quiescent(now.state, now.progress)) return !is_broken(p, now.progress);
     if (must_give_up(p, status, FaultCode::overlap, began_ns)) return false;
   }
 }
@@ -48,7 +54,7 @@ __device__ __forceinline__ RingPosition open_ring(const Params& p, CallStatus& s
   }
   __syncwarp();
   const protocol::Vector &state = words.state, &progress = words.progress;
-  bool broken = progress.word[1] != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
+  bool broken = is_broken(p, progress);
   if (!is_quiescent(state, progress) && !protocol::is_off(p, protocol::Rule::quiescence)) {
     broken |= !await_quiescence(p, status);
   }

@@ -136,6 +136,14 @@ void* stream_for(const Workspace& workspace, int64_t handle) {
 }
 #endif
 
+// What each launch leaves in the workspace: its number, and the graph that captures it.
+void enter(Workspace& workspace, protocol::Launch& launch, [[maybe_unused]] void* stream) {
+  launch.number = workspace.launches++;
+#if MNNVL_AR_CUDA
+  note_capture(workspace, static_cast<cudaStream_t>(stream));
+#endif
+}
+
 }  // namespace
 
 void Turn::set_edges(protocol::Launch& launch, uint32_t sharing) const {
@@ -154,10 +162,11 @@ void Turn::set_edges(protocol::Launch& launch, uint32_t sharing) const {
 Room Turn::announce(protocol::Params& params) {
   const uint32_t sharing = sharing_of(*workspace_);
   set_edges(params.launch, sharing);
-  params.launch.number = workspace_->launches++;
+  void* stream = nullptr;
 #if MNNVL_AR_CUDA
-  if (agreement_.device >= 0) note_capture(*workspace_, static_cast<cudaStream_t>(stream_for(*workspace_, handle_)));
+  if (agreement_.device >= 0) stream = stream_for(*workspace_, handle_);
 #endif
+  enter(*workspace_, params.launch, stream);
   return {sharing, workspace_->settings.processors, cut_.choice.shape.max_ctas};
 }
 
@@ -165,8 +174,7 @@ Room Turn::announce(protocol::Params& params) {
 namespace {
 
 void launch_on(void* stream, Workspace& workspace, CUfunction function, void* call, protocol::Params& params) {
-  params.launch.number = workspace.launches++;
-  note_capture(workspace, static_cast<cudaStream_t>(stream));
+  enter(workspace, params.launch, stream);
   const CUresult result = launch::launch(function, params.launch, call, static_cast<CUstream>(stream));
   STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
 }
