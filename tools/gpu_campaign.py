@@ -77,7 +77,9 @@ def jobs(here: int) -> Iterator[Job]:
         yield _tests(1, ", controls", "controls", 300)
         yield _tests(1, ", twin", "test_gpu_twin", 400)
         yield _tool("the twin's times", 1, 120, "tools.twin_time")
-        yield _tests(1, ", others", f"not (controls or test_gpu_twin or {' or '.join(virtual)})", 300)
+        yield _tests(1, ", software multicast", "test_software_multicast", 400)
+        apart = ("controls", "test_gpu_twin", "test_software_multicast", *virtual)
+        yield _tests(1, ", others", f"not ({' or '.join(apart)})", 300)
 
     for n in sizes:
         options = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"

@@ -282,7 +282,7 @@ def check_two_streams(rank: Any, workspace: Any, first: Any, second: Any) -> Non
     rank.synchronize()
     aside.synchronize()
     wrong = first.wrong() + second.wrong()
-    assert not wrong, "\n".join(wrong)
+    assert not wrong, "\n".join([*wrong, str(said(workspace))])
     rank.barrier()
     workspace.close()
 
