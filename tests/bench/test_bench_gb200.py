@@ -1,21 +1,339 @@
-"""bench/gb200: every job compiles the peers first, and measures over unicast and multicast."""
+"""bench/gb200, rehearsed on host ranks: the committed files are run as Slurm and Kubernetes run them, and turn red when
+a rank dies, a bit is wrong, or a node is missing. `slurm/` holds stand-ins for sbatch, srun, scontrol and nvidia-smi,
+`harm/` what harms a rank."""
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from bench import options
+from bench.gb200 import machine, parts, place, record, watch
+from bench.launch import WRONG, free_port
+
+HERE = Path(__file__).parent
+HOST = ("--device", "cpu")
+LIMIT = 280
 
 
-@pytest.mark.parametrize("name", ["two_nodes.sbatch", "nvl72.sbatch", "two_nodes.yaml"])
-def test_a_job_warms_the_peers_and_runs_both_ways(root: Path, name: str):
-    text = (root / "bench" / "gb200" / name).read_text().replace("$((SLURM_NNODES * 4))", "8").replace("$TPS", "2,4,8")
-    words = re.findall(r"^ *(?:torchrun bench/run\.py|bench \d+) (--.*)$", text, re.MULTILINE)
-    warm, unicast, multicast = [options.parser().parse_args(shlex.split(line)) for line in words]
-    assert warm.warm_peers
-    assert warm.multicast
-    assert (unicast.multicast, multicast.multicast) == (False, True)
-    assert unicast.json.stem == multicast.json.stem + "-unicast"
-    assert unicast.tp == multicast.tp == [2, 4, 8]
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(HERE / "slurm"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI_"))}
+    return {**clean, "PATH": path, **more}
+
+
+class Run:
+    """How a rehearsal went. found: the record it left; None if it left none."""
+
+    def __init__(self, status: int, text: str, file: Path) -> None:
+        self.status, self.text = status, text
+        self.found: dict[str, Any] | None = record.read(file) if file.exists() else None
+
+    def parts(self) -> dict[str, str]:
+        assert self.found is not None, self.text
+        return {part["name"]: part["status"] for part in self.found["parts"]}
+
+
+def slurm(root: Path, out: Path, name: str, nodes: int, ranks: int, *more: str, **variables: str) -> Run:
+    """`sbatch bench/gb200/NAME`, on `nodes` nodes of `ranks` ranks each."""
+    command = ["sbatch", f"--nodes={nodes}", f"bench/gb200/{name}", *HOST, "--ranks-per-node", str(ranks)]
+    command += ["--out", str(out), "--port", str(free_port()), *more]
+    done = subprocess.run(
+        command, cwd=root, env=environment(**variables), capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    return Run(done.returncode, done.stdout + done.stderr, out / "results.json")
+
+
+def harmed(harm: str, rank: int, part: str) -> dict[str, str]:
+    return {"PYTHONPATH": str(HERE / "harm"), "HARM": harm, "HARM_RANK": str(rank), "HARM_PART": part}
+
+
+def is_whole(run: Run, world: int, by: str) -> None:
+    assert run.status == 0, run.text
+    assert run.found is not None
+    assert (run.found["status"], run.found["trouble"], run.found["world"]) == (0, None, world)
+    assert run.found["place"] == by
+    ran = {name for name, status in run.parts().items() if status == "done"}
+    assert ran == {"check", "bits", "quantised", "tune", "unicast"}
+    assert {name for name, status in run.parts().items() if status == "not run"} == {"multicast", "warm", "peers"}
+    assert run.found["doctor"]["self_test"]["ranks"] == world
+    assert run.found["doctor"]["problems"] == []
+    rows = run.found["rows"]
+    assert all(row["ok"] for row in rows)
+    assert {row["tp"] for row in rows} == {world}
+    assert {row["part"] for row in rows} == {"bits", "quantised", "unicast"}
+    timed = [row for row in rows if row["part"] == "unicast"]
+    assert {row["variant"] for row in timed} == {"mnnvl_ar", "mnnvl_ar/one_shot", "mnnvl_ar/two_shot", "gloo"}
+    assert {row["context"] for row in timed} == {"chain", "gemm"}
+    assert list(run.found["table"]["tp"]) == [str(world)]
+    asked = next(part["arguments"] for part in run.found["parts"] if part["name"] == "unicast")
+    assert asked[0] == "bench/run.py"
+
+
+def test_two_nodes_of_two_by_slurm(root: Path, tmp_path: Path):
+    run = slurm(root, tmp_path / "out", "two_nodes.sbatch", 2, 2, "--tp", "4")
+    is_whole(run, 4, "Slurm")
+    assert run.found is not None
+    assert [node["fabric"][0]["State"] for node in run.found["nodes"].values()] == ["Completed"] * 2
+    logs = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out" / "logs").rglob("*.log")}
+    assert {f"logs/unicast/rank{rank}.log" for rank in range(4)} <= logs
+    assert (tmp_path / "out" / "tables" / "host.json").exists()  # what `unicast` went by
+
+
+def test_three_nodes_of_the_racks_file_by_slurm(root: Path, tmp_path: Path):
+    is_whole(slurm(root, tmp_path / "out", "nvl72.sbatch", 3, 1, "--tp", "3"), 3, "Slurm")
+
+
+def manifest(root: Path) -> dict[str, Any]:
+    """The documents of two_nodes.yaml by kind."""
+    text = (root / "bench" / "gb200" / "two_nodes.yaml").read_text()
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def pods(root: Path, out: Path, *, without: int | None = None, **variables: str) -> tuple[list[int], str]:
+    """The job's pods as its controller starts them, but for the image, and the name of the first pod, which no DNS
+    here knows. Exit statuses, and what the first pod has printed."""
+    job = manifest(root)["Job"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    own = {each["name"]: each["value"] for each in container["env"]}
+    extra = shlex.join([*HOST, "--port", str(free_port()), "--tp", "2"])
+    own |= {"HEAD": "127.0.0.1", "BENCH_ARGS": f"{extra} {variables.pop('more', '')}"}
+    started = []
+    for index in range(job["completions"]):
+        if index == without:
+            continue
+        # No disk is shared: each pod has its own /tmp.
+        words = [word.replace("/tmp/gb200", str(out / f"pod{index}")) for word in container["command"]]
+        told = environment(**own, **variables, JOB_COMPLETION_INDEX=str(index))
+        pod = subprocess.Popen(words, cwd=root, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(pod)
+    texts = [pod.communicate(timeout=LIMIT)[0] for pod in started]
+    return [pod.returncode for pod in started], texts[0]
+
+
+def test_two_pods_by_kubernetes(root: Path, tmp_path: Path):
+    statuses, text = pods(root, tmp_path)
+    assert statuses == [0, 0], text
+    (tmp_path / "gb200.log").write_text(text)  # as `kubectl logs` gives it
+    is_whole(Run(0, text, tmp_path / "gb200.log"), 2, "Kubernetes")
+    assert (tmp_path / "pod1" / "tables" / "host.json").exists()  # it came to the other pod, too
+
+
+def test_the_manifests_names_and_numbers_go_together(root: Path):
+    found = manifest(root)
+    job, spec = found["Job"], found["Job"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    told = {each["name"]: each["value"] for each in container["env"]}
+    service = found["Service"]["metadata"]["name"]
+    assert told["HEAD"] == f"{job['metadata']['name']}-0.{service}"
+    assert pod["subdomain"] == service
+    assert found["Service"]["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    nodes = found["ComputeDomain"]["spec"]["numNodes"]
+    assert (spec["completions"], spec["parallelism"], int(told["NODES"])) == (nodes, nodes, nodes)
+    assert (spec["completionMode"], spec["backoffLimit"], pod["restartPolicy"]) == ("Indexed", 0, "Never")
+    claim = found["ComputeDomain"]["spec"]["channel"]["resourceClaimTemplate"]["name"]
+    assert [each["resourceClaimTemplateName"] for each in pod["resourceClaims"]] == [claim]
+    assert f"--gpus-per-node {container['resources']['limits']['nvidia.com/gpu']}" in container["command"][-1]
+
+
+# ---- what must turn it red
+
+
+@pytest.mark.parametrize(
+    ("harm", "how"),
+    [("kill", "was killed by SIGKILL"), ("raise", "ended with status 1: RuntimeError: harm as ordered")],
+)
+def test_a_rank_that_dies_is_named_and_ends_it_all(root: Path, tmp_path: Path, harm: str, how: str):
+    only = ("--tp", "3", "--parts", "bits,unicast")
+    run = slurm(root, tmp_path, "two_nodes.sbatch", 3, 1, *only, **harmed(harm, 1, "bits"))
+    assert run.status == 1, run.text
+    assert run.found is not None
+    assert run.found["trouble"] == f"bits: rank 1 on node 1 {how}"
+    assert f"FAILED: bits: rank 1 on node 1 {how}" in run.text
+    assert run.parts() == {"bits": "failed"}  # and nothing after it
+    assert {row["dtype"] for row in run.found["rows"]} == {"bfloat16"}  # its first cell was kept
+    assert [failure["rank"] for failure in run.found["parts"][0]["failures"]].count(1) == 1
+
+
+def test_a_wrong_bit_of_one_rank_turns_it_red(root: Path, tmp_path: Path):
+    only = ("--tp", "2", "--parts", "bits,unicast")
+    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, *only, **harmed("bit", 1, "bits"))
+    assert run.status == WRONG, run.text
+    assert "A RESULT OF OURS IS WRONG" in run.text
+    assert run.parts() == {"bits": "wrong", "unicast": "done"}
+    assert run.found is not None
+    wrong = [row for row in run.found["rows"] if not row["ok"]]
+    assert {row["part"] for row in wrong} == {"bits"}
+    assert {row["error"] for row in wrong} == {"rank 1: out: other bits than the reference"}
+
+
+def test_a_node_that_does_not_come_is_named(root: Path, tmp_path: Path):
+    run = slurm(root, tmp_path, "two_nodes.sbatch", 3, 1, "--patience", "12", REHEARSAL_LOST_TASK="1")
+    assert run.status == 1, run.text
+    assert run.found is not None
+    assert run.found["trouble"] == "node 1 of 3 did not come in 12 s"
+    assert run.found["parts"] == []
+
+
+def test_a_node_of_another_domain_is_named(root: Path, tmp_path: Path):
+    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, REHEARSAL_CLIQUE="1 7")
+    assert run.status == 1, run.text
+    assert "node 1" in run.text
+    assert "fabric CliqueId 7, on node 0 32766: another NVLink domain" in run.text
+
+
+def test_a_node_that_is_killed_leaves_a_record(root: Path, tmp_path: Path):
+    """srun ends the others by SIGTERM then."""
+    kill = {"REHEARSAL_KILL_TASK": "1", "REHEARSAL_KILL_AFTER": "12"}
+    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, "--tp", "2", **kill)
+    assert run.status != 0, run.text
+    assert run.found is not None
+    assert run.found["status"] == 1
+    assert run.found["trouble"]
+
+
+def test_a_pod_that_is_missing_is_named(root: Path, tmp_path: Path):
+    statuses, text = pods(root, tmp_path, without=1, more="--patience 5")
+    assert statuses == [1], text
+    assert "FAILED: node 1 of 2 did not come in 5 s" in text
+
+
+def test_without_a_gpu_it_does_not_pass_for_a_measurement(root: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "bench.gb200", "--out", str(tmp_path), "--port", str(free_port())]
+    told = environment(CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(command, cwd=root, env=told, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "has no GPU (--device cpu is a rehearsal)" in done.stdout
+
+
+# ---- parts of it
+
+
+def test_on_a_rack_everything_runs_and_every_command_line_makes_sense():
+    planned = parts.plan(72, tps=parts.TPS, on_gpu=True, multicast=True, only=[])
+    assert [part.name for part in planned] == list(parts.ORDER)
+    by_name = {}
+    for part in planned:
+        if part.arguments[0] == parts.RUN:
+            args = by_name[part.name] = options.parser().parse_args(part.arguments[1:])
+            assert args.tp == [4, 8, 16, 36, 72]
+            assert args.multicast == (part.name != "unicast")
+    assert set(by_name) == set(parts.ORDER) - {"check", "tune"}
+    for name in ("multicast", "unicast"):
+        assert set(by_name[name].strategy) == {"auto", "one_shot", "two_shot"}
+        assert by_name[name].context == ["chain", "gemm"]
+    assert by_name["warm"].warm_peers
+    assert [part.name for part in planned if part.tuned] == ["multicast", "unicast", "peers"]
+    assert sum(part.limit for part in planned) <= 110 * 60 + parts.SPARE  # nvl72.sbatch
+
+
+def test_fewer_gpus_leave_out_what_does_not_fit():
+    planned = parts.plan(8, tps=parts.TPS, on_gpu=True, multicast=False, only=[])
+    assert [part.name for part in planned] == [name for name in parts.ORDER if name != "multicast"]
+    assert all("--multicast" not in part.arguments for part in planned)
+    assert {options.parser().parse_args(part.arguments[1:]).tp[-1] for part in planned[1:3]} == {8}
+
+
+@pytest.mark.parametrize(("name", "nodes", "multicast"), [("two_nodes", 2, False), ("nvl72", 18, True)])
+def test_a_jobs_time_is_longer_than_the_benchs(root: Path, name: str, nodes: int, multicast: bool):
+    text = (root / "bench" / "gb200" / f"{name}.sbatch").read_text()
+    hours, minutes, _ = re.search(r"--time=(\d+):(\d+):(\d+)", text).groups()  # type: ignore[union-attr]
+    own = int(re.search(r"--minutes (\d+)", text)[1])  # type: ignore[index]
+    assert own + 5 <= 60 * int(hours) + int(minutes)
+    assert f"#SBATCH --nodes={nodes}\n" in text
+    assert ("--multicast" in text.split("exec srun")[1]) == multicast
+
+
+def find(variables: dict[str, str], **told: Any) -> place.Place:
+    return place.find(variables, **{"node": None, "nodes": None, "head": "a", "port": 1, **told})
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_PROCID": "2", "SLURM_NTASKS": "5", "SLURM_NNODES": "5"},
+        {"JOB_COMPLETION_INDEX": "2", "NODES": "5"},
+        {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "5"},
+        {"PMI_RANK": "2", "PMI_SIZE": "5"},
+    ],
+)
+def test_the_place_is_what_the_starter_says(variables: dict[str, str]):
+    found = find(variables)
+    assert (found.node, found.nodes) == (2, 5)
+    assert find(variables, node=0, nodes=2).nodes == 2  # options go first
+    for name in variables:
+        with pytest.raises(ValueError, match=r"counted from 0|are '|tasks on"):
+            find({**variables, name: "7" if "NODES" in name or "NNODES" in name else "9x"} | _too_many(name))
+
+
+def _too_many(name: str) -> dict[str, str]:
+    return {"JOB_COMPLETION_INDEX": "7"} if name == "NODES" else {}
+
+
+def test_a_place_that_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="one task a node"):
+        find({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"})
+    with pytest.raises(ValueError, match="go together"):
+        find({}, node=1)
+    with pytest.raises(ValueError, match="--head is missing"):
+        find({}, node=1, nodes=2, head=None)
+    assert find({}, head=None).nodes == 1
+
+
+def node(**more: Any) -> dict[str, Any]:
+    alike = {"nodes": 2, "options": [], "sources": "s", "library": "l", "torch": "2", "multicast_refusal": ""}
+    gpu = {"State": "Completed", "Status": "Success", "CliqueId": "1", "ClusterUUID": "u"}
+    return {"host": "h", "gpus": 4, "fabric": [gpu, gpu], **alike, **more}
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ({"gpus": 3}, "node 1 (h) has 3 GPUs, wanted 4"),
+        ({"library": "other"}, "node 1 (h): mnnvl_ar/_C.so: 'other'; on node 0 'l'"),
+        ({"nodes": 3}, "node 1 (h): how many nodes there are: 3; on node 0 2"),
+        ({"fabric": [{**node()["fabric"][0], "State": "In Progress"}]}, "fabric State is In Progress"),
+        ({"fabric": [{**node()["fabric"][0], "ClusterUUID": "v"}]}, "another NVLink domain"),
+    ],
+)
+def test_nodes_that_are_not_alike_are_told(second: dict[str, Any], told: str):
+    assert machine.problems({0: node(), 1: node()}, 4) == []
+    (line,) = machine.problems({0: node(), 1: node(**second)}, 4)
+    assert told in line
+    assert len(machine.problems({0: node(), 1: node()}, 8)) == 2
+
+
+def test_the_rank_at_fault_goes_before_those_that_lost_it():
+    def failure(rank: int, how: str, tail: str, when: float) -> dict[str, Any]:
+        return {"what": f"rank {rank}", "rank": rank, "node": 0, "how": how, "tail": tail, "time": when}
+
+    lost = failure(0, "ended with status 1", "RuntimeError: Connection closed by peer", 1.0)
+    raised = failure(2, "ended with status 1", "ValueError: own", 2.0)
+    killed = failure(3, "was killed by SIGKILL", "", 3.0)
+    assert watch.blame([lost, raised], []) == "rank 2 on node 0 ended with status 1: ValueError: own"
+    assert watch.blame([lost, raised, killed], []) == "rank 3 on node 0 was killed by SIGKILL"
+    assert watch.blame([lost], []).startswith("rank 0")
+    states = [{"rank": rank, "at": "rounds", "process": "stopped" if rank == 5 else ""} for rank in range(8)]
+    late = {"what": "the part", "rank": None, "node": 0, "how": "made no progress in 9 s", "tail": "", "time": 0.0}
+    assert watch.blame([late], states) == (
+        "the part made no progress in 9 s; rank 5 at: rounds (process stopped); ranks 0, 1, 2, 3, 4, 6 and 7 at: rounds"
+    )
+
+
+def test_a_record_is_found_in_a_log_and_nothing_else_passes_for_one(tmp_path: Path):
+    file = tmp_path / "a"
+    text = json.dumps({"made_by": record.MADE_BY, "rows": []})
+    file.write_text(f"noise\n{record.BEGIN}\n{text}\n{record.END}\nmore\n")
+    assert record.read(file)["rows"] == []
+    for bad in (f"{record.BEGIN}\n{text}\n", "noise", "{}", "[]"):
+        file.write_text(bad)
+        with pytest.raises(ValueError, match=str(file)):
+            record.read(file)
