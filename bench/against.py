@@ -43,7 +43,7 @@ class Measured(expected.Case):
                 return math.nan  # below the smallest
             if late > 0 and before is not None:
                 start, early = before
-                return (start + (tokens - start) * -early / (late - early)) * row
+                return float(start + (tokens - start) * -early / (late - early)) * row
             before = tokens, late
         return math.nan
 

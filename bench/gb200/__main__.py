@@ -86,15 +86,22 @@ def main() -> int:
         return node.lead() if here.leads else node.follow()
     except (Gone, Stopped) as error:
         why = str(error)
-    node.finish(1, why)
-    return 1
+    _deafen()
+    return node.finish(1, why)
 
 
 def _stop(*_: object) -> None:
     raise Stopped("ended by SIGTERM")
 
 
+def _deafen() -> None:
+    """From here on SIGTERM only spoils the exit status: srun sends it once the first of all nodes has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class Node:
+    """What one node does. record: on the first one, once all nodes have come."""
+
     def __init__(self, args: argparse.Namespace, here: Place) -> None:
         self.args, self.place = args, here
         self.began = time.monotonic()
@@ -117,6 +124,7 @@ class Node:
         except (Gone, Stopped) as error:
             self.finish(1, str(error))
         finally:
+            _deafen()
             crew.tell("over", status)
             crew.tell("bye/0", True)
             crew.gather("bye", time.monotonic(), time.monotonic() + LAST_WORDS)
@@ -224,6 +232,7 @@ class Node:
         while True:
             plan, over = crew.wait_any(f"plan/{number}", "over")
             if plan is None:
+                _deafen()
                 crew.tell(f"bye/{self.place.node}", True)
                 if over:
                     self.say("FAILED: the first node says why" if over != WRONG else "a result of ours is wrong")

@@ -37,7 +37,7 @@ class Ranks:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
         for local, rank in enumerate(self.numbers):
-            about = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world}
+            about: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world}
             about |= {"MASTER_ADDR": meeting[0], "MASTER_PORT": meeting[1], "PYTHONUNBUFFERED": 1}
             told = {**inherited, **environment, **{name: str(value) for name, value in about.items()}}
             told[progress.VARIABLE] = str(self._stage_file(rank))

@@ -103,10 +103,9 @@ def _outcome(crew: Crew, key: str, began: float) -> Outcome:
     failures = crew.listed(f"{key}/failures")
     outcome = Outcome(wrong=any(note["wrong"] for note in notes.values()), failures=failures)
     outcome.states = sorted((state for note in notes.values() for state in note["states"]), key=lambda s: s["rank"])
-    if failures:
-        outcome.trouble = blame(failures, outcome.states)
-    elif missing:
-        outcome.trouble = f"{nodes_named(missing)} went silent"
+    troubles = [f"{nodes_named(missing)} went silent"] if missing else []
+    troubles += [blame(failures, outcome.states)] if failures else []
+    outcome.trouble = "; ".join(troubles) or None
     return outcome
 
 

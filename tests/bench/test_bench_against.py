@@ -14,11 +14,11 @@ TOKENS = (1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024)
 Row = dict[str, Any]
 
 
-def row(strategy: str, tp: int, tokens: int, us: float, transport: str = "multicast", **more: Any) -> Row:
+def row(strategy: str, tp: int, tokens: int, us: float, transport: str = "multicast") -> Row:
     own = {"variant": f"mnnvl_ar/{strategy}", "strategy": strategy, "pdl": "auto", "transport": transport}
     cell = {"op": "fused", "tp": tp, "tokens": tokens, "hidden": 7168, "dtype": "bfloat16", "mode": "graph"}
     cell |= {"l2": "warm", "context": "chain", "skew_us": 0.0}
-    return {"part": transport, **cell, **own, "p50_us": us, "p99_us": us, "floor_us": 1.0, "ok": True, **more}
+    return {"part": transport, **cell, **own, "p50_us": us, "p99_us": us, "floor_us": 1.0, "ok": True}
 
 
 def rows(case: expected.Case = expected.LIKELY) -> list[Row]:
@@ -29,8 +29,7 @@ def rows(case: expected.Case = expected.LIKELY) -> list[Row]:
             for strategy in against.STRATEGIES:
                 us = getattr(case, f"{strategy}_us")(tokens, tp)
                 found += [row(strategy, tp, tokens, us), row(strategy, tp, tokens, us - 0.2, "unicast")]
-            best = {"variant": "nccl", "strategy": None}
-            found.append(row("nccl", tp, tokens, 20.0 + tokens, **best))
+            found.append({**row("", tp, tokens, 20.0 + tokens), "variant": "nccl"})
     return found
 
 
@@ -49,8 +48,9 @@ def told(measured: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def line(text: str, beginning: str) -> str:
-    (found,) = [line for line in text.splitlines() if line.split()[:3] == beginning.split()]
-    return found
+    found = [line for line in text.splitlines() if line.split()[:3] == beginning.split()]
+    assert len(found) == 1
+    return found[0]
 
 
 def test_a_machine_as_predicted_is_inside_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -66,10 +66,8 @@ def test_a_machine_as_predicted_is_inside_everywhere(tmp_path: Path, capsys: pyt
     assert line(text, "72 1 one-shot").endswith(f"{likely - 0.2:.2f}  nccl 21.0")
 
 
-@pytest.mark.parametrize(("case", "low"), [(expected.LOW, True), (expected.HIGH, False)])
-def test_the_ends_of_the_ranges_are_inside(
-    case: expected.Case, low: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize("case", [expected.LOW, expected.HIGH])
+def test_the_ends_of_the_ranges_are_inside(case: expected.Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     cells = [line for line in told(rows(case), tmp_path, capsys)[1].splitlines() if "-shot " in line[:20]]
     assert len(cells) == 5 * len(TOKENS) * 2
     assert all("inside" in line for line in cells)
@@ -77,18 +75,15 @@ def test_the_ends_of_the_ranges_are_inside(
 
 def test_one_cell_outside_is_told_with_what_is_wrong_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     slow = rows()
-    (cell,) = [
-        r for r in slow if (r["variant"], r["tp"], r["tokens"], r["part"]) == ("mnnvl_ar/one_shot", 8, 1, "multicast")
-    ]
+    place = {"variant": "mnnvl_ar/one_shot", "tp": 8, "tokens": 1, "part": "multicast"}
+    (cell,) = [each for each in slow if each.items() >= place.items()]
     cell["p50_us"] = 5.0
     status, text = told(slow, tmp_path, capsys)
     assert status == 0  # a finding, not an error
     assert "5.00  OUTSIDE, ABOVE" in line(text, "8 1 one-shot")
     outside = [line for line in text.splitlines() if "OUTSIDE" in line]
     assert len(outside) == 3
-    assert (
-        "one-shot at T=1, TP8, us: 5 (3.05, 2.45 to 4.1)" in outside[1] or "one-shot at T=1, TP8, us: 5" in outside[1]
-    )
+    assert "one-shot at T=1, TP8, us: 5 (" in outside[1]
     assert outside[1].endswith("; then wrong is: gap, send, tail or the multicast's hop")
     assert "OUTSIDE, BELOW" in outside[2]  # two-shot less one-shot
     refuted = [line for line in text.splitlines() if "REFUTED" in line]
@@ -115,7 +110,7 @@ def test_only_what_is_predicted_is_compared():
     others = {"mode": "eager", "context": "gemm", "dtype": "float16", "hidden": 2880, "op": "plain", "ok": False}
     others |= {"skew_us": 2.0, "l2": "cold", "strategy": "auto", "pdl": "off", "variant": "nccl"}
     for name, value in others.items():
-        assert not against.is_predicted(row("one_shot", 8, 1, 3.0, **{name: value})), name
+        assert not against.is_predicted({**row("one_shot", 8, 1, 3.0), name: value}), name
 
 
 def test_a_wrong_bit_and_a_run_cut_short_are_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

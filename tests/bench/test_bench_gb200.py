@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,26 +57,24 @@ def harmed(harm: str, rank: int, part: str) -> dict[str, str]:
     return {"PYTHONPATH": str(HERE / "harm"), "HARM": harm, "HARM_RANK": str(rank), "HARM_PART": part}
 
 
-def is_whole(run: Run, world: int, by: str) -> None:
+def is_whole(run: Run, world: int, by: str, ran: str = "check,bits,quantised,tune,unicast") -> None:
+    """ran: the parts that the run was to have, and has had."""
     assert run.status == 0, run.text
     assert run.found is not None
     assert (run.found["status"], run.found["trouble"], run.found["world"]) == (0, None, world)
     assert run.found["place"] == by
-    ran = {name for name, status in run.parts().items() if status == "done"}
-    assert ran == {"check", "bits", "quantised", "tune", "unicast"}
-    assert {name for name, status in run.parts().items() if status == "not run"} == {"multicast", "warm", "peers"}
+    assert {name for name, status in run.parts().items() if status == "done"} == set(ran.split(","))
     assert run.found["doctor"]["self_test"]["ranks"] == world
     assert run.found["doctor"]["problems"] == []
     rows = run.found["rows"]
     assert all(row["ok"] for row in rows)
     assert {row["tp"] for row in rows} == {world}
-    assert {row["part"] for row in rows} == {"bits", "quantised", "unicast"}
+    assert {row["part"] for row in rows} == {"bits", "quantised", "unicast"} & set(ran.split(","))
     timed = [row for row in rows if row["part"] == "unicast"]
+    if not timed:
+        return
     assert {row["variant"] for row in timed} == {"mnnvl_ar", "mnnvl_ar/one_shot", "mnnvl_ar/two_shot", "gloo"}
     assert {row["context"] for row in timed} == {"chain", "gemm"}
-    assert list(run.found["table"]["tp"]) == [str(world)]
-    asked = next(part["arguments"] for part in run.found["parts"] if part["name"] == "unicast")
-    assert asked[0] == "bench/run.py"
 
 
 def test_two_nodes_of_two_by_slurm(root: Path, tmp_path: Path):
@@ -82,13 +82,16 @@ def test_two_nodes_of_two_by_slurm(root: Path, tmp_path: Path):
     is_whole(run, 4, "Slurm")
     assert run.found is not None
     assert [node["fabric"][0]["State"] for node in run.found["nodes"].values()] == ["Completed"] * 2
+    assert list(run.found["table"]["tp"]) == ["4"]
+    assert {name for name, status in run.parts().items() if status == "not run"} == {"multicast", "warm", "peers"}
     logs = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out" / "logs").rglob("*.log")}
     assert {f"logs/unicast/rank{rank}.log" for rank in range(4)} <= logs
     assert (tmp_path / "out" / "tables" / "host.json").exists()  # what `unicast` went by
 
 
 def test_three_nodes_of_the_racks_file_by_slurm(root: Path, tmp_path: Path):
-    is_whole(slurm(root, tmp_path / "out", "nvl72.sbatch", 3, 1, "--tp", "3"), 3, "Slurm")
+    only = ("--tp", "3", "--parts", "check,unicast")
+    is_whole(slurm(root, tmp_path / "out", "nvl72.sbatch", 3, 1, *only), 3, "Slurm", "check,unicast")
 
 
 def manifest(root: Path) -> dict[str, Any]:
@@ -97,32 +100,47 @@ def manifest(root: Path) -> dict[str, Any]:
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
-def pods(root: Path, out: Path, *, without: int | None = None, **variables: str) -> tuple[list[int], str]:
+def pods(
+    root: Path, out: Path, *, without: int | None = None, kill: int | None = None, more: str = ""
+) -> tuple[list[int], str]:
     """The job's pods as its controller starts them, but for the image, and the name of the first pod, which no DNS
-    here knows. Exit statuses, and what the first pod has printed."""
+    here knows. Exit statuses, and what the first pod has printed. without: the index of a pod that does not come. kill:
+    of one that is killed with all that is in it, once it has a rank."""
     job = manifest(root)["Job"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
     own = {each["name"]: each["value"] for each in container["env"]}
     extra = shlex.join([*HOST, "--port", str(free_port()), "--tp", "2"])
-    own |= {"HEAD": "127.0.0.1", "BENCH_ARGS": f"{extra} {variables.pop('more', '')}"}
+    own |= {"HEAD": "127.0.0.1", "BENCH_ARGS": f"{extra} {more}"}
     started = []
     for index in range(job["completions"]):
         if index == without:
             continue
         # No disk is shared: each pod has its own /tmp.
         words = [word.replace("/tmp/gb200", str(out / f"pod{index}")) for word in container["command"]]
-        told = environment(**own, **variables, JOB_COMPLETION_INDEX=str(index))
+        told = environment(**own, JOB_COMPLETION_INDEX=str(index))
         pod = subprocess.Popen(words, cwd=root, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(pod)
+    if kill is not None:
+        end_pod(started[kill], out / f"pod{kill}" / "logs" / "bits" / f"rank{kill}.log")
     texts = [pod.communicate(timeout=LIMIT)[0] for pod in started]
     return [pod.returncode for pod in started], texts[0]
 
 
+def end_pod(pod: "subprocess.Popen[str]", at: Path) -> None:
+    until = time.monotonic() + LIMIT / 2
+    while not at.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1.0)  # so that it has been started
+    inside = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
+    for number in [pod.pid, *map(int, inside)]:
+        os.kill(number, signal.SIGKILL)
+
+
 def test_two_pods_by_kubernetes(root: Path, tmp_path: Path):
-    statuses, text = pods(root, tmp_path)
+    statuses, text = pods(root, tmp_path, more="--parts check,tune,unicast")
     assert statuses == [0, 0], text
     (tmp_path / "gb200.log").write_text(text)  # as `kubectl logs` gives it
-    is_whole(Run(0, text, tmp_path / "gb200.log"), 2, "Kubernetes")
+    is_whole(Run(0, text, tmp_path / "gb200.log"), 2, "Kubernetes", "check,tune,unicast")
     assert (tmp_path / "pod1" / "tables" / "host.json").exists()  # it came to the other pod, too
 
 
@@ -142,6 +160,28 @@ def test_the_manifests_names_and_numbers_go_together(root: Path):
     claim = found["ComputeDomain"]["spec"]["channel"]["resourceClaimTemplate"]["name"]
     assert [each["resourceClaimTemplateName"] for each in pod["resourceClaims"]] == [claim]
     assert f"--gpus-per-node {container['resources']['limits']['nvidia.com/gpu']}" in container["command"][-1]
+
+
+@pytest.mark.gpu(1)
+def test_one_gpu_is_a_world_of_one(root: Path, tmp_path: Path):
+    """The bench has a GPU for each rank, so nothing is sent here; graphs, dtypes and strategies are those of a rack."""
+    on_gpus(root, tmp_path, 1)
+
+
+@pytest.mark.gpu(2)
+def test_two_gpus_of_one_host(root: Path, tmp_path: Path):
+    on_gpus(root, tmp_path, 2)
+
+
+def on_gpus(root: Path, out: Path, count: int) -> None:
+    command = [sys.executable, "-m", "bench.gb200", "--parts", "check,bits,quantised", "--tp", str(count)]
+    command += ["--gpus-per-node", str(count), "--out", str(out), "--port", str(free_port())]
+    told = environment(CUDA_VISIBLE_DEVICES=",".join(map(str, range(count))))
+    done = subprocess.run(command, cwd=root, env=told, capture_output=True, text=True, timeout=LIMIT, check=False)
+    run = Run(done.returncode, done.stdout + done.stderr, out / "results.json")
+    is_whole(run, count, "nobody, so alone", "check,bits,quantised")
+    assert run.found is not None
+    assert {row["mode"] for row in run.found["rows"]} == {"graph", "eager"}
 
 
 # ---- what must turn it red
@@ -192,12 +232,20 @@ def test_a_node_of_another_domain_is_named(root: Path, tmp_path: Path):
 
 def test_a_node_that_is_killed_leaves_a_record(root: Path, tmp_path: Path):
     """srun ends the others by SIGTERM then."""
-    kill = {"REHEARSAL_KILL_TASK": "1", "REHEARSAL_KILL_AFTER": "12"}
-    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, "--tp", "2", **kill)
+    kill = {"REHEARSAL_KILL_TASK": "1", "REHEARSAL_KILL_AT": str(tmp_path / "logs" / "bits" / "rank1.log")}
+    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, "--tp", "2", "--parts", "bits,unicast", **kill)
     assert run.status != 0, run.text
+    assert run.parts() == {"bits": "failed"}
     assert run.found is not None
-    assert run.found["status"] == 1
-    assert run.found["trouble"]
+    assert (run.found["status"], run.found["trouble"]) == (1, "bits: ended by SIGTERM")
+
+
+def test_a_pod_that_is_killed_is_named(root: Path, tmp_path: Path):
+    statuses, text = pods(root, tmp_path, kill=1, more="--parts bits,unicast")
+    assert statuses == [1, -9], text
+    assert "FAILED: bits: node 1 went silent" in text
+    (tmp_path / "gb200.log").write_text(text)
+    assert Run(1, text, tmp_path / "gb200.log").parts() == {"bits": "failed"}
 
 
 def test_a_pod_that_is_missing_is_named(root: Path, tmp_path: Path):
