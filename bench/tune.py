@@ -27,7 +27,7 @@ from bench import launch, options
 from bench.cells import HIDDEN, TOKENS, TPS, Cell
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ints = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
     parser.add_argument("--tp", type=ints)
@@ -43,7 +43,11 @@ def main() -> int:
     for ignored in ("--scratch", "--without"):
         parser.add_argument(ignored, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = parser().parse_args()
     options.settle_multicast(allow=args.multicast)
     if "RANK" not in os.environ:
         processes = args.processes or _gpus()

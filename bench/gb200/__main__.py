@@ -31,7 +31,7 @@ from bench.launch import WRONG, free_port
 from mnnvl_ar.doctor import show
 
 LEAST = 30.0  # seconds that a part is worth starting for, beside parts.SPARE
-LAST_WORDS = 15.0  # seconds that the first node waits for the others to have read how it ended
+LAST_WORDS = 10.0  # seconds that the first node waits for the others to have read how it ended
 
 
 class Stopped(Exception):

@@ -19,7 +19,7 @@ from mnnvl_ar.doctor.selftest import ranks as named
 GRACE = 5.0  # seconds that the other ranks get once one has failed: they may say more
 BEAT = 1.0
 # What the last words of ranks are that only lost another one.
-CONSEQUENCES = ("Connection", "connection", "gloo", "NCCL", "Broken pipe", "Socket", "broken by rank")
+CONSEQUENCES = ("Connection", "connection", "gloo", "NCCL", "Broken pipe", "Socket", "has died")
 
 
 @dataclass
@@ -98,7 +98,7 @@ def failure(crew: Crew, what: str, how: str, tail: str = "", rank: int | None = 
 
 
 def _outcome(crew: Crew, key: str, began: float) -> Outcome:
-    until = time.monotonic() + 2 * GRACE + 5
+    until = time.monotonic() + 2 * GRACE
     notes, missing = crew.gather(f"{key}/ended", began, until)
     failures = crew.listed(f"{key}/failures")
     outcome = Outcome(wrong=any(note["wrong"] for note in notes.values()), failures=failures)

@@ -1,12 +1,8 @@
-"""bench/gb200, rehearsed on host ranks: the committed files are run as Slurm and Kubernetes run them, and turn red when
-a rank dies, a bit is wrong, or a node is missing. `slurm/` holds stand-ins for sbatch, srun, scontrol and nvidia-smi,
-`harm/` what harms a rank."""
+"""bench/gb200: the committed files are run as Slurm and Kubernetes run them, on host ranks, and bring home a whole
+record. What must turn them red is in test_bench_gb200_red.py."""
 
 import json
-import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -14,47 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from rehearsal import LIMIT, Run, environment, manifest, pods, slurm
 
-from bench import options
-from bench.gb200 import machine, parts, place, record, watch
-from bench.launch import WRONG, free_port
-
-HERE = Path(__file__).parent
-HOST = ("--device", "cpu")
-LIMIT = 280
-
-
-def environment(**more: str) -> dict[str, str]:
-    path = os.pathsep.join([str(HERE / "slurm"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI_"))}
-    return {**clean, "PATH": path, **more}
-
-
-class Run:
-    """How a rehearsal went. found: the record it left; None if it left none."""
-
-    def __init__(self, status: int, text: str, file: Path) -> None:
-        self.status, self.text = status, text
-        self.found: dict[str, Any] | None = record.read(file) if file.exists() else None
-
-    def parts(self) -> dict[str, str]:
-        assert self.found is not None, self.text
-        return {part["name"]: part["status"] for part in self.found["parts"]}
-
-
-def slurm(root: Path, out: Path, name: str, nodes: int, ranks: int, *more: str, **variables: str) -> Run:
-    """`sbatch bench/gb200/NAME`, on `nodes` nodes of `ranks` ranks each."""
-    command = ["sbatch", f"--nodes={nodes}", f"bench/gb200/{name}", *HOST, "--ranks-per-node", str(ranks)]
-    command += ["--out", str(out), "--port", str(free_port()), *more]
-    done = subprocess.run(
-        command, cwd=root, env=environment(**variables), capture_output=True, text=True, timeout=LIMIT, check=False
-    )
-    return Run(done.returncode, done.stdout + done.stderr, out / "results.json")
-
-
-def harmed(harm: str, rank: int, part: str) -> dict[str, str]:
-    return {"PYTHONPATH": str(HERE / "harm"), "HARM": harm, "HARM_RANK": str(rank), "HARM_PART": part}
+from bench import options, tune
+from bench.gb200 import crew, machine, parts, place, record, watch
+from bench.launch import free_port
 
 
 def is_whole(run: Run, world: int, by: str, ran: str = "check,bits,quantised,tune,unicast") -> None:
@@ -92,48 +52,6 @@ def test_two_nodes_of_two_by_slurm(root: Path, tmp_path: Path):
 def test_three_nodes_of_the_racks_file_by_slurm(root: Path, tmp_path: Path):
     only = ("--tp", "3", "--parts", "check,unicast")
     is_whole(slurm(root, tmp_path / "out", "nvl72.sbatch", 3, 1, *only), 3, "Slurm", "check,unicast")
-
-
-def manifest(root: Path) -> dict[str, Any]:
-    """The documents of two_nodes.yaml by kind."""
-    text = (root / "bench" / "gb200" / "two_nodes.yaml").read_text()
-    return {document["kind"]: document for document in yaml.safe_load_all(text)}
-
-
-def pods(
-    root: Path, out: Path, *, without: int | None = None, kill: int | None = None, more: str = ""
-) -> tuple[list[int], str]:
-    """The job's pods as its controller starts them, but for the image, and the name of the first pod, which no DNS
-    here knows. Exit statuses, and what the first pod has printed. without: the index of a pod that does not come. kill:
-    of one that is killed with all that is in it, once it has a rank."""
-    job = manifest(root)["Job"]["spec"]
-    (container,) = job["template"]["spec"]["containers"]
-    own = {each["name"]: each["value"] for each in container["env"]}
-    extra = shlex.join([*HOST, "--port", str(free_port()), "--tp", "2"])
-    own |= {"HEAD": "127.0.0.1", "BENCH_ARGS": f"{extra} {more}"}
-    started = []
-    for index in range(job["completions"]):
-        if index == without:
-            continue
-        # No disk is shared: each pod has its own /tmp.
-        words = [word.replace("/tmp/gb200", str(out / f"pod{index}")) for word in container["command"]]
-        told = environment(**own, JOB_COMPLETION_INDEX=str(index))
-        pod = subprocess.Popen(words, cwd=root, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        started.append(pod)
-    if kill is not None:
-        end_pod(started[kill], out / f"pod{kill}" / "logs" / "bits" / f"rank{kill}.log")
-    texts = [pod.communicate(timeout=LIMIT)[0] for pod in started]
-    return [pod.returncode for pod in started], texts[0]
-
-
-def end_pod(pod: "subprocess.Popen[str]", at: Path) -> None:
-    until = time.monotonic() + LIMIT / 2
-    while not at.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    time.sleep(1.0)  # so that it has been started
-    inside = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
-    for number in [pod.pid, *map(int, inside)]:
-        os.kill(number, signal.SIGKILL)
 
 
 def test_two_pods_by_kubernetes(root: Path, tmp_path: Path):
@@ -184,84 +102,6 @@ def on_gpus(root: Path, out: Path, count: int) -> None:
     assert {row["mode"] for row in run.found["rows"]} == {"graph", "eager"}
 
 
-# ---- what must turn it red
-
-
-@pytest.mark.parametrize(
-    ("harm", "how"),
-    [("kill", "was killed by SIGKILL"), ("raise", "ended with status 1: RuntimeError: harm as ordered")],
-)
-def test_a_rank_that_dies_is_named_and_ends_it_all(root: Path, tmp_path: Path, harm: str, how: str):
-    only = ("--tp", "3", "--parts", "bits,unicast")
-    run = slurm(root, tmp_path, "two_nodes.sbatch", 3, 1, *only, **harmed(harm, 1, "bits"))
-    assert run.status == 1, run.text
-    assert run.found is not None
-    assert run.found["trouble"] == f"bits: rank 1 on node 1 {how}"
-    assert f"FAILED: bits: rank 1 on node 1 {how}" in run.text
-    assert run.parts() == {"bits": "failed"}  # and nothing after it
-    assert {row["dtype"] for row in run.found["rows"]} == {"bfloat16"}  # its first cell was kept
-    assert [failure["rank"] for failure in run.found["parts"][0]["failures"]].count(1) == 1
-
-
-def test_a_wrong_bit_of_one_rank_turns_it_red(root: Path, tmp_path: Path):
-    only = ("--tp", "2", "--parts", "bits,unicast")
-    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, *only, **harmed("bit", 1, "bits"))
-    assert run.status == WRONG, run.text
-    assert "A RESULT OF OURS IS WRONG" in run.text
-    assert run.parts() == {"bits": "wrong", "unicast": "done"}
-    assert run.found is not None
-    wrong = [row for row in run.found["rows"] if not row["ok"]]
-    assert {row["part"] for row in wrong} == {"bits"}
-    assert {row["error"] for row in wrong} == {"rank 1: out: other bits than the reference"}
-
-
-def test_a_node_that_does_not_come_is_named(root: Path, tmp_path: Path):
-    run = slurm(root, tmp_path, "two_nodes.sbatch", 3, 1, "--patience", "12", REHEARSAL_LOST_TASK="1")
-    assert run.status == 1, run.text
-    assert run.found is not None
-    assert run.found["trouble"] == "node 1 of 3 did not come in 12 s"
-    assert run.found["parts"] == []
-
-
-def test_a_node_of_another_domain_is_named(root: Path, tmp_path: Path):
-    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, REHEARSAL_CLIQUE="1 7")
-    assert run.status == 1, run.text
-    assert "node 1" in run.text
-    assert "fabric CliqueId 7, on node 0 32766: another NVLink domain" in run.text
-
-
-def test_a_node_that_is_killed_leaves_a_record(root: Path, tmp_path: Path):
-    """srun ends the others by SIGTERM then."""
-    kill = {"REHEARSAL_KILL_TASK": "1", "REHEARSAL_KILL_AT": str(tmp_path / "logs" / "bits" / "rank1.log")}
-    run = slurm(root, tmp_path, "two_nodes.sbatch", 2, 1, "--tp", "2", "--parts", "bits,unicast", **kill)
-    assert run.status != 0, run.text
-    assert run.parts() == {"bits": "failed"}
-    assert run.found is not None
-    assert (run.found["status"], run.found["trouble"]) == (1, "bits: ended by SIGTERM")
-
-
-def test_a_pod_that_is_killed_is_named(root: Path, tmp_path: Path):
-    statuses, text = pods(root, tmp_path, kill=1, more="--parts bits,unicast")
-    assert statuses == [1, -9], text
-    assert "FAILED: bits: node 1 went silent" in text
-    (tmp_path / "gb200.log").write_text(text)
-    assert Run(1, text, tmp_path / "gb200.log").parts() == {"bits": "failed"}
-
-
-def test_a_pod_that_is_missing_is_named(root: Path, tmp_path: Path):
-    statuses, text = pods(root, tmp_path, without=1, more="--patience 5")
-    assert statuses == [1], text
-    assert "FAILED: node 1 of 2 did not come in 5 s" in text
-
-
-def test_without_a_gpu_it_does_not_pass_for_a_measurement(root: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "bench.gb200", "--out", str(tmp_path), "--port", str(free_port())]
-    told = environment(CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(command, cwd=root, env=told, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert done.returncode == 1, done.stdout
-    assert "has no GPU (--device cpu is a rehearsal)" in done.stdout
-
-
 # ---- parts of it
 
 
@@ -275,6 +115,9 @@ def test_on_a_rack_everything_runs_and_every_command_line_makes_sense():
             assert args.tp == [4, 8, 16, 36, 72]
             assert args.multicast == (part.name != "unicast")
     assert set(by_name) == set(parts.ORDER) - {"check", "tune"}
+    (tuned,) = [part for part in planned if part.arguments[0] == parts.TUNE]
+    shapes = tune.parser().parse_args(tuned.arguments[1:])
+    assert (shapes.tp, shapes.hidden, shapes.multicast) == ([4, 8, 16, 36, 72], [7168], True)
     for name in ("multicast", "unicast"):
         assert set(by_name[name].strategy) == {"auto", "one_shot", "two_shot"}
         assert by_name[name].context == ["chain", "gemm"]
@@ -385,3 +228,38 @@ def test_a_record_is_found_in_a_log_and_nothing_else_passes_for_one(tmp_path: Pa
         file.write_text(bad)
         with pytest.raises(ValueError, match=str(file)):
             record.read(file)
+
+
+def two_crews() -> list[crew.Crew]:
+    port = free_port()
+    return [crew.Crew(place.Place(node, 2, "127.0.0.1", port, "a test"), patience=10.0) for node in (0, 1)]
+
+
+def test_a_node_without_a_sign_of_life_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crew, "GONE", 0.5)
+    first, second = two_crews()
+    began = time.monotonic()
+    second.tell("came/1", "here")
+    first.tell("came/0", "too")
+    assert first.gather("came", began, began + 10) == ({0: "too", 1: "here"}, [])
+    while time.monotonic() < began + 0.8:  # as long as it beats, it is there
+        second.beat()
+        assert first.silent([0, 1], began) == []
+        time.sleep(0.1)
+    first.tell("more/0", "mine")
+    assert first.gather("more", began, began + 30) == ({0: "mine"}, [1])
+    assert time.monotonic() < began + 10
+    assert first.silent([0, 1], began) == [1]
+
+
+def test_without_the_first_node_nobody_waits():
+    first, second = two_crews()
+    second.append("list", "a")
+    assert first.listed("list") == ["a"]
+    first.tell("over", 3)
+    assert second.wait_any("plan", "over") == [None, 3]
+    del first
+    with pytest.raises(crew.Gone, match="does not answer any more"):
+        second.wait_any("never")
+    with pytest.raises(crew.Gone, match="cannot reach"):
+        crew.Crew(place.Place(1, 2, "127.0.0.1", free_port(), "a test"), patience=1.0)
