@@ -18,6 +18,7 @@ from mnnvl_ar.doctor.selftest import ranks as named
 
 GRACE = 5.0  # seconds that the other ranks get once one has failed: they may say more
 BEAT = 1.0
+SLACK = 3  # times as long as a step of the bench may take on one host
 # What the last words of ranks are that only lost another one.
 CONSEQUENCES = ("Connection", "connection", "gloo", "NCCL", "Broken pipe", "Socket", "has died")
 
@@ -87,7 +88,7 @@ def _overdue(crew: Crew, ranks: Ranks, began: float, now: float, limit: float) -
     if gone := crew.silent(range(crew.place.nodes), began):
         return f"had no sign of life from {nodes_named(gone)}"
     state = ranks.state(ranks.numbers[0])
-    if state["at"] != progress.STARTING and state["seconds"] > state["limit"]:
+    if state["at"] != progress.STARTING and state["seconds"] > SLACK * state["limit"]:
         return f"made no progress in {state['seconds']:.0f} s"
     return None
 

@@ -13,7 +13,7 @@ import pytest
 from rehearsal import LIMIT, Run, environment, manifest, pods, slurm
 
 from bench import options, tune
-from bench.gb200 import crew, machine, parts, place, record, watch
+from bench.gb200 import crew, machine, parts, place, ranks, record, watch
 from bench.launch import free_port
 
 
@@ -263,3 +263,33 @@ def test_without_the_first_node_nobody_waits():
         second.wait_any("never")
     with pytest.raises(crew.Gone, match="cannot reach"):
         crew.Crew(place.Place(1, 2, "127.0.0.1", free_port(), "a test"), patience=1.0)
+
+
+STUCK = """
+import os, signal, time
+from bench import progress
+progress.report("rounds", limit=float(os.environ["STAGE"]))
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(200)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "limit", "how"), [(1.0, 100.0, "made no progress in"), (100.0, 5.0, "was not done in 5 s")]
+)
+def test_ranks_that_stand_still_are_ended_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: float, limit: float, how: str
+):
+    monkeypatch.setattr(watch, "GRACE", 0.5)
+    began = time.monotonic()
+    alone = crew.Crew(place.Place(0, 1, "127.0.0.1", free_port(), "a test"), patience=10.0)
+    started = ranks.Ranks(["-c", STUCK], 0, 2, 2, ("127.0.0.1", 1), tmp_path, {"STAGE": str(stage)})
+    outcome = watch.run(alone, "part/0", started, limit, lambda text: None)
+    assert time.monotonic() - began < 60
+    assert outcome is not None
+    assert outcome.trouble is not None
+    assert outcome.trouble.startswith(f"the part {how}")
+    assert "rank 1 at: " in outcome.trouble
+    assert "(process stopped)" in outcome.trouble
+    assert started.running == []
