@@ -33,19 +33,22 @@ class Measured(expected.Case):
         return self.us.get(("two_shot", ranks, tokens), math.nan)
 
     def crossover_bytes(self, ranks: int, hidden: int = expected.HIDDEN) -> float:  # type: ignore[override]
-        """Where the lines between the sizes that were measured by both strategies cross; NaN where they do not."""
+        """Where the lines between the sizes that were measured by both strategies cross; 0 if two-shot is the quicker
+        one at the smallest already. If it never is: the largest size, or NaN where that says nothing, as the crossover
+        is expected there or beyond."""
         row, before = hidden * 2, None
         for tokens in sorted({tokens for _, tp, tokens in self.us if tp == ranks}):
             late = self.one_shot_us(tokens, ranks) - self.two_shot_us(tokens, ranks)
             if math.isnan(late):
                 continue
             if late > 0 and before is None:
-                return math.nan  # below the smallest
+                return 0.0
             if late > 0 and before is not None:
                 start, early = before
                 return float(start + (tokens - start) * -early / (late - early)) * row
             before = tokens, late
-        return math.nan
+        most = max(case.crossover_bytes(ranks, hidden) for case in expected.EVERY)
+        return math.nan if before is None or before[0] * row <= most else float(before[0] * row)
 
 
 def is_predicted(row: Row) -> bool:

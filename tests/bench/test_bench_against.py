@@ -82,10 +82,10 @@ def test_one_cell_outside_is_told_with_what_is_wrong_then(tmp_path: Path, capsys
     assert status == 0  # a finding, not an error
     assert "5.00  OUTSIDE, ABOVE" in line(text, "8 1 one-shot")
     outside = [line for line in text.splitlines() if "OUTSIDE" in line]
-    assert len(outside) == 3
+    assert len(outside) == 4
     assert "one-shot at T=1, TP8, us: 5 (" in outside[1]
     assert outside[1].endswith("; then wrong is: gap, send, tail or the multicast's hop")
-    assert "OUTSIDE, BELOW" in outside[2]  # two-shot less one-shot
+    assert all("OUTSIDE, BELOW" in line for line in outside[2:])  # two-shot less one-shot, and where it takes over
     refuted = [line for line in text.splitlines() if "REFUTED" in line]
     assert len(refuted) == 1
     assert refuted[0].endswith("one-shot TP8 T=1")  # slower than by unicast
@@ -140,5 +140,6 @@ def test_the_crossover_is_between_the_sizes_where_the_lines_cross():
     assert crossing({4: -1.0, 8: 3.0}) == pytest.approx(5.0)
     assert crossing({1: -2.0, 4: -1.0, 8: 1.0, 16: -1.0}) == pytest.approx(6.0)
     assert math.isnan(crossing({4: -1.0, 8: -3.0}))
-    assert math.isnan(crossing({4: 1.0}))
+    assert crossing({1: -2.0, 64: -3.0}) == pytest.approx(64.0)  # and more
+    assert crossing({4: 1.0}) == 0.0
     assert math.isnan(crossing({}))

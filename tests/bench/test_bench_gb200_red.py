@@ -44,10 +44,10 @@ def test_a_wrong_bit_of_one_rank_turns_it_red(root: Path, tmp_path: Path):
 
 
 def test_a_node_that_does_not_come_is_named(root: Path, tmp_path: Path):
-    run = slurm(root, tmp_path, "two_nodes.sbatch", 3, 1, "--patience", "12", REHEARSAL_LOST_TASK="1")
+    run = slurm(root, tmp_path, "two_nodes.sbatch", 3, 1, "--patience", "25", REHEARSAL_LOST_TASK="1")
     assert run.status == 1, run.text
     assert run.found is not None
-    assert run.found["trouble"] == "node 1 of 3 did not come in 12 s"
+    assert run.found["trouble"] == "node 1 of 3 did not come in 25 s"
     assert run.found["parts"] == []
 
 
