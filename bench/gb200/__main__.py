@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import options
 from bench.gb200 import machine, parts, place, watch
 from bench.gb200.crew import Crew, Gone
 from bench.gb200.place import Place
@@ -80,6 +81,7 @@ def main() -> int:
         here = place.find(os.environ, node=args.node, nodes=args.nodes, head=args.head, port=args.port)
     except ValueError as error:
         p.error(str(error))
+    settle(args)
     signal.signal(signal.SIGTERM, _stop)
     node = Node(args, here)
     try:
@@ -88,6 +90,12 @@ def main() -> int:
         why = str(error)
     _deafen()
     return node.finish(1, why)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Without --multicast, keeps it off for all that is started here: the doctor would try it."""
+    if not args.multicast:
+        options.settle_multicast(allow=False)
 
 
 def _stop(*_: object) -> None:

@@ -69,6 +69,8 @@ class Record:
         if outcome.trouble:
             entry["states"] = outcome.states
             self.found["trouble"] = f"{part.name}: {outcome.trouble}"
+        if part.name == "multicast" and entry["transports"] != ["multicast"] and not entry["why"]:
+            entry["why"] = f"WITHOUT multicast, over {' and '.join(entry['transports'])}: {self._why_not()}"
         if part.leaves != "doctor":
             entry["log"] = text[-MOST_LOG:]
         self.save()
@@ -91,7 +93,13 @@ class Record:
         draft.write_text(text)
         draft.replace(self.file)
 
+    def _why_not(self) -> str:
+        """What the doctor's self-test, which goes the same way, has said of its transport."""
+        test = (self.found["doctor"] or {}).get("self_test", {})
+        return str(test.get("transport_reason", "the doctor was not asked"))
+
     def _take(self, part: Part, left: Path, text: str, entry: dict[str, Any]) -> None:
+        entry["transports"] = []
         if part.leaves == "doctor":
             try:
                 self.found["doctor"] = json.loads(text)
@@ -106,6 +114,7 @@ class Record:
         elif part.leaves == "rows":
             self.found["machine"] = content["machine"]
             self.found["rows"] += [{"part": part.name, **row} for row in content["rows"]]
+            entry["transports"] = sorted({row["transport"] for row in content["rows"] if "transport" in row})
             notes = left.with_suffix(".skipped.txt")
             entry["notes"] = notes.read_text().splitlines() if notes.exists() else []
 

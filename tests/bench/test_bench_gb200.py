@@ -2,6 +2,7 @@
 record. What must turn them red is in test_bench_gb200_red.py."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 from rehearsal import LIMIT, Run, environment, manifest, pods, slurm
 
 from bench import options, tune
+from bench.gb200 import __main__ as command
 from bench.gb200 import crew, machine, parts, place, ranks, record, watch
 from bench.launch import free_port
+from mnnvl_ar.memory import MULTICAST_SWITCHES, multicast_refusal
 
 
 def is_whole(run: Run, world: int, by: str, ran: str = "check,bits,quantised,tune,unicast") -> None:
@@ -92,10 +95,10 @@ def test_two_gpus_of_one_host(root: Path, tmp_path: Path):
 
 
 def on_gpus(root: Path, out: Path, count: int) -> None:
-    command = [sys.executable, "-m", "bench.gb200", "--parts", "check,bits,quantised", "--tp", str(count)]
-    command += ["--gpus-per-node", str(count), "--out", str(out), "--port", str(free_port())]
+    words = [sys.executable, "-m", "bench.gb200", "--parts", "check,bits,quantised", "--tp", str(count)]
+    words += ["--gpus-per-node", str(count), "--out", str(out), "--port", str(free_port())]
     told = environment(CUDA_VISIBLE_DEVICES=",".join(map(str, range(count))))
-    done = subprocess.run(command, cwd=root, env=told, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = subprocess.run(words, cwd=root, env=told, capture_output=True, text=True, timeout=LIMIT, check=False)
     run = Run(done.returncode, done.stdout + done.stderr, out / "results.json")
     is_whole(run, count, "nobody, so alone", "check,bits,quantised")
     assert run.found is not None
@@ -293,3 +296,27 @@ def test_ranks_that_stand_still_are_ended_and_named(
     assert "rank 1 at: " in outcome.trouble
     assert "(process stopped)" in outcome.trouble
     assert started.running == []
+
+
+def test_multicast_stays_off_unless_it_is_allowed(monkeypatch: pytest.MonkeyPatch):
+    for name in MULTICAST_SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    command.settle(command.parser().parse_args(["--multicast"]))
+    assert not multicast_refusal()
+    command.settle(command.parser().parse_args([]))
+    assert all(os.environ[name] == value for name, value in MULTICAST_SWITCHES.items())
+
+
+@pytest.mark.parametrize("transport", ["multicast", "unicast"])
+def test_a_run_for_multicast_that_had_none_says_so(tmp_path: Path, transport: str):
+    found = record.Record(tmp_path / "results.json", "a test", 8, {0: node()})
+    found.found["doctor"] = {"self_test": {"transport_reason": "no multicast: as the switch says"}}
+    (part,) = parts.plan(8, tps=[8], on_gpu=True, multicast=True, only=["multicast"])
+    left = tmp_path / "multicast.json"
+    left.write_text(json.dumps({"machine": "8 x G", "rows": [{"transport": transport}, {"variant": "nccl"}]}))
+    found.begin(part, [])
+    found.end(part, watch.Outcome(), 1.0, left, tmp_path / "no.log")
+    (about,) = record.read(tmp_path / "results.json")["parts"]
+    assert about["status"] == "done"
+    without = "WITHOUT multicast, over unicast: no multicast: as the switch says"
+    assert about["why"] == ("" if transport == "multicast" else without)
