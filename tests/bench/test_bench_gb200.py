@@ -4,20 +4,21 @@ record. What must turn them red is in test_bench_gb200_red.py."""
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rehearsal import LIMIT, Run, environment, manifest, pods, slurm
+from rehearsal import LIMIT, PATIENCE, Run, ended, environment, manifest, pods, slurm, start
 
 from bench import options, tune
 from bench.gb200 import __main__ as command
 from bench.gb200 import crew, machine, parts, place, ranks, record, watch
 from bench.launch import free_port
 from mnnvl_ar.memory import MULTICAST_SWITCHES, multicast_refusal
+
+pytestmark = pytest.mark.timeout(LIMIT + PATIENCE)
 
 
 def is_whole(run: Run, world: int, by: str, ran: str = "check,bits,quantised,tune,unicast") -> None:
@@ -98,8 +99,7 @@ def on_gpus(root: Path, out: Path, count: int) -> None:
     words = [sys.executable, "-m", "bench.gb200", "--parts", "check,bits,quantised", "--tp", str(count)]
     words += ["--gpus-per-node", str(count), "--out", str(out), "--port", str(free_port())]
     told = environment(CUDA_VISIBLE_DEVICES=",".join(map(str, range(count))))
-    done = subprocess.run(words, cwd=root, env=told, capture_output=True, text=True, timeout=LIMIT, check=False)
-    run = Run(done.returncode, done.stdout + done.stderr, out / "results.json")
+    run = Run(*ended(start(words, root, told)), out / "results.json")
     is_whole(run, count, "nobody, so alone", "check,bits,quantised")
     assert run.found is not None
     assert {row["mode"] for row in run.found["rows"]} == {"graph", "eager"}

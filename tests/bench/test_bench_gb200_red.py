@@ -1,14 +1,15 @@
 """What must turn a run of bench/gb200 red: a rank that dies, a wrong bit, a node that is missing, dies or is another's.
 `harm/` holds what harms a rank."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from rehearsal import HERE, LIMIT, Run, environment, pods, slurm
+from rehearsal import HERE, LIMIT, PATIENCE, Run, ended, environment, pods, slurm, start
 
 from bench.launch import WRONG, free_port
+
+pytestmark = pytest.mark.timeout(LIMIT + PATIENCE)
 
 
 def harmed(harm: str, rank: int, part: str) -> dict[str, str]:
@@ -85,6 +86,6 @@ def test_a_pod_that_is_missing_is_named(root: Path, tmp_path: Path):
 def test_without_a_gpu_it_does_not_pass_for_a_measurement(root: Path, tmp_path: Path):
     command = [sys.executable, "-m", "bench.gb200", "--out", str(tmp_path), "--port", str(free_port())]
     told = environment(CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(command, cwd=root, env=told, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert done.returncode == 1, done.stdout
-    assert "has no GPU (--device cpu is a rehearsal)" in done.stdout
+    status, text = ended(start(command, root, told))
+    assert status == 1, text
+    assert "has no GPU (--device cpu is a rehearsal)" in text
