@@ -56,7 +56,7 @@ def _run(command: Sequence[str], processes: int, file: Path, deadline: float) ->
 
 
 def _once(command: Sequence[str], processes: int, file: Path, deadline: float) -> tuple[int, str]:
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), progress.VARIABLE: str(file)}
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), progress.VARIABLE: str(file)}
     with RankPool(processes, env=environment) as pool:  # on the CPU: ranks choose their device by their arguments
         status, trouble = _watch(pool.start(_program, command), file, deadline)
         if status:
@@ -69,6 +69,8 @@ def _program(rank: Rank, command: Sequence[str]) -> int:
     multiprocessing.current_process().daemon = False  # peers may start processes of their own
     place = {"RANK": rank.rank, "LOCAL_RANK": rank.rank, "WORLD_SIZE": rank.world_size}
     os.environ.update({name: str(value) for name, value in place.items()})
+    if rank.rank:
+        os.environ.pop(progress.VARIABLE, None)  # the first one tells for all
     sys.argv[:] = command
     try:
         runpy.run_path(command[0], run_name="__main__")
@@ -100,7 +102,8 @@ def _watch(running: Running, file: Path, deadline: float) -> tuple[int, str]:
             return 1, f"no progress in {stage.limit:.0f} s"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody on this host listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -13,7 +13,7 @@ from bench.cells import CONTEXTS, DTYPES, HIDDEN, OPS, QUICK_HIDDEN, QUICK_TOKEN
 T = TypeVar("T")
 # What decides which rows a run holds. Only a run that chose none of it may stand as the record of its machine.
 CHOICES = ("quick", "tp", "op", "tokens", "hidden", "dtype", "mode", "l2", "context", "skew", "strategy", "pdl")
-CHOICES += ("transport", "peers")
+CHOICES += ("transport", "peers", "tables")
 
 
 def _list(kind: Callable[[str], T], allowed: Sequence[T] | None = None) -> Callable[[str], list[T]]:
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seconds", type=float, default=3600.0, help="stop cleanly then, and say what was not run")
     run.add_argument("--json", type=Path, help="result (bench/results/<machine>.json where nothing above is chosen)")
     run.add_argument("--resume", action="store_true", help="keep the file's rows of the same sources")
+    run.add_argument("--tables", type=Path, help="folder of the tables that auto goes by (mnnvl_ar/tuning)")
     run.add_argument("--warm-peers", action="store_true", help="only compile what peers compile at first use")
     run.add_argument("--verbose", action="store_true", help="every variant's time")
     run.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # rows for a restart

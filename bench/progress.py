@@ -1,4 +1,5 @@
-"""What the first rank is at, in a file, for whoever has to name the one that hangs or crashed."""
+"""What a rank is at, in a file, for whoever has to name the one that hangs or crashed. Whoever starts ranks says by a
+variable which of them tell, and where."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 VARIABLE = "MNNVL_AR_BENCH_PROGRESS"
+STARTING = "starting"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Stage:
 
 
 def report(what: str, peer: str | None = None, limit: float = 60.0) -> None:
-    if (file := os.environ.get(VARIABLE)) and os.environ.get("RANK") == "0":
+    if file := os.environ.get(VARIABLE):
         draft = Path(file + ".new")
         draft.write_text(json.dumps(asdict(Stage(what, peer, limit))))
         draft.replace(file)
@@ -36,4 +38,4 @@ def read(file: Path) -> tuple[Stage, float]:
     try:
         return Stage(**json.loads(file.read_text())), file.stat().st_mtime
     except FileNotFoundError:
-        return Stage("starting", None, 180.0), 0.0
+        return Stage(STARTING, None, 180.0), 0.0

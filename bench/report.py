@@ -1,4 +1,5 @@
-"""Makes pictures and the tables of docs/benchmarks.md from the recorded runs, and says how the figures stand."""
+"""Makes pictures and the tables of docs/benchmarks.md from the recorded runs, and says how the figures stand. With
+--predicted, nothing of that, but what a rack has measured beside what was predicted (bench/against.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import plots, results, servers, targets
+from bench import against, plots, results, servers, targets
+from bench.gb200 import record
 from bench.results import Row
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -23,7 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--images", type=Path, default=results.ROOT / "docs" / "images")
     parser.add_argument("--page", type=Path, default=results.ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--predicted", type=Path, metavar="FILE", help="what bench.gb200 brought home: record or log")
     args = parser.parse_args(arguments)
+    if args.predicted:
+        return _predicted(args.predicted)
     today = results.source_digest()
     if of_servers := servers.section(servers.load(args.results), today):
         print(put_in_page(of_servers, args.page, *SERVERS))
@@ -41,6 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     print(put_in_page(section, args.page))
     print("\n".join(standing(runs, args.results)))
     return 0
+
+
+def _predicted(file: Path) -> int:
+    """1 where the run did not come to its end, or a result of ours was wrong; 2 where there is none in the file."""
+    try:
+        found = record.read(file)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(against.lines(found)))
+    return 0 if against.is_sound(found) else 1
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,9 @@ def main() -> int:
         limit = time.monotonic() + args.seconds + 60
         return launch.run([str(Path(__file__)), *sys.argv[1:]], processes, deadline=limit)
     from bench.worker import work
+    from mnnvl_ar.tuning import files
 
+    files.FOLDER = args.tables or files.FOLDER
     return work(args)
 
 

@@ -27,7 +27,7 @@ from bench import launch, options
 from bench.cells import HIDDEN, TOKENS, TPS, Cell
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ints = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
     parser.add_argument("--tp", type=ints)
@@ -38,12 +38,17 @@ def main() -> int:
     parser.add_argument("--context", choices=("gemm", "chain"), default="gemm")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1800.0, help="stop then, and leave unfinished row sizes out")
+    parser.add_argument("--multicast", action="store_true", help="allow NVLink multicast: your own machine only")
     parser.add_argument("--out", type=Path, help="(mnnvl_ar/tuning/<machine class>.json)")
     for ignored in ("--scratch", "--without"):
         parser.add_argument(ignored, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    options.settle_multicast(allow=False)
+    return parser
+
+
+def main() -> int:
+    args = parser().parse_args()
+    options.settle_multicast(allow=args.multicast)
     if "RANK" not in os.environ:
         processes = args.processes or _gpus()
         if args.device == "cuda" and processes < 2:

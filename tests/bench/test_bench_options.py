@@ -34,6 +34,7 @@ def test_a_run_that_chooses_nothing_is_whole(words: list[str]):
         "--pdl off",
         "--transport unicast",
         "--peers nccl",
+        "--tables build",
     ],
 )
 def test_a_part_of_the_grid_or_of_the_variants_is_not(words: str):

@@ -72,3 +72,12 @@ def test_no_time_means_no_rows_but_a_list_of_what_was_not_run(root: Path, tmp_pa
     assert record.keys() == {"machine", "source_digest", "rows"}
     notes = (tmp_path / "host.skipped.txt").read_text()
     assert notes == "not run for want of time: fused TP2 T=1 H=256 bfloat16 eager\n"
+
+
+def test_auto_goes_by_the_tables_that_are_given(root: Path, tmp_path: Path):
+    (tmp_path / "host.json").write_text('{"machine": "host", "tp": {"2": {"one_shot_bytes": -1}}}')
+    grid = ["--tp", "2", "--tokens", "1", "--hidden", "256", "--peers", "", "--json", str(tmp_path / "rows.json")]
+    done = run(root, *grid, "--tables", str(tmp_path))
+    assert done.returncode == 1
+    assert "strategy table host.json" in done.stderr  # it was read, and is none
+    assert run(root, *grid).returncode == 0

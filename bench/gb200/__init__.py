@@ -1,0 +1,1 @@
+"""The bench on several hosts, by one command on each of them: `python -m bench.gb200`, README.md beside this file."""
