@@ -102,3 +102,10 @@ def test_ended_from_outside_it_tells_what_was_logged(place: Path) -> None:
     assert process.returncode != 0
     assert "model line 5" in text
     assert "==== model: ? s, exit status ?" in text
+
+
+def test_the_files_that_come_first_are_there() -> None:
+    listed = (ROOT / "tests/conftest.py").read_text().split("LONGEST = (", 1)[1].split("\n)", 1)[0]
+    names = re.findall(r'"(.+)"', listed)
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / "tests" / name).exists()] == []
