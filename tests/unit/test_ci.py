@@ -109,3 +109,16 @@ def test_the_files_that_come_first_are_there() -> None:
     names = re.findall(r'"(.+)"', listed)
     assert len(names) > 10
     assert [name for name in names if not (ROOT / "tests" / name).exists()] == []
+
+
+def unnamed(text: str) -> list[str]:
+    """Files with tests that only `make nightly` runs, and that `text` does not name."""
+    marked = [path for path in (ROOT / "tests").glob("*/test_*.py") if "\n@pytest.mark.exhaustive" in path.read_text()]
+    assert marked
+    return [name for path in marked if (name := str(path.relative_to(ROOT))) not in text]
+
+
+def test_contributing_names_what_is_left_to_the_night() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert unnamed(text) == []
+    assert unnamed(text.replace("tests/unit/test_root.py", "")) == ["tests/unit/test_root.py"]
