@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from common.ranks import PRELOADED
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 24.0  # --timeout: ranks meet within a half, a call waits for a quarter
 PROGRAM = """
@@ -87,7 +89,7 @@ class Ranks:
         place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "FAULT": fault}
         arguments = ["--seconds", "0.2", "--timeout", str(limit), *options]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed"])
+        context.set_forkserver_preload(PRELOADED)
         began, self.processes = time.monotonic(), {}
         with tempfile.TemporaryDirectory() as folder:
             out, err = ({rank: f"{folder}/{name}{rank}" for rank in range(size)} for name in ("out", "err"))
