@@ -90,6 +90,7 @@ def _tried(store: Store, pair: tuple[int, int], rank: int, device: torch.device,
             HIDDEN,
             torch.bfloat16,
             device=device,
+            transport="unicast" if device.type == "cuda" else "auto",  # it is the links that are asked for
             deadline=patience,
             timeout=patience,
             monitor=False,
