@@ -76,6 +76,7 @@ nightly: $(READY_RELEASE) build test-build
 	tests/versions.sh || failed=1; \
 	PY=$(PY) tests/qemu.sh || failed=1; \
 	$(PY) -m pytest -m exhaustive || failed=1; \
+	$(PY) -m tools.faults.run --deadline 2 --faults 1100 --seed "$$(date +%Y%m%d)" || failed=1; \
 	exit $$failed
 
 # ---- building: ninja decides what is out of date

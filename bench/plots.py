@@ -32,6 +32,7 @@ COLOURS = {
 }
 
 
+ACROSS = 2  # panels, so that a page shows their labels in a size that can be read
 TOKENS_TOLD = (1, 4, 16, 64, 256, 1024)  # on the axis
 
 
@@ -39,10 +40,18 @@ def latency(rows: Sequence[Row], title: str, file: Path) -> None:
     """One panel a group size and hidden size, log-log. Raises ImportError without matplotlib."""
     plt = _pyplot()
     tps, widths = _values(rows, "tp"), _values(rows, "hidden")
-    size = (3.4 * len(widths) + 1, 2.9 * len(tps) + 1)
-    figure, axes = plt.subplots(len(tps), len(widths), figsize=size, squeeze=False, sharex=True, layout="constrained")
+    columns = min(ACROSS, len(widths))
+    lines = -(-len(widths) // columns)
+    panels = [(tp, hidden) for tp in tps for hidden in [*widths, *[0] * (lines * columns - len(widths))]]
+    size = (4.6 * columns + 1, 3.1 * lines * len(tps) + 1.4)
+    figure, axes = plt.subplots(
+        lines * len(tps), columns, figsize=size, squeeze=False, sharex=True, layout="constrained"
+    )
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    for axis, (tp, hidden) in zip(axes.flat, [(tp, hidden) for tp in tps for hidden in widths], strict=True):
+    for axis, (tp, hidden) in zip(axes.flat, panels, strict=True):
+        if not hidden:
+            axis.set_axis_off()
+            continue
         here = [row for row in rows if (row["tp"], row["hidden"]) == (tp, hidden)]
         for variant in sorted(variants, key=is_ours):  # ours on top
             mine = sorted((row for row in here if row["variant"] == variant), key=lambda row: int(row["tokens"]))
@@ -63,7 +72,7 @@ def latency(rows: Sequence[Row], title: str, file: Path) -> None:
         axis.set_ylabel("us a call, p50")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.suptitle(title)
-    figure.legend(handles, labels, loc="outside lower center", ncol=min(5, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncol=min(4, len(labels)), frameon=False)
     _save(plt, figure, file)
 
 

@@ -63,7 +63,8 @@ class WorkspaceBroken(MnnvlArError):
 
 
 class PeerTimeout(WorkspaceBroken):
-    """A peer did not send its share within the deadline."""
+    """A peer did not send its share within the deadline. What to do, and where in the source it is found:
+    docs/operations.md."""
 
 
 class PeerGone(PeerTimeout):

@@ -48,6 +48,10 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 GRACE = 5.0  # seconds that the other ranks get once one has failed
 _PATIENCE = 10.0  # seconds that idle ranks get to end by themselves
 
+# What the fork server imports, once, before the first rank. Not mnnvl_ar: each pool may have a library of its own.
+# Tests add what their functions import.
+_PRELOADED = ["torch", "torch.distributed"]
+
 _lock = threading.Lock()  # multiprocessing reads an exit code twice if threads start, poll and join at once
 
 
@@ -194,8 +198,7 @@ class RankPool:
     def _start(self) -> None:
         self._meeting = tempfile.TemporaryDirectory(prefix="mnnvl_ar-ranks-")
         context = multiprocessing.get_context("forkserver")
-        # Not mnnvl_ar: each pool may have a library of its own.
-        context.set_forkserver_preload(["torch", "torch.distributed"])
+        context.set_forkserver_preload(_PRELOADED)
         environment = {**os.environ, **self.env}
         try:
             with _whole():

@@ -21,6 +21,35 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+# The files that take longest, mostly to wait. They come first: where files run side by side (-n 4 --dist loadfile
+# --no-loadscope-reorder, as in .ci/run) one of them at the end would be what all others wait for.
+LONGEST = (
+    "memory/test_faults.py",
+    "host/test_doctor_group.py",
+    "host/test_wheel.py",
+    "bench/test_bench_run.py",
+    "ranks/test_quantised_ops.py",
+    "ranks/test_input.py",
+    "host/test_host_virtual.py",
+    "compat/test_policy.py",
+    "host/test_demo.py",
+    "host/test_host_controls.py",
+    "host/test_sanitizers.py",
+    "host/test_ranks.py",
+    "host/test_gone.py",
+    "host/test_fault_matrix.py",
+    "host/test_tutorials.py",
+    "host/test_host_replays.py",
+    "compat/test_ends.py",
+)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Files keep together, and tests of a file keep their order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @functools.cache
 def gpus_here() -> int:
     import torch
@@ -46,6 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if gpus_needed(item) != wanted]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if gpus_needed(item) == wanted]
+    longest_first(items)
     asked = "exhaustive" in config.getoption("-m")
     for item in items:
         if item.get_closest_marker("exhaustive") and not asked:

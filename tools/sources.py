@@ -31,6 +31,8 @@ ROOMS = {
         "mnnvl_ar/demo/",
         "mnnvl_ar/doctor/",
         "tests/common/cases/demo.py",
+        "tests/common/machines.py",
+        "tests/common/simulated_nvml.py",
         "tests/common/pages.py",
         "tests/common/dsl.py",
         "tests/common/sass.py",

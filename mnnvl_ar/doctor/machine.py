@@ -44,6 +44,7 @@ def examine(local_rank: int = 0) -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "gpus": [],
         "p2p": [],
+        "p2p_atomics": [],
         "driver": _driver_module(),
         "driver_error": "",
     }
@@ -97,12 +98,16 @@ def _gpus() -> dict[str, Any]:
                 "fd_handles": bool(attribute(device, "HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED")),
             }
         )
-    access = cuda.CUdevice_P2PAttribute.CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED
-    p2p = [
-        [a == b or bool(call("cuDeviceGetP2PAttribute", access, devices[a], devices[b])) for b in range(len(devices))]
-        for a in range(len(devices))
-    ]
-    return {"gpus": gpus, "p2p": p2p, "driver_api": int(call("cuDriverGetVersion"))}
+
+    def between(name: str) -> list[list[bool]]:
+        kind, count = getattr(cuda.CUdevice_P2PAttribute, f"CU_DEVICE_P2P_ATTRIBUTE_{name}_SUPPORTED"), len(devices)
+        return [
+            [a == b or bool(call("cuDeviceGetP2PAttribute", kind, devices[a], devices[b])) for b in range(count)]
+            for a in range(count)
+        ]
+
+    found = {"gpus": gpus, "p2p": between("ACCESS"), "p2p_atomics": between("NATIVE_ATOMIC")}
+    return {**found, "driver_api": int(call("cuDriverGetVersion"))}
 
 
 def _try(look: Callable[[], Any], otherwise: Any = None) -> Any:

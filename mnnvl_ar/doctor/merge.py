@@ -9,11 +9,14 @@ from typing import Any
 
 from mnnvl_ar.doctor.selftest import ranks as ranks_text
 
+# What a machine says of each two GPUs, in the order of its own, and what is said of a pair that no rank sees.
+BETWEEN = {"p2p": None, "p2p_atomics": None, "links": None, "p2p_refusals": ""}
+
 
 def hosts(machines: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the machines by rank. As `machine.examine` has it, of the host's lowest rank, but with `ranks`; the GPUs of
-    all its ranks, each with the `ranks` that use it; `p2p` by place in `gpus`, None for a pair that no rank sees;
-    variables that differ told by rank; any rank's refusal of multicast; and the IMEX channels that all ranks see."""
+    all its ranks, each with the `ranks` that use it; the matrices `BETWEEN` by place in `gpus`; variables that differ
+    told by rank; any rank's refusal of multicast; and the IMEX channels that all ranks see."""
     by_identity: dict[str, dict[int, dict[str, Any]]] = {}
     for rank, machine in sorted(machines.items()):
         by_identity.setdefault(machine["identity"], {})[rank] = machine
@@ -43,20 +46,21 @@ def _host(machines: dict[int, dict[str, Any]]) -> dict[str, Any]:
     first = next(iter(machines.values()))
     channels = [set(machine["imex"]["channels"]) for machine in machines.values()]
     gpus: dict[str, dict[str, Any]] = {}
-    reach: dict[tuple[str, str], bool] = {}
+    between: dict[str, dict[tuple[str, str], Any]] = {what: {} for what in BETWEEN}
     for rank, machine in machines.items():
         names = [gpu["uuid"] for gpu in machine["gpus"]]
         for index, gpu in enumerate(machine["gpus"]):
             entry = gpus.setdefault(gpu["uuid"], {**gpu, "index": len(gpus), "ranks": []})
             if machine["uses"] == index:
                 entry["ranks"].append(rank)
-        for a, row in zip(names, machine["p2p"], strict=True):
-            reach |= {(a, b): reaches for b, reaches in zip(names, row, strict=True)}
+        for what, pairs in between.items():
+            for a, row in zip(names, machine[what], strict=True):
+                pairs |= {(a, b): said for b, said in zip(names, row, strict=True)}
     return {
         **first,
         "ranks": list(machines),
         "gpus": list(gpus.values()),
-        "p2p": [[reach.get((a, b)) for b in gpus] for a in gpus],
+        **{what: [[between[what].get((a, b), unseen) for b in gpus] for a in gpus] for what, unseen in BETWEEN.items()},
         "environment": _environment(machines),
         "multicast_refusal": next(filter(None, (m["multicast_refusal"] for m in machines.values())), ""),
         "imex": {**first["imex"], "channels": sorted(set.intersection(*channels))},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from mnnvl_ar.doctor.outlook import NONE
+from mnnvl_ar.doctor.selftest import ranks as ranks_text
 
 IMEX = "/dev/nvidia-caps-imex-channels"
 
@@ -22,7 +24,7 @@ def problems(found: dict[str, Any]) -> list[str]:
                     f"{host['host']}: no IMEX channel, without which GPUs of several hosts cannot share memory; make "
                     f"{IMEX}/channel0 visible here (in the container, too), and run nvidia-imex on all hosts"
                 )
-    return lines + [f"self-test, {error}" for error in found["self_test"].get("errors", [])]
+    return lines + [f"self-test, {error}" for error in found["self_test"].get("errors", [])] + _of_pairs(found)
 
 
 def _of_host(host: dict[str, Any]) -> list[str]:
@@ -40,5 +42,49 @@ def _of_host(host: dict[str, Any]) -> list[str]:
     for a, row in enumerate(host["p2p"]):
         for b, reaches in enumerate(row):
             if reaches is False and a < b:
-                lines.append(f"{name}: GPUs {a} and {b} cannot reach each other's memory (P2P); keep them apart")
+                refusal = host["p2p_refusals"][a][b]
+                why = f" (P2P): {refusal}" if refusal else " (P2P)"
+                lines.append(f"{name}: GPUs {a} and {b} cannot reach each other's memory{why}; keep them apart")
+    return lines + _links_down(name, gpus)
+
+
+def _links_down(host: str, gpus: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for gpu in gpus:
+        most = max(other["nvlinks"] or 0 for other in gpus if other["name"] == gpu["name"])
+        if gpu["nvlinks"] is not None and gpu["nvlinks"] < most:
+            lines.append(
+                f"{host}: GPU {gpu['index']} has {gpu['nvlinks']} NVLinks up, others of its kind {most}; look at "
+                "nvidia-smi nvlink -s"
+            )
+    return lines
+
+
+def _of_pairs(found: dict[str, Any]) -> list[str]:
+    """Of what was measured pair by pair: what failed, and what is far slower than other pairs that are linked alike."""
+    links = {
+        frozenset((a["uuid"], b["uuid"])): host["links"][i][j]
+        for host in found["hosts"]
+        for i, a in enumerate(host["gpus"])
+        for j, b in enumerate(host["gpus"])
+    }
+    pairs = found["self_test"].get("pairs", [])
+    lines = [
+        f"{ranks_text(pair['ranks'])} by themselves (ranks 0 and 1 there): {pair['error']}"
+        for pair in pairs
+        if pair["error"]
+    ]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for pair in pairs:
+        link = links.get(frozenset(pair["gpus"]))
+        if link is not None and not pair["error"]:
+            alike.setdefault(link, []).append(pair)
+    for link, group in alike.items():
+        usual = statistics.median(pair["bandwidth_gb_s"] for pair in group)
+        lines += [
+            f"{ranks_text(pair['ranks'])} by themselves: {pair['bandwidth_gb_s']:.1f} GB/s, where pairs linked alike "
+            f"({link}) reach {usual:.1f}; look for what else runs on their GPUs, then at nvidia-smi nvlink -e"
+            for pair in group
+            if pair["bandwidth_gb_s"] < usual / 2
+        ]
     return lines

@@ -1,4 +1,4 @@
-"""A short test of real ranks: bring-up, bits, latency, bandwidth."""
+"""A short test of real ranks: bring-up, bits, latency, bandwidth; on GPUs then of every two ranks by themselves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import mnnvl_ar
+from mnnvl_ar.doctor import pairs
 from mnnvl_ar.ranks import Rank, RankPool
 
 HIDDEN = 8192
@@ -34,9 +35,9 @@ def run(gpus: int, seconds: float, limit: float) -> dict[str, Any]:
 
 
 def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limit: float) -> dict[str, Any]:
-    """Collective. {ok, error, ranks, transport, transport_reason, latency_us, bandwidth_gb_s, ...} of this rank. Raises
-    what bring-up or calls raise: bring-up waits `limit / 2` seconds for the other ranks, a call `limit / 4`, and
-    nothing else waits."""
+    """Collective. {ok, error, ranks, transport, transport_reason, latency_us, bandwidth_gb_s, ...} of this rank; on
+    GPUs also `pairs`, as `pairs.measure` has them. Raises what bring-up or calls of the whole group raise: bring-up
+    waits `limit / 2` seconds for the other ranks, a call `limit / 4`, and nothing else of it waits."""
     size, large = dist.get_world_size(group), LARGE[device.type]
     with mnnvl_ar.Workspace(
         group, large, HIDDEN, torch.bfloat16, device=device, deadline=limit / 4, timeout=limit / 2, monitor=False
@@ -44,10 +45,13 @@ def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limi
         found: dict[str, Any] = {"ran": True, "ok": True, "error": "", "ranks": size, "device": device.type}
         found |= {"transport": ws.transport, "transport_reason": ws.transport_reason}
         try:
-            return found | _measured(ws, large, seconds)
+            found |= _measured(ws, large, seconds)
         except RuntimeError:
             ws.check()  # says more plainly than an op what became of a call
             raise
+    if device.type == "cuda" and 1 < size <= pairs.MOST_RANKS:
+        found["pairs"] = pairs.measure(group, device, limit / 8)
+    return found
 
 
 def _measured(ws: mnnvl_ar.Workspace, large: int, seconds: float) -> dict[str, Any]:
@@ -83,11 +87,13 @@ def silent(why: str) -> dict[str, Any]:
 
 
 def summary(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Of the results by rank: the lowest rank's, or, if a rank failed, {ran, ok: False, errors, by_rank}. `errors` are
-    lines with the ranks that they came from, of silent ranks first."""
+    """Of the results by rank: the lowest rank's, with the `pairs` of all; if a rank failed, {ran, ok: False, errors,
+    by_rank}. `errors` are lines with the ranks that they came from, of silent ranks first."""
     bad = {rank: result for rank, result in sorted(results.items()) if not result.get("ok", True)}
     if not bad:
-        return results[min(results)]
+        first = results[min(results)]
+        found = [result["pairs"] for result in results.values() if "pairs" in result]
+        return {**first, "pairs": pairs.merge(found)} if found else first
     by_text: dict[str, list[int]] = {}
     for rank in sorted(bad, key=lambda rank: not bad[rank].get("silent", False)):
         by_text.setdefault(bad[rank]["error"], []).append(rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mnnvl_ar.doctor import matrix
 from mnnvl_ar.doctor.selftest import ranks as ranks_text
 
 
@@ -23,7 +24,8 @@ def _outlook(plan: dict[str, Any], came: str) -> list[str]:
     if plan["transport"] == "none":
         return [f"Outlook: no group of {size}: {plan['why']}."]
     return [
-        f"Outlook: a group of {size} would get transport {plan['transport']} ({plan['why']}),",
+        f"Outlook: a group of {size} would get transport {plan['transport']}",
+        f"  ({plan['why']}),",
         f'  and strategy "auto" would be {plan["strategy"]}.',
     ]
 
@@ -46,6 +48,7 @@ def _self_test(found: dict[str, Any]) -> list[str]:
         f"  all_reduce took {test['latency_us']:.1f} us for {small}, and passed {test['bandwidth_gb_s']:.2f} GB/s for "
         f"{large} (message size over time; medians of rank 0).",
     ]
+    lines += matrix.pairs(test.get("pairs", []), test["ranks"])
     cpus = found["hosts"][0]["container"]["cpus"]
     if test["device"] == "cpu" and test["ranks"] > cpus:
         lines.append(f"  That is slow because {test['ranks']} ranks share {cpus} CPU{'s' if cpus > 1 else ''}.")
@@ -76,7 +79,7 @@ def _host(host: dict[str, Any], several: bool) -> list[str]:
         lines.append(f"  GPUs       none ({host['driver_error'] or 'the driver shows none to this process'})")
     if host["nvml_error"]:
         lines.append(f"  NVML       NVLinks, fabric and confidential computing unknown: {host['nvml_error']}")
-    return lines + _p2p(host["p2p"])
+    return lines + matrix.p2p(host)
 
 
 def _confidential(host: dict[str, Any]) -> str:
@@ -95,21 +98,6 @@ def _gpu(gpu: dict[str, Any], several: bool) -> str:
     if gpu["fabric"]:
         fabric = gpu["fabric"]
         about.append(f"fabric {fabric['state']}" + (f" (NVML status {fabric['status']})" if fabric["status"] else ""))
+    about += ["MIG, so no links to others"] if gpu["mig"] else []
     who = f" ({ranks_text(gpu['ranks'])})" if several and gpu["ranks"] else ""
     return f"  GPU {gpu['index']}{who}: {gpu['name']}, {', '.join(about)}"
-
-
-def _p2p(rows: list[list[bool | None]]) -> list[str]:
-    """One line if all pairs are alike, else a matrix; "?" is for a pair that no process sees both GPUs of."""
-    pairs = {reaches for a, row in enumerate(rows) for b, reaches in enumerate(row) if a != b}
-    if not pairs:
-        return []
-    if len(pairs) == 1:
-        word = {True: "each GPU reaches every other", False: "no GPU reaches another", None: "unknown"}[pairs.pop()]
-        return [f"  P2P        {word}"]
-    mark = {True: "x", False: ".", None: "?"}
-    matrix = ["".join(mark[reaches] for reaches in row) for row in rows]
-    return [
-        f"  P2P        {matrix[0]}  (x: reaches, .: does not, ?: unknown)",
-        *(f"{'':13}{row}" for row in matrix[1:]),
-    ]

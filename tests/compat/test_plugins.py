@@ -173,6 +173,14 @@ def test_sglangs_own_registry(version: str, monkeypatch: pytest.MonkeyPatch) -> 
             early._create(backend="trtllm")
 
 
+def test_reading_a_wheel_leaves_setup_py_runnable() -> None:
+    """In this process: tests/unit/test_setup.py may come later in it."""
+    from setuptools import Distribution
+
+    text_of("sglang", "0.5.23", "sglang/srt/plugins/hook_registry.py")
+    assert Distribution().get_command_obj("build") is not None  # of another Distribution's class: TypeError
+
+
 @pytest.mark.parametrize(
     ("environment", "ends"),
     [({}, False), ({"MNNVL_AR_FALLBACK": "0"}, True), ({"MNNVL_AR_DISABLE_MULTICAST": "1"}, True)],

@@ -33,10 +33,13 @@ def _read(project: str, version: str, path: str) -> tuple[str, str]:
 
 @functools.cache
 def _index(project: str) -> Any:
-    importlib.import_module("setuptools")  # before pip's distutils, or no setup.py could run here any more
+    importlib.import_module("setuptools")
+    # Importing pip has setuptools' hook take its distutils out, for Python's own: no setup.py could run here any more.
+    kept = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "distutils"}
     with mock.patch.dict(os.environ, PATIENCE):
         from tools.contracts.index import Index
 
+        sys.modules.update(kept)
         return Index(project)
 
 

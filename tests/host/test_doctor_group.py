@@ -4,16 +4,20 @@ Ranks meet over TCP, as torchrun has them do; there a lost name look-up costs 5 
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from common.ranks import PRELOADED
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 24.0  # --timeout: ranks meet within a half, a call waits for a quarter
@@ -66,6 +70,16 @@ def free_port() -> int:
         return int(place.getsockname()[1])
 
 
+def live(environ: dict[str, str], arguments: list[str], out: str, err: str) -> None:
+    """A rank's life, in a process of its own that has PyTorch already: importing it takes longer than all else here."""
+    for number, name in ((1, out), (2, err)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.argv[1:] = arguments
+    exec(compile(PROGRAM, "PROGRAM", "exec"), {"__name__": "rank"})
+
+
 class Ranks:
     """Runs ranks of the doctor with `fault` in them; those of `left_out` never come. Rank 0 hosts the store."""
 
@@ -73,28 +87,28 @@ class Ranks:
         self, size: int, *options: str, fault: str = "", limit: float = LIMIT, left_out: int = -1, **env: str
     ) -> None:
         place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "FAULT": fault}
-        command = [sys.executable, "-c", PROGRAM, "--seconds", "0.2", "--timeout", str(limit), *options]
-        began = time.monotonic()
-        self.processes = {
-            rank: subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=ROOT,
-                env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank), **env),
+        arguments = ["--seconds", "0.2", "--timeout", str(limit), *options]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        began, self.processes = time.monotonic(), {}
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = ({rank: f"{folder}/{name}{rank}" for rank in range(size)} for name in ("out", "err"))
+            for rank in range(size):
+                if rank != left_out:
+                    about = environment(**place, RANK=str(rank), LOCAL_RANK=str(rank), **env)
+                    self.processes[rank] = context.Process(target=live, args=(about, arguments, out[rank], err[rank]))
+                    self.processes[rank].start()
+            for process in self.processes.values():
+                process.join(limit + 40 - (time.monotonic() - began))
+            self.seconds = time.monotonic() - began
+            for process in self.processes.values():
+                if process.is_alive():
+                    process.kill()
+                process.join()
+            self.out, self.err = (
+                {rank: Path(names[rank]).read_text() for rank in self.processes} for names in (out, err)
             )
-            for rank in range(size)
-            if rank != left_out
-        }
-        self.out, self.err = {}, {}
-        for rank, process in self.processes.items():
-            try:
-                self.out[rank], self.err[rank] = process.communicate(timeout=limit + 40)
-            finally:
-                process.kill()
-        self.seconds = time.monotonic() - began
-        self.status = {rank: process.returncode for rank, process in self.processes.items()}
+        self.status = {rank: process.exitcode for rank, process in self.processes.items()}
 
     def found(self) -> dict[str, Any]:
         """Rank 0's report, with --json. Nothing else is on any rank's stdout."""
@@ -179,7 +193,7 @@ APART = "hosts.identity = lambda: f'host{rank}/boot{rank}/1'"
 ONE_GPU = """
 gpu = {"index": 0, "name": "G", "uuid": f"{rank:032x}", "capability": "9.0", "memory": 1 << 30}
 gpu |= {"multicast": True, "fabric_handles": True, "fd_handles": True}
-machine._gpus = lambda: {"gpus": [gpu], "p2p": [[True]], "driver_api": 13000}
+machine._gpus = lambda: {"gpus": [gpu], "p2p": [[True]], "p2p_atomics": [[True]], "driver_api": 13000}
 machine._imex = lambda: {"channels": [], "config": False}
 machine.torch.version.cuda = "13.0"
 machine.multicast_refusal = lambda: ""  # what is asked here is the outlook; the environment of tests forbids multicast

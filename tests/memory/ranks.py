@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from common.ranks import PRELOADED as PRELOADED  # sets what ranks of a process have imported already
 from mnnvl_ar.ranks import Rank, RankPool
 
 

@@ -81,9 +81,15 @@ def test_one_rank_stalls_in_a_restoration() -> None:
     run_stalls("host", in_turn(faults.RESTORE_STEPS), "restore")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("purpose", ["allocate", "restore"])
 @pytest.mark.parametrize("kind", ["cuda", "multicast"])
+def test_one_rank_stalls_on_a_gpu(kind: str, purpose: str) -> None:
+    run_stalls(kind, in_turn(steps_of(kind, purpose)), purpose)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("purpose", ["allocate", "restore"])
+@pytest.mark.parametrize("kind", ["host", "cuda", "multicast"])
 def test_one_rank_stalls_everywhere(kind: str, purpose: str) -> None:
     run_stalls(kind, [(step, victim) for step in steps_of(kind, purpose) for victim in range(SIZE)], purpose)
 
@@ -95,7 +101,7 @@ def steps_of(kind: str, purpose: str) -> list[str]:
 
 
 def in_turn(steps: list[str]) -> list[tuple[str, int]]:
-    """Each step once, the coordinator and another rank by turns."""
+    """Each step once, the coordinator and another rank by turns. Every rank at every step: what `everywhere` is."""
     return [(step, 2 * (number % 2)) for number, step in enumerate(steps)]
 
 
@@ -120,7 +126,13 @@ def test_one_rank_is_killed_in_a_restoration(kind: str) -> None:
     run_kills(kind, in_turn(faults.RESTORE_STEPS), 3, "restore")
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "purpose"), [("cuda", "allocate"), ("multicast", "restore")])
+def test_one_rank_of_four_is_killed(kind: str, purpose: str) -> None:
+    """What the tests beside this one leave out, each step once."""
+    run_kills(kind, in_turn(steps_of(kind, purpose)), purpose=purpose)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("purpose", ["allocate", "restore"])
 @pytest.mark.parametrize("kind", ["host", "cuda", "multicast"])
 def test_one_rank_is_killed_everywhere(kind: str, purpose: str) -> None:

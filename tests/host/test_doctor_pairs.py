@@ -1,0 +1,134 @@
+"""Every two ranks by themselves, on host ranks: what is measured, a pair that fails, one that is slow."""
+
+import itertools
+import time
+from typing import Any
+
+import pytest
+import torch
+
+import mnnvl_ar
+from common.machines import between, gpu, here, report
+from mnnvl_ar.doctor import matrix, pairs, selftest, show
+from mnnvl_ar.ranks import Rank, RankPool
+
+PATIENCE = 2.0
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_every_two_meet_once(size: int) -> None:
+    table = pairs.rounds(size)
+    assert sorted(itertools.chain(*table)) == list(itertools.combinations(range(size), 2))
+    for round_ in table:
+        met = list(itertools.chain(*round_))
+        assert len(met) == len(set(met)), "a rank is in two pairs at once"
+    assert len(table) == (size - 1 if size % 2 == 0 else size)
+
+
+def measured(rank: Rank, broken: tuple[int, int] | None = None, fault: str = "") -> list[dict[str, Any]]:
+    """As the self-test does it. fault, of the pair `broken`: "bits", whose sums are wrong; "absent", the second rank
+    does not come; "silent", it makes a workspace and no call."""
+    torch.set_num_threads(1)
+    real = pairs._tried
+
+    def tried(store: Any, pair: tuple[int, int], number: int, *more: Any) -> dict[str, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            if pair == broken and fault == "bits":
+                patch.setattr(mnnvl_ar.reference, "same_bits", lambda *_: False)
+            if pair == broken and number == pair[1] and fault == "absent":
+                return {"error": "injected"}
+            if pair == broken and number == pair[1] and fault == "silent":
+                patch.setattr(pairs, "_measured", lambda _: time.sleep(PATIENCE + 1) or {})
+            return real(store, pair, number, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "_tried", tried)
+        return pairs.measure(rank.join(60.0), torch.device("cpu"), PATIENCE)
+
+
+def test_three_ranks() -> None:
+    with RankPool(3) as pool:
+        found = pairs.merge(pool.run(measured))
+    assert [pair["ranks"] for pair in found] == [[0, 1], [0, 2], [1, 2]]
+    for pair in found:
+        assert pair["error"] == ""
+        assert pair["gpus"] == ["", ""]
+        assert pair["latency_us"] > 0
+        assert pair["bandwidth_gb_s"] > 0
+    text = matrix.pairs(found, 3)
+    assert text[1].split() == ["rank", "0", "1", "2"]
+    assert text[2].split()[1:] == ["-", f"{found[0]['bandwidth_gb_s']:.1f}", f"{found[1]['bandwidth_gb_s']:.1f}"]
+    assert text[4].split()[1:] == [f"{found[1]['latency_us']:.1f}", f"{found[2]['latency_us']:.1f}", "-"]
+    assert "an all_reduce of 256 KiB" in text[5]
+    assert "one of 16 bytes takes (medians of calls alone)" in text[6]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("bits", "the sum differs from the reference"),
+        ("absent", ""),
+        ("silent", "waited 2.00 s for rank 1"),
+    ],
+)
+def test_a_broken_pair_costs_itself_alone(fault: str, says: str) -> None:
+    with RankPool(3) as pool:
+        found = pairs.merge(pool.run(measured, (0, 2), fault))
+    by_ranks = {tuple(pair["ranks"]): pair for pair in found}
+    assert says in by_ranks.pop((0, 2))["error"]
+    assert [pair["error"] for pair in by_ranks.values()] == ["", ""]
+    assert "FAILED" in "\n".join(matrix.pairs(found, 3))
+
+
+def pair(a: int, b: int, bandwidth: float = 340.0, error: str = "") -> dict[str, Any]:
+    about = {"ranks": [a, b], "gpus": [gpu(a)["uuid"], gpu(b)["uuid"]], "error": error}
+    figures = {"latency_us": 2.4, "bandwidth_gb_s": bandwidth, "small_bytes": 16, "large_bytes": 16 << 20}
+    return about if error else {**about, **figures}
+
+
+def told(found: list[dict[str, Any]], size: int, **more: Any) -> tuple[list[str], str]:
+    """The problems, and the report's text, of so many GPUs whose pairs were found so."""
+    good = {"ran": True, "ok": True, "ranks": size, "device": "cuda", "transport_reason": "", "latency_us": 9.0}
+    good |= {"bandwidth_gb_s": 300.0, "row_bytes": 16384, "message_bytes": 16 << 20, "pairs": found}
+    machine = here(*(gpu(n) for n in range(size)), **more)
+    about = report({0: machine}, size, good)
+    return about["problems"], show.text(about)
+
+
+def test_eight_gpus_fit_a_line() -> None:
+    found = [pair(a, b, 300.0 + 10 * a + b) for a, b in itertools.combinations(range(8), 2)]
+    problems, text = told(found, 8)
+    assert problems == []
+    table = text.split("by themselves:\n")[1].split("\nvLLM")[0].split("\n")
+    assert table[1].split() == ["0", "-", *(f"{300 + b}.0" for b in range(1, 8))]
+    assert table[8].split() == ["7", *["2.4"] * 7, "-"]
+    assert "16 MiB" in text
+    assert "replays of CUDA graphs" in text
+    assert max(map(len, table)) <= 120
+
+
+def test_a_slow_pair_is_a_problem() -> None:
+    """Beside others that are linked alike, and by less than half: pairs over PCIe are no problem beside NVLinks."""
+    others = [pair(a, b) for a, b in itertools.combinations(range(4), 2) if (a, b) != (1, 3)]
+    (line,) = told([*others, pair(1, 3, 100.0)], 4)[0]
+    assert line.startswith("ranks 1 and 3 by themselves: 100.0 GB/s, where pairs linked alike (NV18) reach 340.0")
+    assert told([*others, pair(1, 3, 200.0)], 4)[0] == []
+    links = between(4)["links"]
+    links[1][3] = links[3][1] = "SYS"
+    assert told([*others, pair(1, 3, 20.0)], 4, links=links)[0] == []
+    assert told([*others, pair(1, 3, 20.0)], 4, links=[[None] * 4] * 4)[0] == [], "how they are linked is not known"
+
+
+def test_a_pair_that_failed_is_a_problem() -> None:
+    problems, text = told([pair(0, 1), pair(0, 2, error="the sum differs"), pair(1, 2)], 3)
+    assert problems == ["ranks 0 and 2 by themselves (ranks 0 and 1 there): the sum differs"]
+    assert text.count("FAILED") == 2
+
+
+def test_the_summary_has_the_pairs_of_all_ranks() -> None:
+    good = {"ran": True, "ok": True}
+    sides = {rank: {**pair(0, 1, 300.0 + rank), "gpu": str(rank)} for rank in (0, 1)}
+    found = selftest.summary({rank: {**good, "pairs": [side]} for rank, side in sides.items()})
+    (merged,) = found["pairs"]
+    assert merged["bandwidth_gb_s"] == 300.0, "of the two ranks' figures the worse"
+    assert merged["gpus"] == ["0", "1"]
