@@ -1,12 +1,13 @@
 """What calls are expected to take on GB200 over multicast: an estimate with a range, for whoever measures to refute.
 
-    one-shot = gap + send + hop(m) + tail + chunks * chunk + (R - 1) x / link                         + boundaries
-    two-shot = gap + send + hop(u) + hop(m) + tail + chunks * chunk + 2 (R - 1) / R x / link + queue + boundaries
+    one-shot = gap + send + hop(m) + tail + waits + (R - 1) x / link + boundaries
+    two-shot = gap + send + hop(u) + hop(m) + tail + waits + 2 (R - 1) / R x / link + queue + boundaries
+    waits    = chunks * trip + R * sum
 
-x: bytes of a rank's message. hop(u), hop(m): by unicast, by multicast. chunks: 1 for 2, 4 and 8 ranks, whose sources
-are all awaited at once, else ranks / 4, rounded up (csrc/kernels/receive.cuh). Where rows queue up (T >= 64), the link
-is that of paced rows, and two-shot's hops take twice as long (queue). boundaries: one less than the pieces of a call
-in a workspace of 64 MiB (csrc/protocol/pieces.h).
+x: bytes of a rank's message. hop(u), hop(m): by unicast, by multicast. chunks: R / 16, rounded up: sources awaited
+together (csrc/kernels/receive.cuh). Where rows queue up (T >= 64), the link is that of paced rows, and two-shot's hops
+take twice as long (queue). boundaries: one less than the pieces of a call in a workspace of 64 MiB
+(csrc/protocol/pieces.h).
 
 bench/model.py holds the floor beneath it, and makes the page of both.
 """
@@ -21,7 +22,7 @@ TOKENS = (1, 4, 16, 64, 256, 1024)
 HIDDEN = 7168
 QUEUED_FROM = 64  # tokens
 SLOT_BYTES = ((64 << 20) - 16384) // 3
-UNROLLED, CHUNK = (2, 4, 8), 4
+CHUNK, CHUNK_BEFORE = 16, 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ INPUTS = {
     "unicast hop": Input(0.6, 0.85, 1.1, "us", "0.61 on H200's NVSwitch, and a rack's longer wires: a guess"),
     "multicast hop": Input(0.85, 1.15, 1.6, "us", "that, and 0.3 for the switch to multiply: a guess"),
     "tail": Input(0.55, 0.65, 0.8, "us", "from the last row's arrival to the kernel's end: as on H200"),
-    "chunk": Input(0.15, 0.25, 0.35, "us", "sources awaited by fours: one trip to L2 and sums, each"),
+    "trip": Input(0.14, 0.2, 0.3, "us", "one to L2, for sixteen sources at a time: 275 to 580 clocks on H200"),
+    "sum": Input(0.006, 0.01, 0.02, "us", "of one source: some 20 instructions, by the machine code"),
     "link": Input(
         760e3, 690e3, 600e3, "bytes a us", "what kernels get of 900 GB/s, as they get 362 to 386 of H200's 450"
     ),
@@ -80,9 +82,9 @@ class Case:
         return tokens * hidden * 2
 
     def _small(self, ranks: int) -> float:
-        chunks = 1 if ranks in UNROLLED else -(-ranks // CHUNK)
         fixed = ("gap", "send", "multicast hop", "tail")
-        return sum(self.figure[name] for name in fixed) + chunks * self.figure["chunk"]
+        waits = -(-ranks // CHUNK) * self.figure["trip"] + ranks * self.figure["sum"]
+        return sum(self.figure[name] for name in fixed) + waits
 
     def _link(self, tokens: int) -> float:
         return self.figure["paced link" if tokens >= QUEUED_FROM else "link"]
@@ -164,11 +166,12 @@ def section() -> list[str]:
         "## What is expected",
         "",
         "```",
-        "one-shot = gap + send + hop(m) + tail + chunks * chunk + (R - 1) x / link + boundaries",
-        "two-shot = gap + send + hop(u) + hop(m) + tail + chunks * chunk + 2 (R - 1) / R x / link + queue + boundaries",
+        "one-shot = gap + send + hop(m) + tail + waits + (R - 1) x / link + boundaries",
+        "two-shot = gap + send + hop(u) + hop(m) + tail + waits + 2 (R - 1) / R x / link + queue + boundaries",
+        "waits    = chunks * trip + R * sum",
         "```",
-        "x: bytes of a rank's message; hop(u), hop(m): by unicast, by multicast; chunks: 1 for TP 2, 4 and 8, else",
-        f"R / 4, rounded up; queue: both hops once more, and the paced link, from T = {QUEUED_FROM} on, where rows",
+        "x: bytes of a rank's message; hop(u), hop(m): by unicast, by multicast; chunks: R / 16, rounded up, sources",
+        f"awaited together; queue: both hops once more, and the paced link, from T = {QUEUED_FROM} on, where rows",
         "queue up; boundaries: between the pieces of a call in 64 MiB. The code is `bench/expected.py`.",
         "",
         "| input | likely | quick | slow | unit | where from |",
@@ -196,11 +199,11 @@ def section() -> list[str]:
         "And, without a figure: a cell in which multicast is slower than unicast by more than the difference of the",
         "hops; a time that differs between the nodes of a rack by more than a hop; any wrong bit.",
         "",
-        "Sources awaited sixteen at a time in place of four, which is not built, would save, in us:",
-        ", ".join(f"{_saved(tp):.2f} at TP{tp}" for tp in (16, 36, 72)) + ".",
+        "Until 2026-11-30 sources were awaited by fours where the world size is not 2, 4 or 8. By sixteens it is less",
+        "by " + ", ".join(f"{_saved(tp):.2f} at TP{tp}" for tp in (16, 36, 72)) + ", in us, by the trips alone.",
     ]
     return lines
 
 
 def _saved(ranks: int) -> float:
-    return (-(-ranks // CHUNK) - -(-ranks // 16)) * INPUTS["chunk"].likely
+    return (-(-ranks // CHUNK_BEFORE) - -(-ranks // CHUNK)) * INPUTS["trip"].likely

@@ -8,9 +8,13 @@ process of its own; the two measure each cell by turns, old and new in one pair,
 is given (where its memory lies, above all) moves a cell by a tenth of a microsecond, so every turn starts both anew.
 
 Cells: a world of one rank between two GEMMs, and in a chain of its own calls; virtual ranks (several streams of one
-GPU) in a chain. Printed are the medians of both and, of the differences new - old (each turn's mean over its pairs),
-the mean over turns with its 95 % interval (Student's t). A cell is slower when the whole interval is above 0. With 50
-cells, one or two are by chance: `--new` and `--old` alike show how many.
+GPU) in a chain. `--cells many`: 12, 16, 24 and 72 virtual ranks, whose calls are graphs of kernels without edges, a CTA
+a rank. Their time is mostly that of starting so many kernels, but the last one to start finds all rows there, and what
+it takes from then on is in line: so is the difference of two builds that wait for sources in different ways.
+
+Printed are the medians of both and, of the differences new - old (each turn's mean over its pairs), the mean over turns
+with its 95 % interval (Student's t). A cell is slower when the whole interval is above 0. With 50 cells, one or two are
+by chance: `--new` and `--old` alike show how many.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ T95 = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 11: 2.201, 15
 
 @dataclass(frozen=True)
 class Cell:
-    """context: "gemm" (world of one, between two GEMMs) or "chain"; op: "plain" or "fused"; strategy: as the op has
-    it."""
+    """context: "gemm" (world of one, between two GEMMs), "chain" or "once" (all ranks in one graph without edges); op:
+    "plain" or "fused"; strategy: as the op has it."""
 
     context: str
     ranks: int
@@ -46,6 +50,12 @@ class Cell:
 
 
 def cells(which: str) -> Iterator[Cell]:
+    if which == "many":
+        for ranks, strategy, tokens in itertools.product((12, 16, 24, 72), (0, 1), (1, 8)):
+            yield Cell("once", ranks, "fused", tokens, 2880, strategy)
+            if ranks <= 24:  # a stream each, of 32 hardware queues
+                yield Cell("chain", ranks, "fused", tokens, 2880, strategy)
+        return
     few = which == "small"
     for hidden, tokens, op in itertools.product((2880, 4096, 7168), (1, 8, 64), ("fused", "plain")):
         if not few or (hidden == 4096 and tokens != 64):
@@ -68,7 +78,7 @@ def serve() -> None:
     for line in sys.stdin:
         cell = Cell(**json.loads(line))
         if cell not in measures:
-            measures[cell] = gemm(cell) if cell.context == "gemm" else chain(cell)
+            measures[cell] = {"gemm": gemm, "chain": chain, "once": once}[cell.context](cell)
         print(json.dumps(measures[cell]()), flush=True)
 
 
@@ -170,6 +180,36 @@ def chain(cell: Cell, count: int = 400) -> Any:
     return lambda: (timed(replay, count, streams), group)[0]
 
 
+def once(cell: Cell, count: int = 50) -> Any:
+    """A graph in which every rank makes one call; replayed so many times."""
+    import torch
+
+    from common.virtual import VirtualGroup
+
+    group = VirtualGroup(
+        cell.ranks,
+        cell.tokens,
+        cell.hidden,
+        torch.bfloat16,
+        "cuda:0",
+        strategy=cell.strategy,
+        pdl=0,
+        max_ctas=1,
+        cluster=1,
+    )
+    calls = [calls_of(cell, handle) for handle in group.handles]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        group.each(lambda rank: calls[rank]())
+
+    def replay() -> None:
+        for _ in range(count):
+            graph.replay()
+
+    replay()
+    return lambda: (timed(replay, count, []), group, calls)[0]
+
+
 # ---- the comparison
 
 
@@ -249,7 +289,7 @@ def main() -> int:
     parser.add_argument("--new", type=Path, default=ROOT)
     parser.add_argument("--turns", type=int, default=8, help="an even number, 6 or more")
     parser.add_argument("--pairs", type=int, default=4, help="of each turn; 20 in all at least")
-    parser.add_argument("--cells", choices=("small", "all"), default="all")
+    parser.add_argument("--cells", choices=("small", "all", "many"), default="all")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.turns < 6 or options.turns % 2 or options.turns * options.pairs < 20:

@@ -6,6 +6,7 @@
 //     ended or long before its turn.
 //   * prepare(): loads what does not depend on the row, and waits until all CTAs of the cluster are there; prefetch(rows): loads what
 //     does. Both before the wait for peers.
+//   * kLean: nothing of the row or the weight is held in registers between finish() and prefetch(), which then loads the weight, too.
 //   * finish(rows, round, s): by every thread with rows, whatever it holds, since it may hold barriers. `round` counts the calls of
 //     finish() of this cluster. After a fault s is NaN, and so is all that is stored.
 #pragma once
@@ -21,12 +22,12 @@ using epilogues::CallOf;
 using epilogues::MostOver;
 using epilogues::poison_vector;
 
-template <class D, class Tile, class E, bool kNormed = E::kNormed>
+template <class D, class Tile, class E, bool kLean = false, bool kNormed = E::kNormed>
 class Finish;
 
 // Without a norm: each vector is stored as soon as it is summed.
-template <class D, class Tile, class E>
-class Finish<D, Tile, E, false> {
+template <class D, class Tile, class E, bool kLean>
+class Finish<D, Tile, E, kLean, false> {
  public:
   struct Shared {
     __device__ __forceinline__ void init(const Lane&) {}
@@ -63,8 +64,8 @@ class Finish<D, Tile, E, false> {
 };
 
 // With residual and norm: the row's sum of squares, then the norm, then, if E asks for it, a maximum of that.
-template <class D, class Tile, class E>
-class Finish<D, Tile, E, true> {
+template <class D, class Tile, class E, bool kLean>
+class Finish<D, Tile, E, kLean, true> {
   static constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kVectors = Tile::kVectors;
   static constexpr uint32_t kExchanges = E::kMostOver == MostOver::row ? 2 : 1;  // of a cluster, a call of finish()
 
@@ -103,6 +104,12 @@ class Finish<D, Tile, E, true> {
   }
 
   __device__ __forceinline__ void prefetch(Rows rows) {
+    if (kLean) {
+      forget(residual_);
+#pragma unroll
+      for (Weight& weight : weight_) weight = Weight{};
+      if (kVectors < 4) load_weight();
+    }
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int row = i / kColumns, column = i % kColumns;
@@ -119,7 +126,7 @@ class Finish<D, Tile, E, true> {
       s[i] = protocol::add_residual<D>(s[i], residual_[i]);
       square_sum[i] = protocol::square_sum<D>(s[i]);
     }
-    if (!kKeepsWeight) load_weight();
+    if (kVectors >= 4) load_weight();
     Shared::exchange_sums(lane_, reduction_, turn, square_sum);
     status_.look();
     float row_sum[kRows];
@@ -155,7 +162,7 @@ class Finish<D, Tile, E, true> {
   }
 
  private:
-  static constexpr bool kKeepsWeight = kVectors < 4;
+  static constexpr bool kKeepsWeight = kVectors < 4 && !kLean;
   struct Weight {
     protocol::Vector low, high;  // high: the second four of eight fp32 factors
   };

@@ -119,12 +119,13 @@ __global__ void __launch_bounds__(kThreads<kRanks, Tile>, kCtas<kRanks, Tile>)
     }
 
     // ---- Receive: poll own slot until the row of every peer is there, and sum in rank order.
-    await_clock(sent, p.launch.pace.first_look);
+    const auto before_look = [&] { await_clock(sent, p.launch.pace.first_look); };
+    if (kRanks > 0) before_look();
     Vector s[kColumns];
 #pragma unroll
     for (Vector& v : s) v = poison_vector<D>();
     if (columns > 0) {
-      receive_sum<D, kRanks, kColumns>(p, status, slot + offset, source_bytes, columns, own, mine, s);
+      receive_sum<D, kRanks, kColumns>(p, status, slot + offset, source_bytes, columns, own, mine, s, before_look);
     }
     if (is_last) {
       ptx::barrier_arrive(kReceived, blockDim.x);

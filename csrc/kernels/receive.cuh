@@ -65,7 +65,53 @@ __device__ __forceinline__ bool receive(const Params& p, CallStatus& status, con
   }
 }
 
-inline constexpr int kChunk = 4;  // peers awaited at once where the number of ranks is not known at compile time
+// Where the number of ranks is not known at compile time: sources awaited at once, all of whose loads are under way before the first
+// is looked at; and how many of them stand and fall together where there are fewer.
+inline constexpr uint32_t kChunk = 16, kPart = 4;
+
+// What is not loaded of a chunk: number `own` is `mine`. The others begin as +0, and stay that behind the last source, which no sum
+// that began with +0 can show. (Without a value on every way to the loads v would hold its registers all through the kernel.)
+__device__ __forceinline__ void begin_chunk(uint32_t own, const Vector& mine, Vector (&v)[kChunk]) {
+  forget(v);
+#pragma unroll
+  for (uint32_t part = 0; part < kChunk; part += kPart) {
+    if (own - part >= kPart) continue;  // unsigned
+#pragma unroll
+    for (uint32_t k = part; k < part + kPart; ++k) {
+      if (k == own) v[k] = mine;
+    }
+  }
+}
+
+// One vector of each of `count` sources, up to kChunk, `stride` bytes apart, into what has been begun. Number `own` has no place among
+// the others.
+__device__ __forceinline__ bool receive_chunk(const Params& p, CallStatus& status, const uint8_t* first,
+                                              uint32_t stride, uint32_t count, uint32_t own, Vector (&v)[kChunk]) {
+  uint64_t began_ns = 0;
+#pragma unroll 1
+  for (int tries = 0;; ++tries) {
+    const uint8_t* place = first;
+#pragma unroll
+    for (uint32_t part = 0; part < kChunk; part += kPart) {
+      if (part >= count) break;
+#pragma unroll
+      for (uint32_t k = part; k < part + kPart; ++k) {
+        if (k >= count || k == own) continue;
+        v[k] = ptx::load_relaxed_sys(place);
+        place += stride;
+      }
+    }
+    bool ready = true;
+#pragma unroll
+    for (uint32_t part = 0; part < kChunk; part += kPart) {
+      if (part >= count) break;
+#pragma unroll
+      for (uint32_t k = part; k < part + kPart; ++k) ready &= has_arrived(p, v[k]);
+    }
+    if (ready) return true;
+    if (tries >= kFastPolls && must_give_up(p, status, FaultCode::peer_timeout, began_ns)) return false;
+  }
+}
 
 // Two ranks, and one of them is us: what is ours is added before the other's has come. The order of two makes no difference to
 // any bit (0 + a is not -0, and NaN is NaN). Of a world of one rank nothing is awaited: then the other's is 0.
@@ -94,28 +140,49 @@ __device__ __forceinline__ bool receive_other(const Params& p, CallStatus& statu
   return ok;
 }
 
-// Of all ranks, in rank order; number `own` is `mine`. The first `columns` of kColumns. kRanks 0: p.group.ranks of them, in chunks.
-template <class D, int kRanks, int kColumns>
+// Of all ranks, in rank order; number `own` is `mine`. The first `columns` of kColumns. kRanks 0: p.group.ranks of them, in chunks, and
+// `before_look` is called once, when all is ready for the first look.
+template <class D, int kRanks, int kColumns, class BeforeLook>
 __device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status, const uint8_t* first, uint32_t stride,
                                             uint32_t columns, uint32_t own, const Vector (&mine)[kColumns],
-                                            Vector (&s)[kColumns]) {
+                                            Vector (&s)[kColumns], const BeforeLook& before_look) {
   if constexpr (kRanks == 2) {
     if (own != kNone) return receive_other<D>(p, status, first, columns, mine, s);
   }
-  constexpr int kMost = kRanks > 0 ? kRanks : kChunk;
   float sum[kColumns][D::kPerVector] = {};
   bool ok = true;
+  if constexpr (kRanks > 0) {
 #pragma unroll 1
-  for (uint32_t rank = 0; rank < (kRanks > 0 ? 1 : p.group.ranks); rank += kMost) {
-    const uint32_t count = kRanks > 2 ? kRanks : min(p.group.ranks - rank, static_cast<uint32_t>(kMost));
-    Vector v[kMost * kColumns];
+    for (uint32_t rank = 0; rank < 1; rank += kRanks) {  // once; spelled without a loop it compiles to other instructions
+      const uint32_t count = kRanks > 2 ? kRanks : min(p.group.ranks - rank, static_cast<uint32_t>(kRanks));
+      Vector v[kRanks * kColumns];
 #pragma unroll
-    for (int k = 0; k < kMost * kColumns; ++k) v[k] = mine[k % kColumns];
-    ok &= receive<kMost, kColumns>(p, status, first + (rank - (rank > own)) * stride, stride, count, columns, v,
-                                   own - rank);
+      for (int k = 0; k < kRanks * kColumns; ++k) v[k] = mine[k % kColumns];
+      ok &= receive<kRanks, kColumns>(p, status, first + (rank - (rank > own)) * stride, stride, count, columns, v,
+                                      own - rank);
 #pragma unroll
-    for (int k = 0; k < kMost * kColumns; ++k) {
-      if (k / kColumns < count) protocol::accumulate<D>(sum[k % kColumns], v[k]);
+      for (int k = 0; k < kRanks * kColumns; ++k) {
+        if (k / kColumns < count) protocol::accumulate<D>(sum[k % kColumns], v[k]);
+      }
+    }
+  } else {
+    static_assert(kColumns == 1);  // launch/form.h
+    Vector v[kChunk];
+    begin_chunk(own, mine[0], v);
+    before_look();
+#pragma unroll 1
+    for (uint32_t rank = 0;;) {
+      const uint32_t count = min(p.group.ranks - rank, kChunk);
+      ok &= receive_chunk(p, status, first + (rank - (rank > own)) * stride, stride, count, own - rank, v);
+#pragma unroll
+      for (uint32_t part = 0; part < kChunk; part += kPart) {
+        if (part >= count) break;
+#pragma unroll
+        for (uint32_t k = part; k < part + kPart; ++k) protocol::accumulate<D>(sum[0], v[k]);
+      }
+      rank += kChunk;
+      if (rank >= p.group.ranks) break;
+      begin_chunk(own - rank, mine[0], v);
     }
   }
 #pragma unroll
@@ -127,6 +194,13 @@ __device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status,
     s[column] = protocol::pack<D>(sum[column]);
   }
   return ok;
+}
+
+template <class D, int kRanks, int kColumns>
+__device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status, const uint8_t* first, uint32_t stride,
+                                            uint32_t columns, uint32_t own, const Vector (&mine)[kColumns],
+                                            Vector (&s)[kColumns]) {
+  return receive_sum<D, kRanks, kColumns>(p, status, first, stride, columns, own, mine, s, [] {});
 }
 
 }  // namespace mnnvl_ar::kernels

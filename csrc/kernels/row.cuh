@@ -67,6 +67,14 @@ __device__ __forceinline__ bool holds_column(const protocol::Params& p, const La
   return lane.vector + column * kGroupVectors < p.tensors.vectors;
 }
 
+// What is loaded under a condition holds, where that is not met, what it held before: by the loops around it that takes registers all
+// along. Whoever has none to spare begins anew.
+template <int kCount>
+__device__ __forceinline__ void forget(protocol::Vector (&v)[kCount]) {
+#pragma unroll
+  for (protocol::Vector& vector : v) vector = protocol::Vector{};
+}
+
 // `count` of kRows rows, from `first` on; the others are not there.
 struct Rows {
   uint32_t first;

@@ -23,8 +23,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
 #endif
   // ---- Set-up: what the CTA shares, and the warps without rows go their own way.
   constexpr int kRows = Tile::kRows;
+  using Epilogue = Finish<D, Tile, E, kRanks == 0>;
   __shared__ CallStatus status;
-  __shared__ typename Finish<D, Tile, E>::Shared shared;
+  __shared__ typename Epilogue::Shared shared;
   const Lane lane = this_lane<1>();
   const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors};
   if (!is_as_planned<false>(p)) return refuse<D, E>(p);
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   const auto input = [&](uint32_t row) {
     return ptx::load(static_cast<const uint8_t*>(p.tensors.x) + vector_offset(p, row, lane.vector));
   };
-  Finish<D, Tile, E> epilogue(p, lane, status, shared);
+  Epilogue epilogue(p, lane, status, shared);
   epilogue.prefetch_weight();
   epilogue.prefetch_row(first_row(0));
 
@@ -70,9 +71,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     if (!active) return;
     uint32_t row = first_row(batch);
     const uint32_t end = end_row(batch);
-    if (batch == 0) scatter_one(row++, first_x);
+    if (batch == 0) {
+      if (kRanks > 0) scatter_one(row, first_x);
+      ++row;
+    }
     for (; row < end; row += kRows) {
       Vector x[kRows];
+      if (kRanks == 0) forget(x);  // or else it takes registers from the sixteen sources
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (row + i < end) x[i] = input(row + i);
@@ -83,6 +88,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       }
     }
   };
+
+  if (kRanks == 0 && active) scatter_one(first_row(0), first_x);
 
   // ---- Stage 2, reduce: own columns of every rank are summed, and the sum is sent to all ranks. Neighbouring groups of 32 items are
   // in different CTAs, so that few items keep all SMs busy.
@@ -113,6 +120,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       const Rows rows{row, min(end - row, static_cast<uint32_t>(kRows))};
       epilogue.prefetch(rows);
       Vector s[kRows];
+      if (kRanks == 0) forget(s);
       bool ok = active;
       if (active) {
         const uint32_t position = static_cast<uint32_t>(protocol::gather_position(shape, row, lane.vector));

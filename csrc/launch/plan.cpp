@@ -6,6 +6,7 @@
 #include <span>
 #include <unordered_map>
 
+#include "launch/hints.h"
 #include "launch/limits.h"
 #include "launch/processors.h"
 
@@ -32,16 +33,28 @@ cudaError_t fit(const void* kernel, uint32_t cluster, uint32_t threads, int devi
     *result = found->second;
     return cudaSuccess;
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {cluster, 1, 1};
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(cluster);
   config.blockDim = dim3(threads);
-  config.attrs = &attribute;
+  config.attrs = attributes;
   config.numAttrs = 1;
+#if CUDART_VERSION >= 13000
+  if (spreads_link_traffic(device)) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeNvlinkUtilCentricScheduling;
+    attributes[config.numAttrs++].val.nvlinkUtilCentricScheduling = 1;
+  }
+#endif
   int count = 0;
   cudaError_t error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  if (error != cudaSuccess && config.numAttrs == 2) {
+    do_without_hint(device);
+    cudaGetLastError();  // or it would be found by whoever asks next
+    config.numAttrs = 1;
+    error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  }
   cudaFunction_t function = nullptr;
   if (error == cudaSuccess) error = cudaGetFuncBySymbol(&function, kernel);
   if (error != cudaSuccess) return error;

@@ -42,7 +42,7 @@ cudaError_t load_kernels(uint32_t ranks);
 
 cudaError_t plan(const Request& request, Plan* result);
 
-// `call`: a CallOf the plan's epilogue, with `launch` in it.
-CUresult launch(CUfunction function, const protocol::Launch& launch, void* call, CUstream stream);
+// `call`: a CallOf the plan's epilogue, with `launch` in it. `device`: the current one.
+CUresult launch(CUfunction function, const protocol::Launch& launch, int device, void* call, CUstream stream);
 
 }  // namespace mnnvl_ar::launch

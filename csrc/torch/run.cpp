@@ -175,7 +175,8 @@ namespace {
 
 void launch_on(void* stream, Workspace& workspace, CUfunction function, void* call, protocol::Params& params) {
   enter(workspace, params.launch, stream);
-  const CUresult result = launch::launch(function, params.launch, call, static_cast<CUstream>(stream));
+  const auto device = static_cast<int>(workspace.settings.device);
+  const CUresult result = launch::launch(function, params.launch, device, call, static_cast<CUstream>(stream));
   STD_TORCH_CHECK(result == CUDA_SUCCESS, "mnnvl_ar: launch failed: CUresult ", static_cast<int>(result));
 }
 

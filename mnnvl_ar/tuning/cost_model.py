@@ -18,13 +18,13 @@ ANY_BYTES = 1 << 30
 
 def one_shot_us(machine: Machine, world_size: int, nbytes: float) -> float:
     """For a message of `nbytes` a rank: one hop, and all of it to every peer."""
-    wire = (world_size - 1) * nbytes / machine.bytes_per_us
+    wire = (world_size - 1) * nbytes / machine.crossover_bytes_per_us
     return machine.launch_us + machine.hop_us + wire
 
 
 def two_shot_us(machine: Machine, world_size: int, nbytes: float) -> float:
     """Two hops: a share of the message to its owner, and the share's sum to every peer."""
-    wire = 2 * (world_size - 1) / world_size * nbytes / machine.bytes_per_us
+    wire = 2 * (world_size - 1) / world_size * nbytes / machine.crossover_bytes_per_us
     return machine.launch_us + 2 * machine.hop_us + machine.stage_us + wire
 
 
@@ -32,6 +32,6 @@ def one_shot_bytes(machine: Machine, world_size: int) -> int:
     """The largest message for which one-shot is the quicker one."""
     if world_size <= 2:
         return ANY_BYTES
-    saved = (world_size - 1) * (1 - 2 / world_size) / machine.bytes_per_us  # by two-shot, for each byte
+    saved = (world_size - 1) * (1 - 2 / world_size) / machine.crossover_bytes_per_us  # by two-shot, for each byte
     paid = machine.hop_us + machine.stage_us
     return int(paid / saved)

@@ -56,6 +56,7 @@ class Machine:
     write_us: float  # from a store until L2 has acknowledged it
     egress_bytes_per_us: float  # what one GPU can send
     ingress_bytes_per_us: float  # and receive at the same time
+    crossover_bytes_per_us: float  # the same, as cost_model.py counts what two-shot does not send
     link: Link
 
     @property

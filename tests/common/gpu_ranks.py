@@ -6,7 +6,7 @@ from typing import Any
 
 from common.ranks import rank_pool
 
-VIRTUAL, REAL = (2, 3, 4, 8, 9), (2, 4, 8)  # 3 and 9 are not unrolled, and 9 takes more than one chunk
+VIRTUAL, REAL = (2, 3, 4, 8, 9), (2, 4, 8)  # 3 and 9 are not unrolled; more than sixteen: test_many_ranks.py
 _virtual: dict[int, Any] = {}
 
 

@@ -31,7 +31,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;", re.MULTILINE)
+INSTRUCTION = re.compile(
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;"
+    r"(?:\s*/\* 0x[0-9a-f]{16} \*/\s*/\* 0x([0-9a-f]{16}) \*/)?",
+    re.MULTILINE,
+)
 COMPARE = re.compile(r"(FSETP|FSET|FCMP|FMNMX3?|DSETP|DSET|DMNMX|HSETP2|HSET2|HMNMX2|VHMNMX)\b")
 FLOAT = re.compile(r"(F(?!ENCE|LO\b)|H[A-Z]|D(?!EPBAR)|MUFU|I2F|UF[A-Z])")
 CONSTANT = re.compile(r"HFMA2(\.MMA)?(\.BF16_V2)?$")  # with zero factors: nvcc's second way to load a constant
@@ -48,6 +52,7 @@ class Instruction:
     guard: str | None  # predicate it depends on
     opcode: str
     operands: str
+    control: int | None = None  # the upper half of its encoding, which holds what it waits for
 
     @property
     def target(self) -> int | None:
@@ -80,7 +85,8 @@ def kernels(text: str) -> list[Kernel]:
         arch = part.split(None, 1)[0]
         for function in re.split(r"^\s*Function : ", part, flags=re.MULTILINE)[1:]:
             code = [
-                Instruction(int(a, 16), guard or None, op, rest) for a, guard, op, rest in INSTRUCTION.findall(function)
+                Instruction(int(a, 16), guard or None, op, rest, int(control, 16) if control else None)
+                for a, guard, op, rest, control in INSTRUCTION.findall(function)
             ]
             found.append(Kernel(function.split(None, 1)[0], arch, code))
     return found

@@ -13,9 +13,11 @@ import torch
 from common.cases import own_rows, quantised
 from common.cases.calls import Call, check_calls
 from common.cases.graphs import check_graphs
+from common.cases.many import HIDDENS, TOKENS, calls_of_many
 from common.cases.mixed import mixed_calls
 from common.cases.rules import GPU_CHECKS
 from common.cases.traffic import check_epochs, check_traffic
+from common.many_ranks import ManyRanks
 from common.ranks import TEST_LIBRARY, RankPool, RanksFailed
 
 pytestmark = [
@@ -23,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build"),
     pytest.mark.skipif(torch.cuda.device_count() > 1, reason="alike on every machine; runs where there is one GPU"),
 ]
-SIZES = (1, 2, 3, 9)  # 3 and 9 are not unrolled, and 9 takes more than one chunk
+SIZES = (1, 2, 3, 9)  # 3 and 9 are not unrolled
 WORKSPACE = {"max_tokens": 64, "hidden": 8192, "deadline": 5.0}
 PDLS = (0, 1, 2)
 
@@ -87,6 +89,17 @@ def test_traffic_and_epochs(run: Any) -> None:
     sizes = {"hiddens": (64, 264, 2880, 7168), "most_tokens": 32, "pdls": (-1, *PDLS)}
     run(check_traffic, 200, [WORKSPACE, {**WORKSPACE, "strategy": "two_shot"}], run.size, **sizes)
     run(check_epochs, 2**32 - 7, 20, {"max_tokens": 16, "hidden": 2880, "deadline": 5.0})
+
+
+def more_than_sixteen(rank: Any, world_size: int) -> None:
+    with ManyRanks(world_size, TOKENS, max(HIDDENS["bf16"]), "bf16", multicast="software") as ranks:
+        assert ranks.run(calls_of_many("bf16")[::5], 4) == []
+
+
+@pytest.mark.parametrize("world_size", [17, 24])
+def test_more_ranks_than_are_awaited_at_once(process: RankPool, world_size: int) -> None:
+    """Own rows come among the others', in the first sixteen or behind them."""
+    process.run(more_than_sixteen, world_size, timeout=120)
 
 
 @pytest.mark.parametrize("pdls", [(0,), (1,), (2,), PDLS])

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "arrays.h"
+#include "launch/hints.h"
 #include "launch/pace.h"
 #include "launch/processors.h"
 #include "protocol/layout.h"
@@ -385,6 +386,9 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("gather_positions", &gather_positions);
 
   m.def("resident_on", &mnnvl_ar::launch::resident_on);
+  m.def("spreads_link_traffic", [](int driver_version, uint32_t generation) {
+    return mnnvl_ar::launch::spreads_link_traffic(driver_version, generation);
+  });
   m.def("pace", [](uint32_t ranks, uint32_t tokens, uint32_t vectors, std::array<uint32_t, 5> link) {
     const auto pace =
         mnnvl_ar::launch::pace_of({ranks, tokens, vectors}, {link[0], link[1], link[2], link[3], link[4]});

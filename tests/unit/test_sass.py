@@ -1,17 +1,19 @@
 """Rule R1 in the machine code of every kernel built, whatever the compiler's flags were: no floating point near a poll.
+And how many loads are under way before one is waited for (tests/common/flight.py).
 
 What is checked, and why, stands in tests/common/sass.py. The controls: the library's waiting compiled with the old
 compare, the test build where it is there, and a poll loop written out below with one thing wrong at a time.
 """
 
 import dataclasses
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from common import sass
+from common import flight, sass
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -111,6 +113,25 @@ def test_two_shot_waits_once_more_than_one_shot(built: list[sass.Kernel]) -> Non
         assert len(sass.poll_loops(kernel)) >= waits, kernel.name
 
 
+def generic(kernels: list[sass.Kernel]) -> list[sass.Kernel]:
+    """Of any world size: those that take the number of ranks at run time."""
+    return [kernel for kernel in kernels if re.search(r"(one|two)_shot.*?ELi0ENS0_4Tile", kernel.name)]
+
+
+def not_in_one_wave(kernel: sass.Kernel, sources: int) -> list[str]:
+    """What is wrong with the loops of a kernel that awaits so many sources at once: exactly one of them does."""
+    of_data = sorted(flight.waves(kernel))
+    is_right = of_data.count(sources) == 1 and of_data[-1] == sources
+    return [] if is_right else [f"{kernel.arch} {kernel.name}: {of_data}"]
+
+
+def test_sixteen_sources_are_under_way_before_one_is_awaited(built: list[sass.Kernel]) -> None:
+    """So a world of up to 16 ranks, of a size without kernels of its own, waits for one latency, one of 72 for five."""
+    kernels = generic(built)
+    assert len({kernel.name for kernel in kernels}) >= 60, "5 epilogues, their dtypes, 5 forms"
+    assert [line for kernel in kernels for line in not_in_one_wave(kernel, 16)] == []
+
+
 def test_each_root_is_that_of_numerics_root(built: list[sass.Kernel]) -> None:
     """Of a kernel with a norm: the quick one, and behind it CUDA's own for what is not moderate."""
     for kernel in built:
@@ -177,6 +198,37 @@ def test_the_quick_root_explains_nothing_else(built: list[sass.Kernel], line: st
     code[i] = dataclasses.replace(code[i], opcode=opcode, operands=operands)
     assert kinds(kernel) == set()
     assert kinds(dataclasses.replace(kernel, code=code)) == {"fma" if opcode == "FFMA" else "ftz"}
+
+
+def test_a_load_that_waits_for_another_one_is_found(built: list[sass.Kernel]) -> None:
+    """In the machine code of a kernel as it is built: another wait, or a use of what is loaded, in the middle."""
+    kernel = next(kernel for kernel in generic(built) if "one_shot" in kernel.name)
+    (loop,) = (loop for loop in sass.poll_loops(kernel) if len([i for i in loop if kernel.code[i].is_poll]) == 16)
+    polls = [i for i in sorted(loop) if kernel.code[i].is_poll]
+    scoreboard, middle = flight.sets_scoreboard(kernel.code[polls[0]]), polls[8] - 1
+    assert scoreboard is not None
+    one = kernel.code[middle]
+    assert one.control is not None
+    waits = dataclasses.replace(one, control=one.control | 1 << scoreboard + 11 + flight.SHIFT)
+    loaded = kernel.code[polls[3]].operands.split(",")[0]
+    uses = dataclasses.replace(one, opcode="ISETP.NE.AND", operands=f"P0, PT, {loaded}, -0x80000000, PT")
+    for changed in (waits, uses):
+        code = [*kernel.code[:middle], changed, *kernel.code[middle + 1 :]]
+        assert sorted(flight.waves(dataclasses.replace(kernel, code=code)))[-1] == 8
+        assert not_in_one_wave(dataclasses.replace(kernel, code=code), 16) != []
+    assert not_in_one_wave(kernel, 4) != [], "as it was by fours"
+
+
+def test_rows_that_are_awaited_together_are_counted_too(built: list[sass.Kernel]) -> None:
+    """Of two-shot's second stage: so the count is of loads, and not of what is hoped for."""
+    for kernel in generic(built):
+        if rows := re.search(r"two_shot.*TileILi(\d)E", kernel.name):
+            assert int(rows[1]) in flight.waves(kernel), kernel.name
+
+
+def test_code_without_its_encoding_is_refused() -> None:
+    with pytest.raises(ValueError, match="its encoding was not read"):
+        flight.waves(sass.kernels(LOOP)[0])
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ H200 = Machine(
     write_us=0.14,
     egress_bytes_per_us=450e3,
     ingress_bytes_per_us=450e3,
+    crossover_bytes_per_us=450e3,
     link=Link(
         hop_clocks=900,
         queued_hop_clocks=1800,
@@ -35,7 +36,8 @@ BLACKWELL = replace(
     H200,
     egress_bytes_per_us=900e3,
     ingress_bytes_per_us=900e3,
-    link=replace(H200.link, burst_bytes_per_clock=390, paced_bytes_per_clock=366),
+    crossover_bytes_per_us=690e3,
+    link=replace(H200.link, burst_bytes_per_clock=390, paced_bytes_per_clock=340),
 )
 
 
@@ -65,7 +67,7 @@ def test_a_links_columns_have_the_names_of_the_ops_arguments() -> None:
         "link_hop_clocks": 900,
         "link_queued_hop_clocks": 1800,
         "link_burst_bytes_per_clock": 390,
-        "link_paced_bytes_per_clock": 366,
+        "link_paced_bytes_per_clock": 340,
         "link_paced_from_bytes": 204800,
     }
 

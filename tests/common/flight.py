@@ -1,0 +1,65 @@
+"""How many polling loads are under way before the first of them is waited for, by the machine code of a kernel.
+
+A load sets a scoreboard, one of six, and whoever uses what it loads waits for that scoreboard; both stand in the
+encoding of each instruction, where ptxas has put them. A wave is what is loaded up to such a wait. So a world of R
+ranks waits for one latency a wave, and not for one a load.
+
+Contract
+  * `waves(kernel)`: for each poll loop, the largest number of its polling loads that are under way at once.
+  * It takes a loop's instructions in the order of their addresses, as they run where every load is made.
+"""
+
+from __future__ import annotations
+
+import re
+
+from common import sass
+
+NO_BARRIER = 7
+SHIFT = (
+    41  # of the control bits, in the upper half of the encoding: stall (4), yield (1), barriers set (3 + 3), waits (6)
+)
+
+
+def sets_scoreboard(one: sass.Instruction) -> int | None:
+    """The scoreboard that tells when what the instruction writes is there."""
+    number = _control(one) >> 5 & 7
+    return None if number == NO_BARRIER else number
+
+
+def waits_for(one: sass.Instruction) -> set[int]:
+    mask = _control(one) >> 11 & 0x3F
+    return {number for number in range(6) if mask >> number & 1}
+
+
+def waves(kernel: sass.Kernel) -> list[int]:
+    return [largest_wave([kernel.code[i] for i in sorted(loop)]) for loop in sass.poll_loops(kernel)]
+
+
+def largest_wave(instructions: list[sass.Instruction]) -> int:
+    most = 0
+    pending: dict[str, int | None] = {}  # what is being loaded -> its scoreboard
+    count = 0
+    for one in instructions:
+        if any(number in waits_for(one) for number in pending.values()) or pending.keys() & _read(one):
+            pending, count = {}, 0
+        if one.is_poll:
+            first = re.match(r"R(\d+)", one.operands)
+            if first is None:
+                raise ValueError(f"{one}: loads into no register")
+            pending |= {f"R{int(first[1]) + i}": sets_scoreboard(one) for i in range(4)}
+            count += 1
+            most = max(most, count)
+    return most
+
+
+def _control(one: sass.Instruction) -> int:
+    if one.control is None:
+        raise ValueError(f"{one}: its encoding was not read")
+    return one.control >> SHIFT
+
+
+def _read(one: sass.Instruction) -> set[str]:
+    """Registers read, but for those that a load's first operand is."""
+    operands = one.operands.split(",", 1)[1] if one.is_poll else one.operands
+    return set(re.findall(r"\bR\d+\b", operands))
