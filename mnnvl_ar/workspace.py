@@ -332,8 +332,8 @@ class Workspace:
         if staying:
             names = f"rank{'s' if len(staying) > 1 else ''} {', '.join(map(str, staying))}"
             raise MnnvlArError(
-                f"checkpoint_prepare: {names} may still send to the memory of this one, by multicast: neither asleep nor "
-                "closed, as far as this rank has heard"
+                f"checkpoint_prepare: {names} may still send to the memory of this one, by multicast: neither asleep "
+                "nor closed, as far as this rank has heard"
             )
 
     def checkpoint_restore(self, group: AnyGroup, timeout: float = 60.0) -> None:

@@ -39,9 +39,7 @@ INSTEAD = (Fill(0, 4096, 7),)
 def until(is_so: Callable[[], object], what: str) -> None:
     end = time.monotonic() + PATIENCE
     while not is_so():
-        assert time.monotonic() < end, (
-            f"{what} {parting._kept} {parting._thread} {[(k.lifeline._quiet, k.lifeline._connections, k.lifeline._gone, k.lifeline.look()) for k in parting._kept]}"
-        )
+        assert time.monotonic() < end, what
         time.sleep(0.005)
 
 
@@ -221,7 +219,7 @@ def end_body(rank: int, size: int, store: dist.Store, how: str, pause: float) ->
 def test_who_ends_without_closing_is_waited_for_a_while_longer(how: str) -> None:
     ends = ranks.launch(3, end_body, how, WHILE)
     assert ends.pop(1).exitcode == -signal.SIGKILL
-    assert all(WHILE <= took for took in ranks.values(ends)), ends
+    assert all(took >= WHILE for took in ranks.values(ends)), ends
 
 
 def test_control_without_that_while_it_goes_with_the_connection() -> None:
