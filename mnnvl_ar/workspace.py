@@ -29,6 +29,7 @@ from mnnvl_ar.tuning import LaunchShape, Table, table_for
 __all__ = ["DEFAULT_DEADLINE", "DEFAULT_MAX_BYTES", "DTYPES", "Layout", "Workspace", "create"]
 
 DEFAULT_MAX_BYTES = 64 << 20  # of each GPU
+_CHECKPOINT_SECONDS = 60.0
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 _STATE = struct.Struct("<I24xI")  # State and Progress of csrc/protocol/layout.h: epoch, later
@@ -258,6 +259,9 @@ class Workspace:
         it back all the same, and ends calls that still wait for a peer, in other threads too; a graph that is replayed
         afterwards computes nothing: its outputs are NaN, and the monitor says so (of the addresses, which then lead to
         2 MiB, the rest is as above).
+
+        With transport "multicast" the addresses lead nowhere when this returns, but the memory goes only when all ranks
+        have closed or put to sleep their workspaces, as those that have not may still send to it; or with the process.
         """
         if os.getpid() != self._pid:
             return
@@ -288,7 +292,8 @@ class Workspace:
         """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank
         have ended. Not collective. Until `wake`, ops raise, and a graph that is replayed computes nothing: its outputs
         are NaN, the monitor says so, and `check` raises it (for that, 2 MiB stay where there are such graphs). No graph
-        may be replayed while this runs, nor while `wake` does."""
+        may be replayed while this runs, nor while `wake` does. With transport "multicast" the memory goes when all
+        ranks sleep (see `close`)."""
         self._sleep("sleep", ASLEEP)
 
     def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
@@ -316,8 +321,20 @@ class Workspace:
     def checkpoint_prepare(self) -> None:
         """As `sleep`, for a checkpoint of the whole process: peers are told that, and this workspace leaves no socket
         and no descriptor behind; the last one that is watched in this process, no thread either. A second call, or one
-        of a workspace that sleeps, does nothing."""
+        of a workspace that sleeps, does nothing.
+
+        With transport "multicast" this waits up to 60 s for all ranks to be asleep or closed, as nothing is given back
+        before; with several workspaces, all ranks prepare them in one order. `MnnvlArError` names those that are not:
+        the workspace is asleep then, and may be prepared again."""
         self._sleep("checkpoint_prepare", CHECKPOINT)
+        assert self._memory is not None
+        staying = self._memory.await_parting(_CHECKPOINT_SECONDS)
+        if staying:
+            names = f"rank{'s' if len(staying) > 1 else ''} {', '.join(map(str, staying))}"
+            raise MnnvlArError(
+                f"checkpoint_prepare: {names} may still send to the memory of this one, by multicast: neither asleep "
+                "nor closed, as far as this rank has heard"
+            )
 
     def checkpoint_restore(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """In the process as it was, or as it was restored: as `wake`."""

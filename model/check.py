@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-RING, OVERLAP, ABSENT = "ring.pml", "overlap.pml", "absent.pml"
+RING, OVERLAP, ABSENT, LAG, PARTING = "ring.pml", "overlap.pml", "absent.pml", "lag.pml", "parting.pml"
 MEMORY_MB = 1900  # per search, and two run at once
 SECONDS = 900  # per search: one that takes longer counts as incomplete
 
@@ -52,6 +52,7 @@ class Result:
 
 
 WRONG, HANG, SILENT, BLAMED = "wrong data read", "hang", "not reported", "wrong one named"
+OVERWRITTEN, UNBOUND = "data overwritten", "context lost"
 MERGED = "-DSELF=2"  # own stores and polls in one step with others: for what would take too long otherwise
 ONE_CTA = "-DCMAX=1 -DCAP=4 -DCHECKS=1 -DSCRIPT={0,0,0,0,0,0}"
 SIMPLE = f"{ONE_CTA} -DEARLY=0"
@@ -63,6 +64,10 @@ LIGHT = "-DMODES=1 -DCMAX=1 -DCAP=4 -DSCRIPT={0,6,1,0,6,1}"
 LIGHT_2 = f"{MERGED} -DMODES=1"  # of up to 2 CTAs
 LIGHT_ONE = f"{ONE_CTA} -DMODES=1"
 MIXED = "under epoch 1 while a call of an earlier one runs"
+FAULTY = f"{MERGED} -DCHECKS=1 -DCALLS=4"
+TWO_SHOTS = f"{FAULTY} -DFAULT=1 -DCMAX=1 -DSCRIPT={{4,0,6,4}}"
+ONE_CLUSTER = "-DCLUSTERS_0=1 -DCLUSTERS_1=1"
+NOT_BOUND = "stores to all\n +... but one of them has unbound its memory"
 LIGHT_OVERLAP = "-DMODES=1 -DCHECK=BY_ID+BY_SWAP+BY_TAG"  # as in the code
 
 HOLDS = [
@@ -228,8 +233,15 @@ HOLDS = [
     Config(
         "r2-light-fault",
         "a rank gives up anywhere, its peer is told some time: no wrong row is read, none waits; 4 calls",
-        f"{LIGHT_2} -DFAULT=1 -DCHECKS=1 -DCALLS=4 -DSCRIPT={{1,0,0,0}}",
+        f"{FAULTY} -DMODES=1 -DFAULT=2 -DSCRIPT={{1,0,0,0}}",
         seconds=4,
+    ),
+    Config("r2-two-shot-fault", "the same of two-shot, 1 CTA: no sum is sent that is none", TWO_SHOTS),
+    Config(
+        "r2-queue-fault",
+        "the same of rows that queue up, 1 CTA: those behind the one given up are still sent",
+        f"{FAULTY} -DFAULT=1 -DQUEUE=3 -DCAP=9 -DCMAX=1 -DSCRIPT={{2,0,2,0}}",
+        seconds=2,
     ),
     Config(
         "r3-light",
@@ -237,6 +249,31 @@ HOLDS = [
         f"{MERGED} -DMODES=1 -DRANKS=3 -DCMAX=1 -DCALLS=4 -DCAP=6 -DSCRIPT={{0,6,0,6}}",
         seconds=3,
     ),
+    Config(
+        "lag", "two-shot's queue: 1 and 2 clusters, 4 rows, stages a batch apart; 4 calls", "", seconds=4, model=LAG
+    ),
+    Config(
+        "lag-batches",
+        "... batches of 2 rows, which are summed together",
+        "-DBATCH_0=2 -DBATCH_1=2",
+        seconds=2,
+        model=LAG,
+    ),
+    Config("lag-2", "... 6 rows, 1 cluster, 2 batches apart", f"{ONE_CLUSTER} -DLAG_0=2 -DLAG_1=2 -DROWS=6", model=LAG),
+    Config("lag-apart", "... another lag on each rank", f"{ONE_CLUSTER} -DLAG_1=2", model=LAG),
+    Config(
+        "lag-3",
+        "... 3 ranks, 1 cluster, 2 rows, 1 call",
+        f"{ONE_CLUSTER} -DRANKS=3 -DROWS=2 -DCALLS=1",
+        seconds=3,
+        model=LAG,
+    ),
+    Config("parting", "multicast: 3 ranks close or sleep when they like, and unbind when all have", "", model=PARTING),
+    Config(
+        "parting-death", "... or one dies, and counts when its GPU has stopped", "-DDEATH", seconds=2, model=PARTING
+    ),
+    Config("parting-meets", "a recovery: they unbind when all have come", "-DWAY=MEETS", seconds=2, model=PARTING),
+    Config("parting-makes", "a bring-up that is given up while a rank may still store", "-DWAY=MAKES", model=PARTING),
     Config("overlap", "two calls at once, all checks: what is not reported was as if in order", "", model=OVERLAP),
     Config("overlap-grids", "... with grids of 1 and 3 CTAs", "-DGRIDS={1,3}", model=OVERLAP),
     Config("overlap-3", "... three calls, of 1, 1 and 2 CTAs", "-DCALLS=3 -DGRIDS={1,1,2}", seconds=2, model=OVERLAP),
@@ -558,6 +595,104 @@ BREAKS = [
         r"records 1(?s:.*)records 3",
         model=ABSENT,
     ),
+    Config(
+        "fault-untold",
+        "who gives up does not tell its peer, which has no deadline here",
+        f"{FAULTY} -DFAULT=1 -DCMAX=1 -DSCRIPT={{0,0,0,0}} -DBREAK_UNTOLD",
+        HANG,
+        r"rank 0 call 0 CTA 0: gives up(?s:.*)rank 1 call \d CTA 0: waits for ever",
+    ),
+    Config(
+        "fault-sum",
+        "an owner that has given up sends a sum all the same: NaN without a word",
+        f"{TWO_SHOTS} -DBREAK_NAN",
+        WRONG,
+        r"rank 1 call \d CTA 0: finds the sums of rank 0 in slot \d\n.*their owner gave up",
+    ),
+    Config(
+        "lag-unlike-batches",
+        "two-shot's queue with batches of 4 rows on one rank, of 1 on the other",
+        f"{ONE_CLUSTER} -DBATCH_0=4",
+        HANG,
+        r"sends sums of rows 0(?s:.*)rank 0 call 0 CTA 0: waits for ever; its last step: (clears|scatters rows 0 to 3)",
+        model=LAG,
+    ),
+    Config(
+        "lag-stages",
+        "... gather runs ahead of reduce",
+        "-DBREAK_STAGES",
+        HANG,
+        r"\A(?!(?s:.*)sends sums)(?s:.*)scatters",
+        model=LAG,
+    ),
+    Config(
+        "lag-falling",
+        "... a rank takes its batches from the last to the first",
+        f"{ONE_CLUSTER} -DBREAK_FALLING",
+        HANG,
+        r"rank 1 call 0 CTA 0: scatters rows 3 to 3(?s:.*)rank 0 call 0 CTA 0: scatters rows 0",
+        model=LAG,
+    ),
+    Config(
+        "lag-two-slots", "... two slots", "-DSLOTS=2", OVERWRITTEN, r"call 2 CTA \d: scatters", seconds=3, model=LAG
+    ),
+    Config("parting-at-once", "a rank unbinds when it closes", "-DBREAK_AT_ONCE", UNBOUND, NOT_BOUND, model=PARTING),
+    Config(
+        "parting-one-word",
+        "... when it has heard from one other",
+        "-DBREAK_ONE_WORD",
+        UNBOUND,
+        rf"(rank \d): takes its addresses(?s:.*)(?!\1)rank \d: unbinds\n(?s:.*){NOT_BOUND}",
+        model=PARTING,
+    ),
+    Config(
+        "parting-word-first",
+        "a rank says that it has left while a call of it still sends",
+        "-DBREAK_WORD_FIRST",
+        UNBOUND,
+        rf"(rank \d): says that it has left, while(?s:.*)\1: {NOT_BOUND}",
+        model=PARTING,
+    ),
+    Config(
+        "parting-unmarked",
+        "what stands in for memory does not say that the workspace is broken",
+        "-DBREAK_MARK",
+        UNBOUND,
+        "a graph is replayed\n.*stores to all\n.*leads nowhere",
+        model=PARTING,
+    ),
+    Config(
+        "parting-meets-later",
+        "a recovery unbinds before all have come",
+        "-DWAY=MEETS -DBREAK_MEET_LATER",
+        UNBOUND,
+        rf"\A(?!(?s:.*)all have come)(?s:.*)unbinds\n.*{NOT_BOUND}",
+        model=PARTING,
+    ),
+    Config(
+        "parting-failed-meeting",
+        "... or when a rank cannot come, and goes on",
+        "-DWAY=MEETS -DBREAK_FAILED",
+        UNBOUND,
+        rf"rank 1: cannot end(?s:.*)unbinds\n.*{NOT_BOUND}",
+        model=PARTING,
+    ),
+    Config(
+        "parting-votes",
+        "a bring-up that has failed unbinds while a rank has yet to store",
+        "-DWAY=MAKES -DBREAK_VOTES",
+        UNBOUND,
+        rf"rank 0: gives up(?s:.*){NOT_BOUND}",
+        model=PARTING,
+    ),
+    Config(
+        "parting-no-pause",
+        "a process counts as gone when its connection has ended",
+        "-DDEATH -DBREAK_NO_PAUSE",
+        UNBOUND,
+        rf"rank 1: its connection ends(?s:.*)rank 1: {NOT_BOUND}",
+        model=PARTING,
+    ),
 ]
 
 
@@ -636,7 +771,8 @@ def judge(config: Config, output: str) -> tuple[bool, str]:
             return False, f"INCOMPLETE: {complaint.group(0).strip()}"
         return (False, "NO ERROR FOUND") if config.breaks else (True, "holds")
     if "assertion violated" in output:
-        found = {OVERLAP: SILENT, ABSENT: BLAMED}.get(config.model, WRONG)
+        by_model = {OVERLAP: SILENT, ABSENT: BLAMED, LAG: OVERWRITTEN, PARTING: UNBOUND}
+        found = by_model.get(config.model, WRONG)
         outcome = found if config.breaks else "ASSERTION VIOLATED"
     elif "invalid end state" in output.split("Spin Version")[0]:
         outcome = HANG if config.breaks else "INVALID END STATE"

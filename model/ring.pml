@@ -47,7 +47,10 @@
 #define FENCED 0            /* 1: light calls fence their clears too, as large ones do */
 #endif
 #ifndef FAULT
-#define FAULT 0             /* 1: rank 0 gives up waiting wherever it likes; other ranks are told when it pleases */
+#define FAULT 0             /* 1: rank 0 gives up waiting wherever it likes; other ranks are told when it pleases.
+                               Who has given up waits for nothing more in that call, but goes on sending its rows; of
+                               a sum that it does not have it sends nothing. 2: nor does it take what comes then,
+                               for large searches */
 #endif
 #ifndef LINK
 #define LINK 0              /* 1: stores to peers land whenever they like, in any order; 0: at once */
@@ -92,6 +95,7 @@
 
 #define CLEAR 0             /* the sentinel in every word */
 #define TORN  254           /* some words have arrived, some are still the sentinel */
+#define NAN   253           /* a sum that is none */
 #define TAKEN 255           /* has been read by the one CTA that awaits it: may now be cleared (a ghost, not a value) */
 
 #if CHECKS > 1
@@ -193,7 +197,7 @@ byte resident[RANKS];       /* one CTA at a time fits */
 #endif
 #define TAG(call, stage, src, t) (1 + (((call) * 2 + (stage)) * RANKS + (src)) * ROWS + (t))    /* t: in the call */
 
-#define UNREAD(x) ((x) != CLEAR && (x) < TORN)
+#define UNREAD(x) ((x) != CLEAR && (x) < NAN)
 #define WHO(x) ((((x) - 1) / ROWS) % RANKS)
 #define WHEN(x) (((x) - 1) / ROWS / RANKS / 2)
 
@@ -353,6 +357,7 @@ inline take(x, v) {
     if
     :: cell[x] == TAKEN -> printf("    ... but these are left over: an earlier call has already read them\n")
     :: cell[x] == TORN -> printf("    ... but only part of them\n")
+    :: cell[x] == NAN -> printf("    ... but these are no sums: their owner gave up\n")
     :: UNREAD(cell[x]) && cell[x] != v ->
         printf("    ... but they are what rank %d stored there in call %d, for row %d\n",
                WHO(cell[x]), WHEN(cell[x]), (cell[x] - 1) % ROWS)
@@ -411,6 +416,28 @@ inline skip_idle() {
 #define AWAITS1 (step < DONE && !SENDING && (!TWOS || PHASE == 1))
 #define AWAITS2 (step < DONE && TWOS && PHASE == 3)
 
+#if FAULT
+#define HAS_NO_SUM gave_up
+#else
+#define HAS_NO_SUM false
+#endif
+#if FAULT == 2
+#define LOOKS !gave_up
+#else
+#define LOOKS true
+#endif
+#ifdef BREAK_NAN            /* the sum of what has not come is sent like any other */
+#define SENDS_NO_SUM \
+    if \
+    :: PEER != r -> \
+        printf("rank %d call %d CTA %d: stores sums that it does not have into slot %d of rank %d\n", r, j, c, use, PEER); \
+        put(PEER, OUT2(ROW(0)), NAN) \
+    :: else \
+    fi
+#else
+#define SENDS_NO_SUM skip
+#endif
+
 inline send() {
     if
     :: PHASE == 0 ->
@@ -433,11 +460,15 @@ inline send() {
         put(PEER, OUT1(ROW(NTH)), WIRE(id, TAG(id, 0, r, ROW_OF_CALL(NTH))))
 #endif
     :: else ->
-        printf("rank %d call %d CTA %d: stores its sums into slot %d of rank %d\n", r, j, c, use, PEER);
-        put(PEER, OUT2(ROW(0)), TAG(id, 1, r, ROW_OF_CALL(0)));
         if
-        :: HAS2 -> put(PEER, OUT2(ROW(1)), TAG(id, 1, r, ROW_OF_CALL(1)))
-        :: else
+        :: HAS_NO_SUM -> SENDS_NO_SUM
+        :: else ->
+            printf("rank %d call %d CTA %d: stores its sums into slot %d of rank %d\n", r, j, c, use, PEER);
+            put(PEER, OUT2(ROW(0)), TAG(id, 1, r, ROW_OF_CALL(0)));
+            if
+            :: HAS2 -> put(PEER, OUT2(ROW(1)), TAG(id, 1, r, ROW_OF_CALL(1)))
+            :: else
+            fi
         fi
     fi
 }
@@ -562,7 +593,7 @@ inline leave() {
     loaded = false; rows_calm = false;
 #endif
 #if FAULT
-    poisoned = false; gave_up = false;
+    poisoned = false; gave_up = false; waits = false;
 #endif
 #ifdef PIECES
     before = 0;
@@ -585,6 +616,7 @@ proctype cta(byte r; byte c; byte odd) {
 #if FAULT
     bool poisoned;          /* found the workspace broken: does nothing */
     bool gave_up;
+    bool waits;             /* its predecessor had not finished when it looked first */
 #endif
 #if TEAR && !LINK
     bool half;
@@ -648,7 +680,7 @@ end_idle:
         :: broken[r] && SEES_IT ->
             printf("rank %d call %d CTA %d: finds the workspace broken\n", r, j, c);
             poisoned = true; calm = true; cleared = true; arr = 2; step = DONE
-        :: else
+        :: else -> waits = !CALM
         fi;
         i = 0
 #endif
@@ -661,7 +693,16 @@ end_idle:
     /* 2. Quiescence, awaited by the entry warp. Only then do the other warps get what it has loaded. */
     :: d_step { !calm && CALM ->
         calm = true;
-        printf("rank %d call %d CTA %d: goes on, having found finished %d, launched %d\n", r, j, c, finished[r], base)
+        printf("rank %d call %d CTA %d: goes on, having found finished %d, launched %d\n", r, j, c, finished[r], base);
+#if FAULT
+        if
+        :: waits && broken[r] && SEES_IT ->     /* it looks again behind a wait */
+            printf("rank %d call %d CTA %d: finds the workspace broken meanwhile\n", r, j, c);
+            poisoned = true; cleared = true; arr = 2; step = DONE
+        :: else
+        fi;
+        i = 0
+#endif
        }
 
 #ifdef BREAK_LATE_READERS
@@ -782,7 +823,7 @@ end_idle:
        }
 
     /* 6. Wait. */
-    :: d_step { AWAITS1 && MAY_POLL && ARRIVED1 ->
+    :: d_step { AWAITS1 && MAY_POLL && LOOKS && ARRIVED1 ->
         receive1();
 #if SELF == 2
         if
@@ -792,7 +833,7 @@ end_idle:
 #endif
         i = 0
        }
-    :: d_step { AWAITS2 && MAY_POLL && ARRIVED2 ->
+    :: d_step { AWAITS2 && MAY_POLL && LOOKS && ARRIVED2 ->
         receive2();
 #if SELF == 2
         if
@@ -827,7 +868,8 @@ end_idle:
     :: d_step { step < DONE && !SENDING && MAY_POLL && (r == 0 || broken[r]) ->
         printf("rank %d call %d CTA %d: gives up waiting for rank %d\n", r, j, c, PEER);
         gave_up = true;
-        step = DONE
+        next_step();
+        i = 0
        }
 #endif
     od;
@@ -936,7 +978,7 @@ init {
 #ifdef NONDET
         run program();
 #endif
-#if FAULT
+#if FAULT && !defined(BREAK_UNTOLD)
         run tell();
 #endif
 #ifdef BREAK_ZERO

@@ -6,6 +6,8 @@
 //   * The CTA's clears, and a fence behind them, come before it is counted out: whoever learns that the call has finished finds the
 //     slot clear. A light call, which lets nothing start before it has ended and clears little, has no fence: what comes behind the
 //     end of the kernel finds its clears (docs/protocol.md, "Two kinds of call").
+//   * With multicast, our clears and what peers store later come to one memory by two addresses: that fence is one of aliases, too
+//     (docs/multicast.md).
 #pragma once
 
 #include "epilogues/epilogue.h"
@@ -67,7 +69,10 @@ __device__ __forceinline__ void run_exit_warp(const epilogues::CallOf<E>& p, con
     epilogues::pad<E>(p.arguments, p.tensors, cta_index() * 32 + lane, grid_size() * 32);
   }
   const bool is_light = clears_alone && !p.launch.trigger_early;
-  if (!is_light && lane == 0) ptx::fence_acq_rel_gpu();
+  if (!is_light && lane == 0) {
+    if (p.group.multicast != nullptr) ptx::fence_proxy_alias();
+    ptx::fence_acq_rel_gpu();
+  }
   ptx::barrier_sync(kReceived, blockDim.x);
   if (lane == 0) {
     const auto& fault = static_cast<const volatile CallStatus&>(status);

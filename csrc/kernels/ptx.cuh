@@ -128,6 +128,8 @@ __device__ __forceinline__ Vector exchange_relaxed_gpu(void* address, const Vect
 }
 
 __device__ __forceinline__ void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+// Between accesses to one memory by two addresses. What comes of it: a fence of all scopes, and an L1 without a line.
+__device__ __forceinline__ void fence_proxy_alias() { asm volatile("fence.proxy.alias;" ::: "memory"); }
 __device__ __forceinline__ void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
 // ---- launch ------------------------------------------------------------------------------------------------------------

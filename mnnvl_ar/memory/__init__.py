@@ -5,6 +5,7 @@
     symmetric                          the way in, and what comes of it
     agreement                          one vote on its own
     bringup, multicast                 the order of steps, the ways tried, and how all ranks fall back together
+    parting                            when memory that is bound to a multicast may go
     block                              a block, its views, and the proof that all see one memory
     lifeline                           what stays open: who is gone is known at once
     rendezvous, place, group           how ranks find each other and connect

@@ -1,10 +1,11 @@
 """One rank's block of a symmetric memory, its views of the peers' blocks, and the proof that they show one memory.
 
-Address space (`reserve`, lives until `close`) and physical memory (`create`, lives until `drop`) are kept apart, so
+Address space (`reserve`, lives until `close`) and what is mapped there (from `create` to `drop`) are kept apart, so
 that memory can go and come back under addresses that captured CUDA graphs hold. In between, a graph that is replayed
-would lose the CUDA context; `stand_in` maps something there that ends its calls. Whatever is taken is noted at once, to
-be given back in reverse order (`Undo`), so a bring-up may end after any step. Nothing here is collective: the order of
-things, and the votes between them, are in `bringup.py`.
+would lose the CUDA context; `stand_in` maps something there that ends its calls. Physical memory, and its binding to a
+multicast object, need no address: `drop` hands them on to who knows when peers send nothing more to them. Whatever is
+taken is noted at once, to be given back in reverse order (`Undo`), so a bring-up may end after any step. Nothing here
+is collective: the order of things, and the votes between them, are in `bringup.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -36,6 +38,12 @@ class Undo:
     def push(self, call: Callable[..., object], *arguments: Any) -> None:
         self._calls.append((call, arguments))
 
+    def take(self) -> Undo:
+        """All that is on it now, as a stack of its own; this one is empty then."""
+        taken = Undo()
+        taken._calls, self._calls = self._calls, []
+        return taken
+
     def run(self) -> None:
         while self._calls:
             call, arguments = self._calls.pop()
@@ -52,6 +60,8 @@ class Block:
 
     `driver` is set once it is known what is asked for, and before anything else is called. A multicast address takes
     `multicast_span` bytes, of which the first `stride` are bound: address space costs nothing, memory does.
+
+    is_exposed: a peer may store to our memory through the multicast object, until it is known to have left.
     """
 
     driver: Verbs
@@ -63,7 +73,11 @@ class Block:
         self.pointers: tuple[int, ...] = ()
         self.multicast_pointer = 0
         self.handle = 0
-        self.space, self.memory, self.multicast, self.instead = Undo(), Undo(), Undo(), Undo()
+        self.is_exposed = self._is_open = False
+        # Addresses, until `close`; what is mapped there; our memory, and its part in a multicast.
+        self.space, self.views, self.window, self.instead, self.memory, self.team = (Undo() for _ in range(6))
+        self._users = 1  # of the driver: the block, and what `drop` has handed on
+        self._lock = threading.Lock()
         self._peers: dict[int, int] = {}
 
     def reserve(self, stride: int, alignment: int) -> None:
@@ -80,7 +94,7 @@ class Block:
         self.memory.push(self.driver.release, self.handle)
         own = self.pointers[self.rank]
         self.driver.map(own, self.stride, self.handle)
-        self.memory.push(self.driver.unmap, own, self.stride)
+        self.views.push(self.driver.unmap, own, self.stride)
 
     def fill(self, fills: Sequence[Fill]) -> None:
         for part in fills:
@@ -93,26 +107,50 @@ class Block:
                 if token == LOST:
                     raise OSError(errno.EMFILE, f"no room for the file descriptor of rank {rank}")
                 handle = self.driver.import_(token, self.kind)
-                self.memory.push(self._forget, rank)
+                self.views.push(self._forget, rank)
                 self._peers[rank] = handle
 
     def map_peers(self) -> None:
         for rank, handle in list(self._peers.items()):
             self.driver.map(self.pointers[rank], self.stride, handle)
-            self.memory.push(self.driver.unmap, self.pointers[rank], self.stride)
+            self.views.push(self.driver.unmap, self.pointers[rank], self.stride)
             self._forget(rank)  # the mapping keeps the memory; the handle is of no more use
 
-    def drop(self) -> None:
-        """Gives the physical memory back. Peers that still map it keep it alive until they drop it too."""
+    def drop(self) -> Undo | None:
+        """Gives the physical memory back, or what does so: to be run, in any thread, once no peer sends to it any more.
+
+        Over unicast nobody needs to be asked: a peer that maps our memory keeps it alive by that until it drops it,
+        too. A binding to a multicast object keeps nothing for those who store to it.
+        """
         self.instead.run()
-        self.multicast.run()
-        self.memory.run()
+        self.window.run()
+        self.views.run()
         self.handle = 0
+        if not self.is_exposed:
+            self.team.run()
+            self.memory.run()
+            return None
+        self.is_exposed = False
+        left = Undo()
+        with self._lock:
+            self._users += 1
+        left.push(self._leave_driver)
+        left.push(self.memory.take().run)
+        left.push(self.team.take().run)
+        return left
+
+    def give_back(self, left: Undo) -> None:
+        """Runs what `drop` or `close` handed on, in any thread: another one may be capturing a graph."""
+        with self.driver.aside():
+            left.run()
 
     def stand_in(self, fills: Sequence[Fill]) -> bool:
         """In place of memory that was dropped: one small piece of this rank's, over all addresses again and again, so
         that each block begins with the same `fills`. Until `drop` or `create`. Whether there was memory for it; else
         nothing is mapped, as before.
+
+        Nothing stands in at the multicast address: a multimem store to what is no multicast is undefined, and to
+        nothing an error. None comes there, as a call that finds its control words broken sends nothing.
         """
         try:
             self._stand_in(fills)
@@ -126,7 +164,7 @@ class Block:
         piece = max(_PIECE, self.driver.granularity(""))
         handle = self.driver.create(piece, "")
         try:
-            for start in (*self.pointers, *filter(None, [self.multicast_pointer])):
+            for start in self.pointers:
                 for offset in range(0, self.stride, piece):
                     nbytes = min(piece, self.stride - offset)
                     self.driver.map(start + offset, nbytes, handle)
@@ -136,14 +174,31 @@ class Block:
             self.driver.release(handle)  # the mappings keep the memory
 
     def drop_multicast(self) -> None:
-        """Gives multicast up for good. Its address space is kept until `close`, but its address is not handed out."""
-        self.multicast.run()
+        """Gives multicast up for good, where all ranks do and none sends. Its address space is kept until `close`, but
+        its address is not handed out."""
+        self.is_exposed = False
+        self.window.run()
+        self.team.run()
         self.multicast_pointer = 0
 
-    def close(self) -> None:
-        self.drop()
+    def close(self) -> Undo | None:
+        """As `drop`, and of the addresses, too."""
+        left = self.drop()
         self.space.run()
         self.pointers, self.multicast_pointer = (), 0
+        self._leave_driver()
+        return left
+
+    def opened(self) -> None:
+        """The driver is open, and to be closed with what uses it last."""
+        self._is_open = True
+
+    def _leave_driver(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0 and self._is_open
+        if last:
+            self.driver.close()
 
     def _forget(self, rank: int) -> None:
         handle = self._peers.pop(rank, None)

@@ -40,7 +40,8 @@ _ACROSS_HOSTS = ("fabric",)  # the other handle kinds travel as file descriptors
 class BringUp:
     """One bring-up (or restoration) of one `Block`. `prepare` says what this rank asks for; that it depends on the
     machine and may fail on one rank alone is why it is a step. `refused` is what this group was refused before, and is
-    added to. After `run`, `request` is its answer, `transport` and `reason` say what was chosen, and `processors` on
+    added to. `met` is called once all ranks have come, and use no memory of an earlier bring-up any more. After `run`,
+    `request` is its answer, `transport` and `reason` say what was chosen, and `processors` on
     how many SMs calls may count (`processors.py`)."""
 
     request: Request
@@ -52,8 +53,9 @@ class BringUp:
         prepare: Callable[[], Request],
         refused: Refusals,
         use: Use | None = None,
+        met: Callable[[], object] | None = None,
     ) -> None:
-        self._block, self._prepare, self._refused, self._use = block, prepare, refused, use
+        self._block, self._prepare, self._refused, self._use, self._met = block, prepare, refused, use, met
         self._made = Undo()
         self._steps = Steps(voter)
         self._notes: list[str] = []
@@ -65,6 +67,8 @@ class BringUp:
         """Collective. On failure raises `BringUpError` alike on all ranks; what was taken is the block's to close."""
         try:
             self._steps.run("prepare", self._ask)
+            if self._met is not None:
+                self._met()
             self._rendezvous()
             kinds, alignment = self._probe()
             grain, span = self._consider_multicast(kinds)
@@ -75,11 +79,13 @@ class BringUp:
             self._attempt_each(kinds)
             if span:
                 self._multicast(span)
+            self._block.is_exposed = self.transport == "multicast"
             self._steps.run("ready", self._ready)
         except BaseException as error:
             self._made.run()  # while the memory is still there, interrupted or not
             if not isinstance(error, StepFailed):
                 raise
+            self._heard_of(error)
             before = f" (before that: {'; '.join(self._notes)})" if self._notes else ""
             raise error.failure.error(before) from error.__cause__
         names = list(dict.fromkeys(hosts.name_of(member["host"]) for member in self._members))
@@ -133,7 +139,7 @@ class BringUp:
         def body() -> Outcome:
             traits = driver.open(self.request.device.index or 0)
             if self.request.purpose == "allocate":
-                self._block.space.push(driver.close)
+                self._block.opened()
             return Outcome(data={"grain": max(map(driver.granularity, driver.kinds)), **asdict(traits)})
 
         for member, traits in zip(self._members, self._steps.run("probe", body, needs_peers=True).data, strict=True):
@@ -204,10 +210,17 @@ class BringUp:
             self._without_multicast(failed)
             self._steps.run("multicast undo", handshake.restore)  # all had voted, so nobody writes nonces any more
 
+    def _heard_of(self, failed: StepFailed) -> None:
+        """Where all ranks have said how a step went that failed, none stores through a multicast any more. A rank that
+        is late may."""
+        if failed.all_voted:
+            self._block.is_exposed = False
+
     def _without_multicast(self, failed: StepFailed) -> None:
         """All ranks go on without it, or none does."""
+        self._heard_of(failed)
         self._refused.note(MULTICAST, failed.failure)
-        if failed.failure.fatal or self.request.transport == "multicast":
+        if failed.failure.fatal or self._block.is_exposed or self.request.transport == "multicast":
             raise failed
         self._block.drop_multicast()
         self._note_without(MULTICAST, failed.failure)

@@ -72,10 +72,15 @@ class Connection:
         """Whether descriptors can be passed."""
         return self._sock.family == socket.AF_UNIX
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether `poll` may have a message that has left the socket already, behind the one before it."""
+        return bool(self._bytes)
+
     def notice_silence(self) -> None:
         """From now on a host that does not answer for half a minute ends the connection, as an `OSError` that is no
         `ConnectionClosed`. A unix socket needs none of that."""
-        if not self.is_local:
+        if not self.is_local and self.fileno() >= 0:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE:
                 self._sock.setsockopt(socket.IPPROTO_TCP, option, value)

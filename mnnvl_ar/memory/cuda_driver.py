@@ -158,6 +158,18 @@ class CudaDriver:
             self._call("cuStreamSynchronize", self._stream)
         return bytes(found)
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        cuda, before = self._cuda, None
+        with contextlib.suppress(DriverError):
+            relaxed = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+            before = self._call("cuThreadExchangeStreamCaptureMode", relaxed)
+        try:
+            yield
+        finally:
+            if before is not None:
+                self._call("cuThreadExchangeStreamCaptureMode", before)
+
     def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
         require_multicast_allowed()
         flags, about = self._cuda.CUmulticastGranularity_flags, self._multicast_properties(members, nbytes, kind)

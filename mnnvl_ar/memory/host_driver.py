@@ -6,6 +6,7 @@ PROT_NONE mapping and memory is mapped over it, which gives `drop` and `restore`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -95,6 +96,9 @@ class HostDriver:
 
     def read(self, address: int, nbytes: int) -> bytes:
         return ctypes.string_at(address, nbytes)
+
+    def aside(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
 
     def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
         raise DriverError("multicast", "ENOTSUP", "the host has no multicast")

@@ -6,6 +6,9 @@ Contract
     a word is a death.
   * Rank 0 sees the end of every other rank, and passes it on; all see the end of rank 0. That is the last news: without
     rank 0 there are no more calls to complete.
+  * Who leaves may stay to listen, until it knows that all have left (`parting.py`); rank 0 passes on meanwhile. Who has
+    left sends nothing more to any rank's memory. A process that ends without that word may do so until its GPU is taken
+    from it, which the end of its connection only announces: it counts as gone a while later.
   * Where nothing is heard any more (a network, a host without power), nobody is said to be dead: a warning is logged,
     and only the deadline tells.
   * A forked child has no part in it: its copies of the connections are closed in it, or they would outlive the parent.
@@ -24,10 +27,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from .connection import Connection, ConnectionClosed
+from .connection import Connection, ConnectionClosed, Message, close_all
 
 # How a rank goes. The numbers of csrc/diagnosis/notes.h, too.
 DIED, CLOSED, ASLEEP, CHECKPOINT, RECOVERS, EXITED = range(6)
+_LAST_SECONDS = 5.0  # from the end of a connection until nothing of that process runs on its GPU
 _SEND_SECONDS = 1.0  # the kernel takes a message this small at once, unless the other end reads nothing any more
 
 _log = logging.getLogger("mnnvl_ar")
@@ -45,17 +49,28 @@ class Gone:
 
 class Lifeline:
     """One rank's end. `connections`: to every other rank on rank 0, to rank 0 on the others; owned from now on.
+    `heard`: what has come over them already, by the rank at the other end.
 
     next_epoch: what this rank says when it leaves, as in `Gone`; to be set by whoever knows.
     """
 
-    def __init__(self, rank: int, connections: Mapping[int, Connection]) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        connections: Mapping[int, Connection],
+        heard: Mapping[int, Message] | None = None,
+    ) -> None:
         self.rank, self.next_epoch = rank, _unknown
         self._connections, self._said, self._gone = dict(connections), dict[int, Gone](), list[Gone]()
+        # Of each other rank, from when on (time.monotonic) nothing of it runs any more; None: not known.
+        self._quiet: dict[int, float | None] = {other: None for other in range(world_size) if other != rank}
         self._lock = threading.Lock()  # leaving is another thread's than looking
         self._has_left = False
         for connection in self._connections.values():
             connection.notice_silence()
+        for other, message in (heard or {}).items():
+            self._take(other, message, [])
         _open.add(self)
         _be_told_of_the_end()
 
@@ -76,9 +91,23 @@ class Lifeline:
         with self._lock:
             self._gone.remove(gone)
 
-    def leave(self, how: int) -> None:
-        """Says so to all ranks, and ends the connections; with `EXITED` the end of the process does that, whose calls
-        may still run. Idempotent, never raises."""
+    def all_have_left(self) -> bool:
+        """Whether this rank and all others have: then nobody sends any more. Of what `look` has heard."""
+        with self._lock:
+            return self._has_left and not self._staying()
+
+    def staying(self) -> list[int]:
+        """The other ranks that have not left, as far as `look` has heard."""
+        with self._lock:
+            return self._staying()
+
+    def _staying(self) -> list[int]:
+        now = time.monotonic()
+        return [rank for rank, since in self._quiet.items() if since is None or now < since]
+
+    def leave(self, how: int, stay: bool = False) -> None:
+        """Says so to all ranks, and ends the connections, unless it is to `stay` and listen; with `EXITED` the end of
+        the process does that, whose calls may still run. Idempotent, never raises."""
         with self._lock:
             if self._has_left:
                 return
@@ -87,8 +116,13 @@ class Lifeline:
             with contextlib.suppress(Exception):  # a device that has failed knows none
                 epoch = self.next_epoch()
             self._tell(Gone(self.rank, how, epoch))
-            if how != EXITED:
+            if how != EXITED and not stay:
                 self._close()
+
+    def end(self) -> None:
+        """Of one that has left: ends the connections."""
+        with self._lock:
+            self._close()
 
     def _close(self) -> None:
         _open.discard(self)
@@ -101,7 +135,9 @@ class Lifeline:
         closed = by_fd.pop(-1, None)  # cut already in the bring-up's last vote
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
-        return [*([] if closed is None else [closed]), *(by_fd[fd] for fd, _ in (poll.poll(0) if by_fd else ()))]
+        ready = {by_fd[fd] for fd, _ in (poll.poll(0) if by_fd else ())}
+        ready |= {rank for rank, connection in self._connections.items() if connection.has_unread}
+        return sorted(ready if closed is None else ready | {closed})
 
     def _hear(self, rank: int) -> None:
         connection = self._connections[rank]
@@ -110,11 +146,7 @@ class Lifeline:
                 got = connection.poll()
                 if got is None:
                     return
-                gone = Gone(**got[0])
-                if gone.rank == rank:
-                    self._said[rank] = gone
-                else:
-                    self._gone.append(gone)
+                self._take(rank, *got)
         except (ConnectionClosed, TypeError):
             pass
         except OSError as error:
@@ -123,14 +155,33 @@ class Lifeline:
             return
         self._drop(rank)
         gone = self._said.get(rank, Gone(rank, DIED))
+        if gone.how in (DIED, EXITED):
+            self._note(gone)
+
+    def _take(self, rank: int, message: Message, fds: list[int]) -> None:
+        """What `rank` has said: of itself or, if that is rank 0, of others."""
+        close_all(fds)
+        if "how" not in message:  # of the bring-up, where a rank has given up before another one answered
+            return
+        gone = Gone(**message)
+        if gone.rank == rank:
+            self._said[rank] = gone
+        if gone.rank != rank or gone.how != EXITED:
+            self._note(gone)
+
+    def _note(self, gone: Gone) -> None:
         self._gone.append(gone)
-        self._tell(gone)
+        self._quiet[gone.rank] = time.monotonic() + (_LAST_SECONDS if gone.how in (DIED, EXITED) else 0.0)
+        if self.rank == 0:
+            self._tell(gone)
 
     def _drop(self, rank: int) -> None:
         self._connections.pop(rank).close()
 
     def _tell(self, gone: Gone) -> None:
-        for connection in self._connections.values():
+        for rank, connection in self._connections.items():
+            if rank == gone.rank:
+                continue
             with contextlib.suppress(OSError):  # its end is news of its own
                 connection.send(asdict(gone), time.monotonic() + _SEND_SECONDS)
 

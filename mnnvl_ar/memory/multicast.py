@@ -4,7 +4,8 @@ A multicast object lives in the NVSwitches, which all users of a machine share; 
 missing for all of them (nccl#2077). So this module refuses, before any driver call, when the environment forbids it,
 and refusal on one rank is refusal on all. Order matters: every device is added before any memory is bound (a bind may
 wait for that for ever), and all memory is bound before anybody stores (a store to a team with an unbound member is an
-error of the context), and a vote lies between each two; memory is unbound before either handle is released.
+error of the context), and a vote lies between each two; memory is unbound before either handle is released, and not
+while a rank may still store to it (`parting.py`).
 
 Two sizes: memory is bound in multiples of the MINIMUM granularity, objects and their addresses are multiples of the
 RECOMMENDED one, which on an NVL72 is said to be 512 MiB (TensorRT-LLM).
@@ -49,14 +50,14 @@ def granularity(steps: Steps, block: Block, nbytes: int, kind: str) -> tuple[int
 
 def bring_up(steps: Steps, block: Block, handshake: Handshake, grain: int) -> None:
     """Sets `block.multicast_pointer`, and `block.multicast_span` to a multiple of `grain`. Collective; on `StepFailed`,
-    alike on all ranks, `block.multicast.run()` cleans up."""
-    driver, stack, kind = block.driver, block.multicast, block.kind
+    alike on all ranks, `block.drop_multicast()` cleans up if all have voted, else `block.drop()` in time."""
+    driver, kind = block.driver, block.kind
     objects: list[int] = []
     if not block.multicast_pointer:  # a restored block still has its address, and that its size
         block.multicast_span = -(-block.stride // grain) * grain
 
     def keep(handle: int) -> None:
-        stack.push(driver.release, handle)
+        block.team.push(driver.release, handle)
         objects.append(handle)
 
     def create() -> Token | None:
@@ -75,7 +76,7 @@ def bring_up(steps: Steps, block: Block, handshake: Handshake, grain: int) -> No
 
     def bind() -> None:
         driver.multicast_bind(objects[0], block.handle, block.stride)
-        stack.push(driver.multicast_unbind, objects[0], block.stride)
+        block.team.push(driver.multicast_unbind, objects[0], block.stride)
 
     def map_() -> None:
         if not block.multicast_pointer:
@@ -83,12 +84,14 @@ def bring_up(steps: Steps, block: Block, handshake: Handshake, grain: int) -> No
             block.space.push(driver.free, pointer, block.multicast_span)
             block.multicast_pointer = pointer
         driver.map(block.multicast_pointer, block.multicast_span, objects[0])
-        stack.push(driver.unmap, block.multicast_pointer, block.multicast_span)
+        block.window.push(driver.unmap, block.multicast_pointer, block.multicast_span)
 
     with steps.exchange("multicast create", create) as tokens:
         steps.run("multicast import", import_)
     steps.run("multicast add device", lambda: driver.multicast_add_device(objects[0]))
     steps.run("multicast bind", bind)
     steps.run("multicast map", map_)
+    block.is_exposed = True
     steps.run("multicast write", handshake.write_multicast)
+    block.is_exposed = False  # all have stored their nonce, and nothing else is sent before all are ready
     steps.run("multicast verify", lambda: handshake.verify(through_multicast=True))

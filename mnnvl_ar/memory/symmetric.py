@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from ..errors import MnnvlArError
-from .block import Block
+from . import parting
+from .block import Block, Undo
 from .bringup import BringUp, Use
 from .cuda_driver import CudaDriver
 from .failures import Refusals
@@ -39,7 +41,8 @@ class SymmetricMemory:
                        whoever knows.
 
     The caller sees to it that nothing on this rank uses the memory any more when it calls `close` or `drop`. Peers may:
-    a block's memory lives until the last rank that maps it lets it go. A forked child has no part in any of it.
+    a block's memory lives until the last rank that maps it lets it go and, bound to a multicast object, until all ranks
+    have closed or dropped theirs (`parting.py`). A forked child has no part in any of it.
     """
 
     def __init__(self, block: Block, made: BringUp, lifeline: Lifeline) -> None:
@@ -53,26 +56,44 @@ class SymmetricMemory:
         self.processors = made.processors
 
     def close(self) -> None:
-        """Gives everything back. Idempotent, not collective, never raises; fine after the group is gone and at exit."""
+        """Gives everything back. Idempotent, not collective, never raises; fine after the group is gone and at exit.
+        Bound to a multicast object, memory goes once all ranks have left, in a thread."""
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        self.lifeline.leave(CLOSED)
-        self._block.close()
+        if not self._block.is_exposed:
+            self.lifeline.leave(CLOSED)
+        self._part(self._block.close(), CLOSED)
 
     def drop(self, how: int = ASLEEP) -> None:
         """Gives the physical memory back and keeps the addresses. Idempotent, not collective. Touching them then
-        faults, unless something stands in (`stand_in`). `how` is what peers are told (`lifeline.Gone`)."""
+        faults, unless something stands in (`stand_in`). `how` is what peers are told (`lifeline.Gone`). Bound to a
+        multicast object, memory goes once all ranks have left, in a thread."""
         self._check_usable("drop")
-        self.lifeline.leave(how)
+        if not self._block.is_exposed:
+            self.lifeline.leave(how)
         if not self.is_dropped:
-            self._drop()
+            self._drop(how)
 
-    def _drop(self) -> None:
-        self._block.drop()
+    def _drop(self, how: int) -> None:
+        left = self._block.drop()
         fills = self.stand_in()
         if fills:
             self._block.stand_in(fills)
+        self._part(left, how)
+
+    def _part(self, left: Undo | None, how: int) -> None:
+        """No address of ours leads to the multicast any more: now peers may know. `left`: what they may still send
+        to."""
+        if left is not None:
+            self.lifeline.leave(how, stay=True)
+            parting.keep(self.lifeline, functools.partial(self._block.give_back, left))
+        parting.look()
+
+    def await_parting(self, seconds: float) -> list[int]:
+        """Of memory that was dropped or closed: waits until it is given back. Returns the ranks that have not left by
+        then."""
+        return parting.wait(self.lifeline, seconds)
 
     def restore(self, group: AnyGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None) -> None:
         """New memory with its initial content, at the same addresses. Collective over `group`, which may be a new one
@@ -106,10 +127,11 @@ class SymmetricMemory:
 
         # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
         try:
-            made, lifeline = _bring_up(self._block, members, timeout, prepare, Refusals())
+            met = functools.partial(parting.settle, self.lifeline)
+            made, lifeline = _bring_up(self._block, members, timeout, prepare, Refusals(), met=met)
         except BaseException:
             if trouble is None:
-                self._drop()
+                self._drop(RECOVERS)
             raise
         lifeline.next_epoch, self.lifeline = self.lifeline.next_epoch, lifeline
         self.transport, self.reason, self.handle_kind = made.transport, made.reason, self._block.kind
@@ -145,8 +167,9 @@ def allocate(
              is voted on like any other, so it fails on all ranks or on none. Returns what undoes it.
     driver:  for tests; the one that fits the device if None.
 
-    Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind. `ValueError` on
-    a process that is not in the group.
+    Raises `BringUpError`, alike on every surviving rank, within `timeout`; then nothing is left behind, but what a rank
+    that did not answer may still send to through a multicast, until it is known to have given up. `ValueError` on a
+    process that is not in the group.
     """
     members = Members(group)
     block = Block(members.rank, members.size)
@@ -157,6 +180,7 @@ def allocate(
         block.driver = driver or (HostDriver() if asked.device.type == "cpu" else CudaDriver())
         return asked
 
+    parting.look()
     try:
         with members.alone():
             memory = SymmetricMemory(block, *_bring_up(block, members, timeout, prepare, Refusals.of(group), use))
@@ -173,11 +197,22 @@ def _bring_up(
     prepare: Callable[[], Request],
     refused: Refusals,
     use: Use | None = None,
+    met: Callable[[], object] | None = None,
 ) -> tuple[BringUp, Lifeline]:
+    in_use = block.is_exposed  # on a rank that cannot restore it now, which goes on with it
     with contextlib.closing(meet(members, timeout)) as voter:
-        bring_up = BringUp(block, voter, prepare, refused, use)
-        bring_up.run()
-        return bring_up, Lifeline(members.rank, voter.hand_over())
+        bring_up = BringUp(block, voter, prepare, refused, use, met)
+        try:
+            bring_up.run()
+        except BaseException:
+            if block.is_exposed and not in_use:
+                left = block.drop()
+                lifeline = Lifeline(members.rank, members.size, voter.hand_over(), voter.last_words)
+                lifeline.leave(CLOSED, stay=True)
+                if left is not None:
+                    parting.keep(lifeline, functools.partial(block.give_back, left))
+            raise
+        return bring_up, Lifeline(members.rank, members.size, voter.hand_over())
 
 
 def _with_index(device: torch.device) -> torch.device:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,6 +85,9 @@ class Verbs(Protocol):
         """Repeats a 32-bit word; done, and visible to every device, when it returns."""
 
     def read(self, address: int, nbytes: int) -> bytes: ...
+
+    def aside(self) -> AbstractContextManager[object]:
+        """For giving things back in a thread of ours: what is called inside disturbs no capture of another thread."""
 
     # Only `multicast.py` and the handshake call these.
     def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:

@@ -35,11 +35,13 @@ class Outcome:
 
 @dataclass
 class Verdict:
-    """How a step went everywhere. Without failure: every rank's data and descriptors, by group rank; ours to close."""
+    """How a step went everywhere. Without failure: every rank's data and descriptors, by group rank; ours to close.
+    all_voted: every rank has been through with the step, whether it failed or not."""
 
     failure: Failure | None
     data: list[Any] = field(default_factory=list)
     fds: list[list[int]] = field(default_factory=list)
+    all_voted: bool = False
 
 
 class Voter:
@@ -48,13 +50,14 @@ class Voter:
 
     def __init__(self, rank: int, world_size: int, timeout: float, deadline: float, host: str) -> None:
         self.rank, self.world_size, self.timeout, self.deadline, self.host = rank, world_size, timeout, deadline, host
+        self.last_words: dict[int, Message] = {}  # of ranks that left in place of a vote (`lifeline.py`)
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
         """Collective. Takes the outcome's descriptors over; those in the verdict belong to the caller."""
         raise NotImplementedError
 
     def hand_over(self) -> dict[int, Connection]:
-        """After the last vote: the connections, by the rank at the other end. They are the caller's, and stay open."""
+        """The connections, by the rank at the other end: they are the caller's, and stay open. No vote comes after."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -91,13 +94,17 @@ class Participant(Voter):
             message, fds = error.message, []
         except OSError as error:
             return Verdict(failure_of(error, self.rank, step, ""))
+        if "failure" not in message:
+            self.last_words[0] = message
+            return Verdict(lost(0, step))
         if message["failure"]:
-            return Verdict(Failure(**message["failure"]))
+            return Verdict(Failure(**message["failure"]), all_voted=message["all_voted"])
         if len(fds) != sum(message["fds"]):
             close_all(fds)
-            return Verdict(None, message["data"], [[LOST] * count for count in message["fds"]])
+            return Verdict(None, message["data"], [[LOST] * count for count in message["fds"]], all_voted=True)
         left = iter(fds)
-        return Verdict(None, message["data"], [[next(left) for _ in range(count)] for count in message["fds"]])
+        by_rank = [[next(left) for _ in range(count)] for count in message["fds"]]
+        return Verdict(None, message["data"], by_rank, all_voted=True)
 
     def hand_over(self) -> dict[int, Connection]:
         self._is_ours = False
@@ -135,9 +142,9 @@ class Coordinator(Voter):
             failures = [f for r in ranks if (f := outcomes[r].failure) is not None]
             failure = min(failures, key=lambda f: (not f.fatal, f.rank)) if failures else None
         if failure is not None:
-            verdict = Verdict(failure)
+            verdict = Verdict(failure, all_voted=len(outcomes) == self.world_size)
         else:
-            verdict = Verdict(None, [outcomes[r].data for r in ranks], [outcomes[r].fds for r in ranks])
+            verdict = Verdict(None, [outcomes[r].data for r in ranks], [outcomes[r].fds for r in ranks], all_voted=True)
         self._announce(verdict)
         if failure is not None:
             for received in outcomes.values():
@@ -186,6 +193,9 @@ class Coordinator(Voter):
         if got is None:
             return None
         message, fds = got
+        if "failure" not in message:
+            self.last_words[rank] = message
+            return lost(rank, step)
         failure = Failure(**message["failure"]) if message["failure"] else None
         outcomes[rank] = Outcome(failure, message["data"], fds)
         if message["step"] != step:  # cannot happen unless the ranks run different versions
@@ -193,7 +203,7 @@ class Coordinator(Voter):
         return failure
 
     def _announce(self, verdict: Verdict) -> None:
-        message: Message = {"failure": _plain(verdict.failure), "data": verdict.data}
+        message: Message = {"failure": _plain(verdict.failure), "data": verdict.data, "all_voted": verdict.all_voted}
         message["fds"] = [len(fds) for fds in verdict.fds]
         everything = [fd for fds in verdict.fds for fd in fds]
         for rank, connection in self._peers.items():
@@ -216,11 +226,12 @@ hooks = Hooks()
 
 
 class StepFailed(Exception):
-    """A vote failed: on every rank, with an equal `failure`. Its __cause__ is set on the rank that it happened on."""
+    """A vote failed: on every rank, with an equal `failure`. Its __cause__ is set on the rank that it happened on.
+    all_voted: as in `Verdict`, where this rank has heard that much."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, all_voted: bool = False) -> None:
         super().__init__(failure.cause)
-        self.failure = failure
+        self.failure, self.all_voted = failure, all_voted
 
 
 class Steps:
@@ -245,7 +256,8 @@ class Steps:
         voting = hooks.voting or needs_peers
         verdict = self.voter.vote(step, outcome) if voting else Verdict(outcome.failure)
         if verdict.failure is not None:
-            raise StepFailed(verdict.failure) from (trouble if verdict.failure.rank == rank else None)
+            cause = trouble if verdict.failure.rank == rank else None
+            raise StepFailed(verdict.failure, verdict.all_voted) from cause
         return verdict
 
     @contextlib.contextmanager

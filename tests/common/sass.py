@@ -220,6 +220,26 @@ def faults(kernel: Kernel) -> list[str]:
     return wrong
 
 
+def alias_faults(kernel: Kernel) -> list[str]:
+    """What is wrong with the fence between aliases (docs/multicast.md), whose system-scope half no other fence has: one
+    a kernel, which can be passed by on the way to the fence of clears, and stands in no poll loop."""
+    flow = body(kernel)
+    alias = {i for i in flow if kernel.code[i].opcode.startswith("MEMBAR.SC")}
+    fences = [i for i in sorted(alias) if kernel.code[i].opcode == "MEMBAR.SC.SYS"]
+    wrong = [] if len(fences) == 1 else [f"alias: {len(fences)} fences"]
+    if any(alias & loop for loop in poll_loops(kernel, flow)):
+        wrong.append("alias: in a poll loop")
+    reached, pending = set[int](), [0]
+    while pending:
+        i = pending.pop()
+        if i not in reached | alias:
+            reached.add(i)
+            pending += flow[i]
+    if not any(kernel.code[i].opcode == "MEMBAR.ALL.GPU" for i in reached):
+        wrong.append("alias: cannot be passed by")
+    return wrong
+
+
 # What csrc/kernels/root.cuh adds to CUDA's own division and root, which stand behind it: 1 / H, once a kernel, in
 # nvcc's sequence for a reciprocal; and for each row, with a MUFU.RSQ of its own beside that of CUDA's root, ten FFMAs,
 # two of which are counted as a root's.

@@ -70,6 +70,16 @@ def test_control_by_unicast_they_do_not(run: Any) -> None:
         run(own_rows.check_own_rows, multicast="")
 
 
+def test_a_workspace_that_sleeps_sends_nothing(run: Any) -> None:
+    """Nothing is mapped at the multicast address then: no store may come there."""
+    run(own_rows.check_nothing_is_sent, asleep=True)
+
+
+def test_control_one_that_is_awake_does(run: Any) -> None:
+    with pytest.raises(RanksFailed, match="was stored to"):
+        run(own_rows.check_nothing_is_sent, asleep=False)
+
+
 def test_mixed_calls(run: Any) -> None:
     run(check_calls, mixed_calls(64, run.size, 1 << 15, (-1, *PDLS)), WORKSPACE)
 

@@ -100,3 +100,14 @@ def test_software_multicast_holds_with_a_rule_and_fails_without(rule: str) -> No
         with pytest.raises(RanksFailed, match=says):
             pool.run(in_software, world_size, rule, rule, timeout=30)
         pool.discard()
+
+
+@pytest.mark.parametrize("multicast", ["", "software"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_workspace_that_sleeps_sends_nothing(ranks: int, multicast: str) -> None:
+    VirtualRanks(ranks, "cpu", multicast=multicast).run(own_rows.check_nothing_is_sent, True)
+
+
+def test_control_one_that_is_awake_does() -> None:
+    with pytest.raises(RanksFailed, match="was stored to"):
+        VirtualRanks(2, "cpu", multicast="software").run(own_rows.check_nothing_is_sent, False)

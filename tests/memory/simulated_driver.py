@@ -13,6 +13,7 @@ that the verbs which take memory or addresses were asked for.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections import Counter
@@ -173,6 +174,9 @@ class SimulatedDriver:
         self._enter("read")
         self._check_mapped(address, nbytes, "read")
         return self._host.read(address, nbytes)
+
+    def aside(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
 
     def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
         self._enter("multicast_granularity", kind)

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from memory import ranks
 from memory.simulated_driver import SimulatedDriver
 from memory.test_allocate import make
-from mnnvl_ar.memory import hosts
+from mnnvl_ar.memory import hosts, lifeline
 from mnnvl_ar.memory.connection import Connection
-from mnnvl_ar.memory.lifeline import CLOSED, DIED, EXITED, Gone, Lifeline
+from mnnvl_ar.memory.lifeline import ASLEEP, CLOSED, DIED, EXITED, Gone, Lifeline
 
 
 @pytest.fixture
@@ -29,15 +29,16 @@ def star() -> Any:
     ends = [[Connection(sock) for sock in side] for side in zip(*pairs, strict=True)]
     for connection in (*ends[0], *ends[1]):
         connection.trust()
-    made = [Lifeline(0, dict(enumerate(ends[0], 1))), *(Lifeline(r + 1, {0: end}) for r, end in enumerate(ends[1]))]
+    made = [Lifeline(0, 3, dict(enumerate(ends[0], 1)))]
+    made += [Lifeline(rank, 3, {0: end}) for rank, end in enumerate(ends[1], 1)]
     yield made
-    for lifeline in made:
-        lifeline.leave(CLOSED)
+    for line in made:
+        line.leave(CLOSED)
 
 
-def end(lifeline: Lifeline) -> None:
+def end(line: Lifeline) -> None:
     """As the kernel does when a process ends."""
-    lifeline._close()
+    line._close()
 
 
 def test_who_leaves_is_heard_by_all(star: list[Lifeline]) -> None:
@@ -82,6 +83,70 @@ def test_silence_is_no_death(star: list[Lifeline], caplog: pytest.LogCaptureFixt
         assert star[0].look() == []
     assert "nothing is heard of rank 2 any more" in caplog.text
     assert star[0].look() == star[1].look() == []
+
+
+def test_who_stays_to_listen_hears_of_all(star: list[Lifeline]) -> None:
+    """The last word of each other rank, also by way of a rank 0 that has left; only then have all left."""
+    star[0].leave(CLOSED, stay=True)
+    assert (star[1].look(), star[2].look()) == ([Gone(0, CLOSED)],) * 2
+    star[2].leave(ASLEEP, stay=True)
+    assert star[0].look() == [Gone(2, ASLEEP)]
+    assert star[1].look() == [Gone(0, CLOSED), Gone(2, ASLEEP)]
+    assert [line.staying() for line in star] == [[1], [], [1]]
+    assert not any(line.all_have_left() for line in star), "rank 1 has not, and knows it"
+    star[1].leave(CLOSED, stay=True)
+    assert star[1].all_have_left()
+    assert not star[2].all_have_left()
+    heard = [line.look() for line in star]
+    assert all(line.all_have_left() for line in star)
+    for line in star:  # what follows is no news: those who left have ended
+        line.end()
+    assert [line.look() for line in star] == heard
+
+
+def test_who_ends_without_that_counts_a_while_later(star: list[Lifeline]) -> None:
+    for line in star[:2]:
+        line.leave(CLOSED, stay=True)
+    with mock.patch.object(lifeline, "_LAST_SECONDS", 0.3):
+        end(star[2])
+        heard = star[0].look(), star[1].look()
+    assert heard == ([Gone(1, CLOSED), Gone(2, DIED)], [Gone(0, CLOSED), Gone(2, DIED)])
+    assert star[0].staying() == star[1].staying() == [2]
+    time.sleep(0.35)
+    assert star[0].all_have_left()
+    assert star[1].all_have_left()
+
+
+def test_a_rank_of_which_nothing_is_heard_has_not_left(star: list[Lifeline]) -> None:
+    for line in star[:2]:
+        line.leave(CLOSED, stay=True)
+    star[0].look()
+    with (
+        mock.patch.object(Lifeline, "_ready", return_value=[2]),
+        mock.patch.object(Connection, "poll", side_effect=TimeoutError(110, "Connection timed out")),
+    ):
+        star[0].look()
+    assert star[0].staying() == [2]
+    assert not star[0].all_have_left()
+
+
+def test_a_word_that_came_with_the_last_verdict_is_heard(star: list[Lifeline]) -> None:
+    """Rank 1 has read it with the message before it; the socket has nothing to say any more."""
+    end_of_1 = star[1]._connections[0]
+    star[0]._connections[1].send({"failure": None}, time.monotonic() + 1.0)
+    star[0].leave(CLOSED, stay=True)
+    assert end_of_1.poll() == ({"failure": None}, [])
+    with mock.patch.object(Connection, "has_unread", False):  # the control
+        assert star[1].look() == []
+    assert star[1].look() == [Gone(0, CLOSED)]
+
+
+def test_what_a_bring_up_still_sends_is_no_word(star: list[Lifeline]) -> None:
+    late = {"step": "multicast write", "failure": None, "data": None}
+    star[2]._connections[0].send(late, time.monotonic() + 1.0)
+    assert star[0].look() == []
+    star[2].leave(CLOSED, stay=True)
+    assert star[0].look() == [Gone(2, CLOSED)]
 
 
 def hosts_body(rank: int, size: int, store: dist.Store, victim: int) -> Any:

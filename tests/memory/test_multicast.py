@@ -38,14 +38,14 @@ def body(rank: int, size: int, store: dist.Store, per_rank: list[dict[str, Any]]
     try:
         memory = make(group, device=torch.device("cuda", 0), transport=transport, driver=simulated)
     except BringUpError as error:
-        assert not simulated.held()
+        faults.check_given_back(simulated)
         return (error.rank, error.step, error.cause), simulated.calls
     assert bool(memory.multicast_pointer) == (memory.transport == "multicast")
     assert bool(simulated.held().get("bound")) == (memory.transport == "multicast")
     check_content(memory)
     check_shared(memory, group)
     memory.close()
-    assert not simulated.held()
+    faults.check_given_back(simulated)
     return (memory.transport, memory.reason), simulated.calls
 
 
@@ -189,7 +189,7 @@ def sizes_body(rank: int, size: int, store: dist.Store, grains: list[tuple[int, 
     assert again == {**first, "reserve": []}  # the addresses are still there
     dist.barrier(group)
     memory.close()
-    assert not driver.held()
+    faults.check_given_back(driver)
     return told[0], first, told[2]
 
 
@@ -234,7 +234,7 @@ def what_is_forbidden_body(rank: int, size: int, store: dist.Store) -> list[str]
         refused(lambda: driver.multicast_store(memory.multicast_pointer + memory.nbytes, 1))  # addresses, and no memory
     dist.barrier(group)
     if rank == 1:
-        memory._block.multicast.run()  # has unbound its memory, and rank 0 does not know
+        memory._block.team.run()  # has unbound its memory, and rank 0 does not know
     dist.barrier(group)
     if rank == 0:
         refused(lambda: driver.multicast_store(there, 1))

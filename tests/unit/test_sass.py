@@ -141,6 +141,11 @@ def test_each_root_is_that_of_numerics_root(built: list[sass.Kernel]) -> None:
         assert not roots or {"root", "rstd"} in roots, (kernel.arch, kernel.name, roots)
 
 
+def test_aliases_are_fenced_once_behind_a_branch(built: list[sass.Kernel]) -> None:
+    wrong = {f"{kernel.arch} {kernel.name}": sass.alias_faults(kernel) for kernel in built}
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
 @pytest.fixture(scope="module", params=["sm_90a", "sm_100f"])
 def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, sass.Kernel]:
     """Both roots by themselves, for one target."""
@@ -156,6 +161,18 @@ def test_the_root_is_the_one_that_nvcc_puts_in_place_of_its_own(alone: dict[str,
 
 
 # ---- controls
+
+
+def test_a_fence_of_aliases_that_all_run_is_found(built: list[sass.Kernel]) -> None:
+    """The branch around it is taken away; and then the fence."""
+    kernel = built[0]
+    (fence,) = (i for i in sorted(sass.body(kernel)) if kernel.code[i].opcode == "MEMBAR.SC.SYS")
+    code = list(kernel.code)
+    past = [i for i in range(fence) if code[i].guard and (code[i].target or 0) > code[fence].address]
+    code[past[-1]] = dataclasses.replace(code[past[-1]], opcode="NOP", operands="", guard=None)
+    assert sass.alias_faults(dataclasses.replace(kernel, code=code)) == ["alias: cannot be passed by"]
+    code[fence] = dataclasses.replace(code[fence], opcode="NOP", operands="")
+    assert sass.alias_faults(dataclasses.replace(kernel, code=code))[0] == "alias: 0 fences"
 
 
 @pytest.mark.parametrize(

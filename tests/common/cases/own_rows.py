@@ -1,7 +1,9 @@
-"""Where one-shot's rows lie in a slot: with multicast, a rank's own among them. So it shows which way was taken."""
+"""Where one-shot's rows lie in a slot: with multicast, a rank's own among them. So it shows which way was taken. And
+that a call on a workspace that sleeps sends none."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -34,3 +36,32 @@ def rows_in_slot(rank: Any) -> list[list[float]]:
 def check_own_rows(rank: Any) -> None:
     """All ranks' rows, our own in their place: what a multicast leaves, and no unicast."""
     assert rows_in_slot(rank) == [[source + 1.0] for source in range(rank.world_size) for _ in range(TOKENS)]
+
+
+def check_nothing_is_sent(rank: Any, asleep: bool) -> None:
+    """Rank 0 alone makes calls, in both strategies, on a block whose control words are those of one that sleeps: no
+    slot and no board of any block is stored to. The control is awake, and gives up waiting for the others."""
+    import mnnvl_ar
+
+    workspace = rank.new_workspace(TOKENS, HIDDEN, deadline=0.5)
+    group = workspace.group
+    if rank.rank == 0:
+        slots = group.layout.fills[-1].offset // 4
+        if asleep:
+            mark = group.layout.asleep[-1]
+            group.blocks[0][mark.offset // 4] = mark.word
+        rank.synchronize()
+        before = [block.cpu().clone() for block in group.blocks]
+        x = torch.ones(TOKENS, HIDDEN, device=rank.device)
+        for strategy in (0, 1):
+            with contextlib.suppress(RuntimeError):  # the host transport raises, a GPU stores NaN
+                assert bool(mnnvl_ar.ops.all_reduce(x, workspace.handle, strategy=strategy).isnan().all())
+            rank.synchronize()
+        signed = group.layout.fills[1]
+        boards = slice(signed.offset // 4, (signed.offset + signed.nbytes) // 4)
+        for number, (block, old) in enumerate(zip(group.blocks, before, strict=True)):
+            new = block.cpu()
+            same = torch.equal(new[slots:], old[slots:]) and torch.equal(new[boards], old[boards])
+            assert same, f"the block of rank {number} was stored to"
+    rank.barrier()
+    workspace.close()
