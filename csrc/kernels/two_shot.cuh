@@ -71,9 +71,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     if (!active) return;
     uint32_t row = first_row(batch);
     const uint32_t end = end_row(batch);
-    if (batch == 0) {
-      if (kRanks > 0) scatter_one(row, first_x);
-      ++row;
+    if constexpr (kRanks > 0) {
+      if (batch == 0) scatter_one(row++, first_x);
+    } else {
+      row += batch == 0;  // sent before
     }
     for (; row < end; row += kRows) {
       Vector x[kRows];
