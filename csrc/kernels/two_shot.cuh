@@ -71,9 +71,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     if (!active) return;
     uint32_t row = first_row(batch);
     const uint32_t end = end_row(batch);
-    if (batch == 0) {
-      if (kRanks > 0) scatter_one(row, first_x);
-      ++row;
+    if constexpr (kRanks > 0) {
+      if (batch == 0) scatter_one(row++, first_x);
+    } else {
+      row += batch == 0;  // sent before
     }
     for (; row < end; row += kRows) {
       Vector x[kRows];
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     }
   };
 
+  // Of any number of ranks: at once, so that no loop holds it in registers.
   if (kRanks == 0 && active) scatter_one(first_row(0), first_x);
 
   // ---- Stage 2, reduce: own columns of every rank are summed, and the sum is sent to all ranks. Neighbouring groups of 32 items are
