@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
     }
   };
 
+  // Of any number of ranks: at once, so that no loop holds it in registers.
   if (kRanks == 0 && active) scatter_one(first_row(0), first_x);
 
   // ---- Stage 2, reduce: own columns of every rank are summed, and the sum is sent to all ranks. Neighbouring groups of 32 items are

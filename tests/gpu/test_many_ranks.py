@@ -55,7 +55,7 @@ def test_many_ranks_that_are_not_resident_at_once_are_named(world: int) -> None:
     and ends by its deadline."""
     with (
         ManyRanks(world, TOKENS, max(HIDDENS["bf16"]), "bf16", deadline=0.2) as ranks,
-        pytest.raises(MnnvlArError, match="rank 0 waited .* for rank"),
+        pytest.raises(MnnvlArError, match=r"rank 0 waited .* for rank"),
     ):
         ranks.run(calls_of_many("bf16")[:1], in_line=True)
 
