@@ -6,6 +6,9 @@ prints one line for each tool and world size, and exits non-zero on any finding.
 a process of its own: both ops, both strategies, three dtypes, sizes that grow and shrink, every output compared with
 the reference.
 
+Racecheck never sees the end of a cluster's split barrier, which some warps only arrive at, and the call would hang: with
+it each row stays in one CTA.
+
 Under a sanitizer, kernels run 10 to 100 times slower. Kernels of different ranks wait for each other, so they must run
 at the same time; if the tool does not let them, no data arrives, the deadline ends the wait, and the line says
 "serialised" instead of "clean". Racecheck looks at shared memory only, which ranks do not share: with it, --ranks 1
@@ -32,6 +35,7 @@ TOOLS = {
     "initcheck": [],
     "synccheck": [],
 }
+CLUSTERS = {"racecheck": 1}  # CTAs a row, where not as many as the library takes
 DEADLINE = 60.0  # seconds; a call takes milliseconds even here, unless ranks are serialised
 WRONG, SERIALISED = 3, 4
 
@@ -43,7 +47,7 @@ def launch(ops: Any, handles: list[int], strategy: int, *tensors: Any) -> None:
     ops.all_reduce_out(x[rank], total[rank], handles[rank], strategy=strategy)
 
 
-def work(ranks: int) -> int:
+def work(ranks: int, cluster: int) -> int:
     """What runs under the tool. Returns 0 if all bits are right, WRONG, or SERIALISED if a rank's deadline passed."""
     import torch
 
@@ -55,7 +59,8 @@ def work(ranks: int) -> int:
     device = torch.device("cuda:0")
     wrong = 0
     for dtype, hidden in ((torch.bfloat16, 2880), (torch.float16, 512), (torch.float32, 264)):
-        group = VirtualGroup(ranks, 8, hidden, dtype, "cuda:0", crossover=1 << 30, deadline=DEADLINE)
+        shape = {"cluster": cluster} if cluster else {}
+        group = VirtualGroup(ranks, 8, hidden, dtype, "cuda:0", crossover=1 << 30, deadline=DEADLINE, **shape)
         for call, tokens in enumerate((8, 1, 3, 5, 2, 8)):
             strategy = call % 2
             inputs = [hostile_rows(tokens, hidden, dtype, seed=call, rank=rank) for rank in range(ranks)]
@@ -90,6 +95,7 @@ def check(sanitizer: str, tool: str, ranks: int, timeout: float) -> tuple[bool, 
     """(clean, one line)."""
     command = [sanitizer, "--tool", tool, *TOOLS[tool], "--error-exitcode", "99", "--print-limit", "20"]
     command += [sys.executable, "-m", "tools.sanitize", "--work", str(ranks)]
+    command += ["--cluster", str(CLUSTERS.get(tool, 0))]
     # A hardware queue for each stream, or ranks could wait behind one another; no caching, so that bounds are real.
     env = {**os.environ, "CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     head = f"{tool:10} {ranks} ranks: "
@@ -114,10 +120,11 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds a tool and world size")
     parser.add_argument("--record", type=Path, help="add what was found to this GPU record (tools/gpu_record.py)")
     parser.add_argument("--work", type=int, metavar="RANKS", help="run the script itself, as under a tool")
+    parser.add_argument("--cluster", type=int, default=0, help="with --work: CTAs a row (0: as the library takes)")
     options = parser.parse_args()
     keep_multicast_off()
     if options.work is not None:
-        return work(options.work)
+        return work(options.work, options.cluster)
     sanitizer = find_sanitizer()
     if sanitizer is None:
         print("no compute-sanitizer: it comes with the CUDA toolkit, or pip install nvidia-cuda-sanitizer-api")

@@ -55,7 +55,7 @@ class ManyRanks:
         tokens: int,
         hidden: int,
         dtype: str,
-        device: str = "cuda",
+        device: str = "cuda:0",
         *,
         deadline: float = 2.0,
         multicast: str = "",

@@ -283,7 +283,7 @@ def check_two_at_once(rank: Any, must: bool = False) -> None:
     refusals: list[str] = []
     for _ in range(200 if must else 6):  # the first that shows it ends it
         rank.barrier()
-        torch.cuda._sleep(1_000_000)  # until both calls are there, so that they start together
+        torch.cuda._sleep(10_000_000)  # 5 ms: until both calls are there, a millisecond each where threads share a GIL
         for call, stream in zip(calls, streams, strict=True):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
