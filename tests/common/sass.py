@@ -224,8 +224,9 @@ def alias_faults(kernel: Kernel) -> list[str]:
     """What is wrong with the fence between aliases (docs/multicast.md), whose system-scope half no other fence has: one
     a kernel, which can be passed by on the way to the fence of clears, and stands in no poll loop."""
     flow = body(kernel)
-    alias = {i for i in flow if kernel.code[i].opcode.startswith("MEMBAR.SC")}
-    fences = [i for i in sorted(alias) if kernel.code[i].opcode == "MEMBAR.SC.SYS"]
+    fences = [i for i in sorted(flow) if kernel.code[i].opcode == "MEMBAR.SC.SYS"]
+    # Which of two scopes it has is the driver's to say; both come to what follows them.
+    alias = {next(j for j in range(i, len(kernel.code)) if kernel.code[j].opcode == "CCTL.IVALL") for i in fences}
     wrong = [] if len(fences) == 1 else [f"alias: {len(fences)} fences"]
     if any(alias & loop for loop in poll_loops(kernel, flow)):
         wrong.append("alias: in a poll loop")

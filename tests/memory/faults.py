@@ -91,7 +91,7 @@ def attempt(
     finally:
         hooks.enter = None
     seconds = time.monotonic() - start
-    if told is None or told[:2] != (0, "multicast write") or "died" not in told[2]:
+    if memory is not None or told is None or told[:2] != (0, "multicast write") or "died" not in told[2]:
         check_given_back(driver, f"leaked after {wrong}")
     else:  # without rank 0 nobody knows when the others have given up storing
         assert driver.held()["bound"] == 1

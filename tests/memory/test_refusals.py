@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from memory import ranks
+from memory import faults, ranks
 from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError
@@ -34,7 +34,7 @@ def tried(group: dist.ProcessGroup, fail: dict[str, str], **options: Any) -> Tol
         check_shared(memory, group)
         told = f"{memory.transport} {memory.handle_kind}", memory.reason
         memory.close()
-    assert not driver.held()
+    faults.check_given_back(driver)
     return *told, [call for call in driver.calls if "create" in call]
 
 

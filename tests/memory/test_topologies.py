@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from memory import ranks
+from memory import faults, ranks
 from memory.simulated_driver import SimulatedDriver, allow_simulated_multicast
 from memory.test_allocate import check_content, check_shared, make
 from memory.test_rendezvous import on_host, one
@@ -154,12 +154,12 @@ def body(rank: int, size: int, store: dist.Store, machine: Machine) -> Any:
         try:
             memory = make(group, device=torch.device("cuda", device), transport=machine.transport, driver=driver)
         except BringUpError as error:
-            assert not driver.held()
+            faults.check_given_back(driver)
             return error.rank, error.step, error.cause, error.advice
     check_content(memory)
     check_shared(memory, group)
     memory.close()
-    assert not driver.held()
+    faults.check_given_back(driver)
     return memory.transport, memory.handle_kind, memory.reason
 
 

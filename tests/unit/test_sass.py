@@ -168,7 +168,11 @@ def test_a_fence_of_aliases_that_all_run_is_found(built: list[sass.Kernel]) -> N
     kernel = built[0]
     (fence,) = (i for i in sorted(sass.body(kernel)) if kernel.code[i].opcode == "MEMBAR.SC.SYS")
     code = list(kernel.code)
-    past = [i for i in range(fence) if code[i].guard and (code[i].target or 0) > code[fence].address]
+    past = [
+        i
+        for i in range(fence)
+        if code[i].opcode == "BRA" and code[i].guard and (code[i].target or 0) > code[fence].address
+    ]
     code[past[-1]] = dataclasses.replace(code[past[-1]], opcode="NOP", operands="", guard=None)
     assert sass.alias_faults(dataclasses.replace(kernel, code=code)) == ["alias: cannot be passed by"]
     code[fence] = dataclasses.replace(code[fence], opcode="NOP", operands="")
