@@ -6,8 +6,8 @@ prints one line for each tool and world size, and exits non-zero on any finding.
 a process of its own: both ops, both strategies, three dtypes, sizes that grow and shrink, every output compared with
 the reference.
 
-Racecheck never sees the end of a cluster's split barrier, which some warps only arrive at, and the call would hang: with
-it each row stays in one CTA.
+Racecheck never sees the end of a cluster's split barrier, which some warps only arrive at, and the call would hang:
+with it each row stays in one CTA.
 
 Under a sanitizer, kernels run 10 to 100 times slower. Kernels of different ranks wait for each other, so they must run
 at the same time; if the tool does not let them, no data arrives, the deadline ends the wait, and the line says
@@ -59,7 +59,7 @@ def work(ranks: int, cluster: int) -> int:
     device = torch.device("cuda:0")
     wrong = 0
     for dtype, hidden in ((torch.bfloat16, 2880), (torch.float16, 512), (torch.float32, 264)):
-        shape = {"cluster": cluster} if cluster else {}
+        shape: dict[str, Any] = {"cluster": cluster} if cluster else {}
         group = VirtualGroup(ranks, 8, hidden, dtype, "cuda:0", crossover=1 << 30, deadline=DEADLINE, **shape)
         for call, tokens in enumerate((8, 1, 3, 5, 2, 8)):
             strategy = call % 2

@@ -122,7 +122,7 @@ def one_shot(
         quiescent = is_quiescent(state, progress)
         if ~quiescent:
             quiescent = await_quiescence(block, orders, shared)
-            progress = ptx.load_relaxed_gpu(block + c.PROGRESS_OFFSET)  # an earlier call may have broken the ring by now
+            progress = ptx.load_relaxed_gpu(block + c.PROGRESS_OFFSET)  # an earlier call may have broken it
         if lane == Uint32(0):
             broken_now = (progress[1] != Uint32(0)) | ~quiescent
             ptx.store_shared_vector(shared + c.ENTRY * 4, (state[0], state[2], Uint32(broken_now), state[1]))
