@@ -153,7 +153,8 @@ __device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status,
   bool ok = true;
   if constexpr (kRanks > 0) {
 #pragma unroll 1
-    for (uint32_t rank = 0; rank < 1; rank += kRanks) {  // once; spelled without a loop it compiles to other instructions
+    for (uint32_t rank = 0; rank < 1;
+         rank += kRanks) {  // once; spelled without a loop it compiles to other instructions
       const uint32_t count = kRanks > 2 ? kRanks : min(p.group.ranks - rank, static_cast<uint32_t>(kRanks));
       Vector v[kRanks * kColumns];
 #pragma unroll
