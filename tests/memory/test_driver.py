@@ -248,3 +248,20 @@ def test_errors_travel() -> None:
     error = pickle.loads(pickle.dumps(BringUpError(3, "import", "no.", "Do this.")))
     assert (error.rank, error.step, error.cause, error.advice) == (3, "import", "no.", "Do this.")
     assert str(error) == "symmetric memory bring-up failed on rank 3 at step 'import': no. Do this."
+
+
+def test_what_a_thread_gives_back_disturbs_no_capture() -> None:
+    """`parting.py` gives back in a thread of its own, while another one may capture."""
+    modes = cuda.CUstreamCaptureMode
+    real, fake = opened(cuThreadExchangeStreamCaptureMode=(modes.CU_STREAM_CAPTURE_MODE_GLOBAL,))
+    with real.aside():
+        real.release(7)
+    assert fake.log == [
+        ("cuThreadExchangeStreamCaptureMode", (modes.CU_STREAM_CAPTURE_MODE_RELAXED,)),
+        ("cuMemRelease", (7,)),
+        ("cuThreadExchangeStreamCaptureMode", (modes.CU_STREAM_CAPTURE_MODE_GLOBAL,)),
+    ]
+    real, fake = opened(cuThreadExchangeStreamCaptureMode=cuda.CUresult.CUDA_ERROR_NOT_SUPPORTED)
+    with real.aside():
+        real.release(7)
+    assert names(fake) == ["cuThreadExchangeStreamCaptureMode", "cuMemRelease"]
