@@ -13,6 +13,7 @@ import torch
 
 from common.cases.lifecycle import SMALL, broken, make_fail, one_call
 from common.cases.rules import write_word
+from common.streams import stream_aside
 
 
 def check_absent(rank: Any, absent: int) -> None:
@@ -134,7 +135,7 @@ def check_absent_before_an_unordered_call(rank: Any) -> None:
     peer, though the second call's wait begins first."""
     workspace = rank.new_workspace(max_tokens=4, hidden=264, deadline=0.5, monitor=False)
     x = torch.ones(3, 264, device=rank.device)
-    outs, aside = [torch.empty_like(x) for _ in range(2)], torch.cuda.Stream(rank.device)
+    outs, aside = [torch.empty_like(x) for _ in range(2)], stream_aside(rank.device)
     for _ in range(3):
         rank.barrier()
         if rank.rank == 0:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common.cases.calls import Call, Prepared
+from common.streams import stream_aside
 
 LEAST = 16  # SMs that are asked for; the driver gives as many or some more
 CALLS = [Call(tokens=t, hidden=4096, strategy=s, out="E", seed=t) for t in (1, 33, 512) for s in (0, 1)]
@@ -76,7 +77,7 @@ def check_refused(rank: Any) -> None:
     with torch.cuda.stream(green.stream), pytest.raises(RuntimeError, match=says):
         prepared.launch(workspace.handle)
     workspace.check()
-    check_on(rank, workspace, torch.cuda.Stream(rank.device))
+    check_on(rank, workspace, stream_aside(rank.device))
     torch.ops.mnnvl_ar._workspace_processors(workspace.handle, 0)
     rank.barrier()
     with torch.cuda.stream(green.stream):
@@ -95,6 +96,6 @@ def check_made_there(rank: Any) -> None:
     assert workspace._memory.processors == green.processors
     assert f"; {green.processors} of {green.of_device} SMs" in workspace.transport_reason
     check_on(rank, workspace, green.stream)
-    check_on(rank, workspace, torch.cuda.Stream(rank.device))
+    check_on(rank, workspace, stream_aside(rank.device))
     rank.barrier()
     workspace.close()

@@ -18,6 +18,7 @@ import torch
 
 from common.cases.calls import NAMES, Call, Prepared, check_calls, wanted
 from common.rows import hostile_rows
+from common.streams import stream_aside
 from mnnvl_ar._library import named
 
 # csrc/protocol/sabotage.h
@@ -195,7 +196,7 @@ class _Peer:
         if multicast:  # rank 0's own row comes first
             self.data += hidden
         self.signature = torch.tensor([0, 1, 0, 2 << 4 | vectors << 7], dtype=torch.int32)  # describe()
-        self.stream = torch.cuda.Stream(block.device) if block.is_cuda else None
+        self.stream = stream_aside(block.device) if block.is_cuda else None
 
     def write(self, place: int, words: torch.Tensor) -> None:
         with torch.cuda.stream(self.stream) if self.stream else torch.inference_mode():
@@ -267,7 +268,7 @@ def check_replayed_call(rank: Any, off: str) -> None:
 def check_two_streams(rank: Any, workspace: Any, first: Any, second: Any) -> None:
     """Two calls, on rank 0 by two streams without an order, the second while the first waits for rank 1. Closes the
     workspace."""
-    aside = torch.cuda.Stream(rank.device)
+    aside = stream_aside(rank.device)
     rank.barrier()
     if rank.rank == 0:
         first.launch(workspace.handle)
@@ -313,7 +314,7 @@ def check_two_at_once(rank: Any, off: str) -> None:
     """Two streams at once on one workspace: right bits, or an error that says so: rule two_at_once."""
     workspace = sabotaged(rank, off, delay_ns=20_000, hidden=1024, max_tokens=8)
     calls = [Prepared(rank, Call(tokens=4, hidden=1024, pdl=0, out="E", seed=seed)) for seed in (3, 4)]
-    streams = [torch.cuda.Stream(rank.device) for _ in calls]
+    streams = [stream_aside(rank.device) for _ in calls]
     for _ in range(10):
         rank.barrier()
         torch.cuda._sleep(1_000_000)  # until both calls are there, so that they start together

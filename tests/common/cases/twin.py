@@ -16,6 +16,7 @@ from common.cases.rules import check_two_streams
 from common.cases.traffic import same_on_device
 from common.ranks import RanksFailed
 from common.rows import hostile_rows
+from common.streams import stream_aside
 from common.twin import in_place_of
 from mnnvl_ar._library import named
 
@@ -94,7 +95,7 @@ def check_torn(rank: Any) -> None:
     residual, weight = torch.zeros_like(x), torch.ones(8, dtype=torch.bfloat16)
     want = reference.all_reduce_rms_norm([x, theirs], residual, weight, 1e-6)
     words = theirs.view(torch.int32).view(-1)
-    stream = torch.cuda.Stream(rank.device)
+    stream = stream_aside(rank.device)
     given = [each.to(rank.device) for each in (x, residual, weight)]
     for missing in range(4):
         group = VirtualGroup(2, 1, 8, torch.bfloat16, str(rank.device), deadline=1.5)
@@ -279,7 +280,7 @@ def check_two_at_once(rank: Any, must: bool = False) -> None:
     after the other, but on ranks in another order, their tags tell."""
     workspace = rank.new_workspace(**{**WORKSPACE, "deadline": 2.0})
     calls = [Prepared(rank, normed(tokens=8, hidden=8192, pdl=0, tag=tag, seed=tag + 3)) for tag in (0, 1)]
-    streams = [torch.cuda.Stream(rank.device) for _ in calls]
+    streams = [stream_aside(rank.device) for _ in calls]
     refusals: list[str] = []
     for _ in range(200 if must else 6):  # the first that shows it ends it
         rank.barrier()
