@@ -26,6 +26,7 @@ import torch
 
 from common.cases.calls import Call, Prepared
 from common.rows import DTYPES
+from common.streams import own_streams
 from common.virtual import VirtualGroup
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.ops import Pdl, Strategy
@@ -76,6 +77,8 @@ class ManyRanks:
             multicast=multicast,
             **launch,
         )
+        if self.group.device.type == "cuda":  # an edge for each stream that two of them share, or the capture has
+            self.group.streams = own_streams(ranks, self.group.device)
         self.ones = [One(rank, ranks, self.group.device) for rank in range(ranks)]
 
     def __enter__(self) -> ManyRanks:
