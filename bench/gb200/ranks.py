@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from bench.launch import WRONG
 from bench.results import ROOT
 
 TAIL = 4000  # characters of a log that go into the record
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # before any fork
 
 
 class Ranks:
@@ -51,6 +54,7 @@ class Ranks:
                     stdout=out,
                     stderr=errors,
                     start_new_session=True,  # so that what a rank has started ends with it
+                    preexec_fn=_end_with_the_node,
                 )
 
     def log(self, rank: int) -> Path:
@@ -102,6 +106,11 @@ class Ranks:
                 os.killpg(process.pid, signal.SIGKILL)
         for process in self._processes.values():
             process.wait()
+
+
+def _end_with_the_node() -> None:
+    """A node's program that is killed ends nobody. Without a Slurm that does, its ranks would go on for minutes."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _how(status: int) -> str:

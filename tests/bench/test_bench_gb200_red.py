@@ -2,6 +2,7 @@
 `harm/` holds what harms a rank."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,24 @@ pytestmark = pytest.mark.timeout(LIMIT + PATIENCE)
 
 def harmed(harm: str, rank: int, part: str) -> dict[str, str]:
     return {"PYTHONPATH": str(HERE / "harm"), "HARM": harm, "HARM_RANK": str(rank), "HARM_PART": part}
+
+
+def still_there(folder: Path) -> list[str]:
+    """Processes whose command line names the folder, after a moment in which they may end."""
+    end = time.monotonic() + 5.0
+    while True:
+        lines = [read_or_nothing(file) for file in Path("/proc").glob("[0-9]*/cmdline")]
+        found = [line for line in lines if str(folder) in line]
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.1)
+
+
+def read_or_nothing(file: Path) -> str:
+    try:
+        return file.read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize(
@@ -67,6 +86,7 @@ def test_a_node_that_is_killed_leaves_a_record(root: Path, tmp_path: Path):
     assert run.parts() == {"bits": "failed"}
     assert run.found is not None
     assert (run.found["status"], run.found["trouble"]) == (1, "bits: ended by SIGTERM")
+    assert still_there(tmp_path) == []
 
 
 def test_a_pod_that_is_killed_is_named(root: Path, tmp_path: Path):
