@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 BUILT = ROOT / "build" / "release"
 INSIDE = "mnnvl_ar/_C.so"
 FOUND = """
-import importlib.metadata as metadata
+from importlib import metadata
 for group in ("vllm.general_plugins", "sglang.srt.plugins"):
     (entry,) = (each for each in metadata.entry_points(group=group) if each.name == "mnnvl_ar")
     entry.load()()
@@ -85,7 +85,8 @@ def wheel(sdist: Path, config: dict[str, str], place: Path) -> Path:
 @pytest.fixture(scope="module")
 def python(wheel: Path, place: Path) -> Path:
     """Of an environment that has the wheel, and the PyTorch of this one."""
-    if importlib.util.find_spec("pip") is None:
+    # Not find_spec(): a look for the module is enough for setuptools to give up its distutils (compat/wheels.py).
+    if not any(metadata.distributions(name="pip")):
         pytest.skip("no pip here")
     environment = place / "venv"
     output(sys.executable, "-m", "venv", "--without-pip", environment, cwd=place)
