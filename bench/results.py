@@ -15,12 +15,12 @@ in a text file beside it.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench import whole
 from bench.cells import Cell
 from tools import sources
 
@@ -55,11 +55,8 @@ class Results:
         if self.file is None:
             return
         head = f'{{"machine": {json.dumps(self.machine)}, "source_digest": "{self.digest}", "rows": ['
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         rows = ",\n".join(json.dumps(row) for row in self.rows)
-        draft.write_text(f"{head}\n{rows}\n]}}\n")
-        draft.replace(self.file)
+        whole.write(self.file, f"{head}\n{rows}\n]}}\n")
         notes = self.file.with_suffix(".skipped.txt")
         notes.unlink(missing_ok=True)
         if lines := self.notes():

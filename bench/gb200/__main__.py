@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import options
+from bench import options, whole
 from bench.gb200 import machine, parts, place, watch
 from bench.gb200.crew import Crew, Gone
 from bench.gb200.place import Place
@@ -280,10 +280,7 @@ class Node:
         from mnnvl_ar.tuning.machines import machine_class
 
         folder: Path = self.args.out / "tables"
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{self.place.node}"
-        draft.write_text(json.dumps(table))
-        draft.replace(folder / f"{machine_class(table['machine'])}.json")
+        whole.write(folder / f"{machine_class(table['machine'])}.json", json.dumps(table))
         return folder
 
 

@@ -13,10 +13,11 @@ status of a part: "done", "wrong" (a result of ours had other bits), "failed", "
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bench import whole
 
 if TYPE_CHECKING:  # whoever only reads need not wait for PyTorch
     from bench.gb200.parts import Part
@@ -88,10 +89,7 @@ class Record:
         head = {key: value for key, value in self.found.items() if key != "rows"}
         rows = ",\n".join(json.dumps(row) for row in self.found["rows"])
         text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{rows}\n]}}\n'
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        draft.write_text(text)
-        draft.replace(self.file)
+        whole.write(self.file, text)
 
     def _why_not(self) -> str:
         """What the doctor's self-test, which goes the same way, has said of its transport."""
