@@ -299,7 +299,7 @@ class Running:
 
 
 class _Name(str):
-    """A process's name, which sets the process's environment where it is unpickled.
+    """A process's name, which sets the process's environment where it is unpickled, and makes it deaf to Ctrl-C.
 
     mnnvl_ar loads its library when it is imported, so MNNVL_AR_LIBRARY must be set before that. But a new process
     imports mnnvl_ar before any code of ours runs in it: to find `_serve`, and before that with the script that the
@@ -318,8 +318,10 @@ class _Name(str):
 
     def __reduce__(self) -> Any:
         environ = "__import__('os').environ"
-        source = f"{environ}.clear() or {environ}.update(environment) or name"
-        return eval, (source, {"environment": self.environment, "name": str(self)})
+        deaf = "__import__('signal').pthread_sigmask(block, {interrupt})"
+        source = f"{environ}.clear() or {environ}.update(environment) or ({deaf}, name)[1]"
+        numbers = {"block": int(signal.SIG_BLOCK), "interrupt": int(signal.SIGINT)}
+        return eval, (source, {"environment": self.environment, "name": str(self), **numbers})
 
 
 def _exit_code(process: Any, patience: float) -> int:

@@ -322,7 +322,42 @@ def test_handlers_of_signals_are_left_as_they_were(handler: Callable[..., Any], 
 
 
 def test_ctrl_c_is_not_for_ranks(pool: RankPool) -> None:
+    pool.run(number)  # as a program that had a fork server before this test began may lend it to these ranks
     running = pool.start(add, after=1.0)
     for rank in range(2):
         pool.kill(rank, signal.SIGINT)
     assert running.results(LIMIT) == [3.0, 3.0]
+
+
+CTRL_C = """
+    import multiprocessing, signal, sys, threading
+
+    from mnnvl_ar.ranks import RankPool
+
+    def linger(rank):
+        rank.tell("here")
+        threading.Event().wait(0.5)
+        return rank.rank
+
+    if __name__ == "__main__":
+        if "before" in sys.argv:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["torch", "torch.distributed"])
+            first = context.Process(target=int)
+            first.start()
+            first.join()
+        with RankPool(2) as pool:
+            if "before" in sys.argv:
+                pool.run(linger)
+            running = pool.start(linger)
+            for rank in range(2):
+                pool.kill(rank, signal.SIGINT)
+            print(*running.results(60))
+"""
+
+
+@pytest.mark.parametrize("server", ["before", "ours"])
+def test_ctrl_c_is_not_for_ranks_whoever_started_the_fork_server(tmp_path: Path, server: str) -> None:
+    """With a server of ours not even while they start."""
+    done = script(tmp_path / "ctrl_c.py", CTRL_C, server)
+    assert (done.stdout, done.stderr) == ("0 1\n", "")
