@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 
-from mnnvl_ar._compiler import FUNCTIONAL
 from mnnvl_ar._library import ops
 from mnnvl_ar.diagnosis import raise_fault
 from mnnvl_ar.errors import RanksDiffer
+from mnnvl_ar.ops import NAMES
 
 SWITCH = "MNNVL_AR_CHECK"
 
@@ -66,9 +66,9 @@ def watch(handle: int, rank: int, world_size: int) -> None:
     """From now on calls on this workspace are compared."""
     if not _library:
         library = torch.library.Library("mnnvl_ar", "IMPL")
-        for name in FUNCTIONAL:
-            for each in (name, f"{name}_out"):
-                library.impl(each, _Kernel(each, f"{name}_out"), "BackendSelect", with_keyset=True)
+        for name in NAMES:
+            out_name = f"{name.removesuffix('_out')}_out"
+            library.impl(name, _Kernel(name, out_name), "BackendSelect", with_keyset=True)
         _library.append(library)
     _checked[handle] = Checked(rank, world_size)
 

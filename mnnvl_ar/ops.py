@@ -1,5 +1,5 @@
-"""The ops, `torch.ops.mnnvl_ar.*`. They live in C++ (csrc/torch/ops); here are their names and their
-documentation.
+"""The ops, `torch.ops.mnnvl_ar.*`. They live in C++ (csrc/torch/ops); here are their names, their documentation, and
+what PyTorch's compiler is told of them: the body of a function here makes what the op returns, empty.
 
 All ranks of the group make the same calls, with the same shapes, in the same order. CUDA tensors run on the current
 stream and may be captured; CPU tensors run at once.
@@ -13,15 +13,20 @@ versions.)
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, TypeVar, cast
 
 import torch
 
-from mnnvl_ar._compiler import NAMES as NAMES
+import mnnvl_ar.scales as scale_tensors
+from mnnvl_ar import _inductor
 from mnnvl_ar._library import ops
+
+NAMES: list[str] = []  # of all ops that are listed here
 
 
 class Strategy(IntEnum):
@@ -49,16 +54,37 @@ _Contract = TypeVar("_Contract", bound=Callable[..., Any])
 
 def _op(contract: _Contract) -> _Contract:
     """The op that has the name of `contract`, with its signature and docstring: to readers and type checkers it is
-    `contract`, to PyTorch an `OpOverload`.
+    `contract`, to PyTorch an `OpOverload`, whose fake kernel is the body of `contract`.
     """
+
+    @functools.wraps(contract)
+    def fake(*arguments: Any, **options: Any) -> Any:
+        _inductor.know(NAMES)
+        return contract(*arguments, **options)
+
+    torch.library.register_fake(f"mnnvl_ar::{contract.__name__}", fake)
+    NAMES.append(contract.__name__)
     packet = getattr(ops, contract.__name__)
     packet.__doc__ = packet.default.__doc__ = contract.__doc__
     packet.default.__signature__ = inspect.signature(contract)
     return cast(_Contract, packet.default)
 
 
+def _rows(x: torch.Tensor, with_norm: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """norm and residual_out."""
+    return torch.empty_like(x) if with_norm else x.new_empty(0), torch.empty_like(x)
+
+
+def _codes(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, dtype=torch.float8_e4m3fn)
+
+
+def _place(x: torch.Tensor) -> tuple[int, int]:
+    return math.prod(x.shape[:-1]), x.shape[-1]
+
+
 @_op
-def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1, tag: int = 0) -> torch.Tensor:  # type: ignore[empty-body]
+def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int = -1, tag: int = 0) -> torch.Tensor:
     """The sum over ranks of `x`, a new tensor like `x`.
 
     x:         this rank's share: bf16, fp16 or fp32, contiguous, 16-byte aligned; the same shape and dtype on all
@@ -77,6 +103,7 @@ def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int 
     call that failed leaves NaN, but in rows that had come before it failed.
     Source: mnnvl_ar design; docs/numerics.md for every bit of the results.
     """
+    return torch.empty_like(x)
 
 
 @_op
@@ -92,7 +119,7 @@ def all_reduce_out(
 
 
 @_op
-def all_reduce_rms_norm(  # type: ignore[empty-body]
+def all_reduce_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -117,6 +144,7 @@ def all_reduce_rms_norm(  # type: ignore[empty-body]
 
     Errors and source: as in `all_reduce`.
     """
+    return _rows(x)
 
 
 @_op
@@ -144,7 +172,7 @@ def all_reduce_rms_norm_out(
 
 
 @_op
-def all_reduce_rms_norm_static_fp8(  # type: ignore[empty-body]
+def all_reduce_rms_norm_static_fp8(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -171,6 +199,7 @@ def all_reduce_rms_norm_static_fp8(  # type: ignore[empty-body]
 
     Errors and source: as in `all_reduce`; fp32 rows, too.
     """
+    return _codes(x), *_rows(x, with_norm)
 
 
 @_op
@@ -200,7 +229,7 @@ def all_reduce_rms_norm_static_fp8_out(
 
 
 @_op
-def all_reduce_rms_norm_per_token_fp8(  # type: ignore[empty-body]
+def all_reduce_rms_norm_per_token_fp8(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -225,6 +254,7 @@ def all_reduce_rms_norm_per_token_fp8(  # type: ignore[empty-body]
 
     Errors and source: as in `all_reduce`; fp32 rows, too.
     """
+    return _codes(x), scale_tensors.per_token_fp8(_place(x)[0], device=x.device), *_rows(x, with_norm)
 
 
 @_op
@@ -255,7 +285,7 @@ def all_reduce_rms_norm_per_token_fp8_out(
 
 
 @_op
-def all_reduce_rms_norm_per_token_group_fp8(  # type: ignore[empty-body]
+def all_reduce_rms_norm_per_token_group_fp8(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -286,6 +316,8 @@ def all_reduce_rms_norm_per_token_group_fp8(  # type: ignore[empty-body]
 
     Errors and source: as in `all_reduce`; fp32 rows, too.
     """
+    made = scale_tensors.per_token_group_fp8(*_place(x), scales, layout, device=x.device)
+    return _codes(x), made, *_rows(x, with_norm)
 
 
 @_op
@@ -318,7 +350,7 @@ def all_reduce_rms_norm_per_token_group_fp8_out(
 
 
 @_op
-def all_reduce_rms_norm_mxfp8(  # type: ignore[empty-body]
+def all_reduce_rms_norm_mxfp8(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -347,6 +379,7 @@ def all_reduce_rms_norm_mxfp8(  # type: ignore[empty-body]
 
     Errors and source: as in `all_reduce`; fp32 rows, too.
     """
+    return _codes(x), scale_tensors.mxfp8(*_place(x), layout, device=x.device), *_rows(x, with_norm)
 
 
 @_op
@@ -379,7 +412,7 @@ def all_reduce_rms_norm_mxfp8_out(
 
 
 @_op
-def all_reduce_rms_norm_nvfp4(  # type: ignore[empty-body]
+def all_reduce_rms_norm_nvfp4(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -411,6 +444,8 @@ def all_reduce_rms_norm_nvfp4(  # type: ignore[empty-body]
 
     Errors and source: as in `all_reduce`; fp32 rows, too.
     """
+    codes = x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=torch.uint8)
+    return codes, scale_tensors.nvfp4(*_place(x), layout, device=x.device), *_rows(x, with_norm)
 
 
 @_op

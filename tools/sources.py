@@ -73,7 +73,7 @@ ROOMS = {
         "csrc/launch/",
         "csrc/protocol/",
         "csrc/torch/",
-        "mnnvl_ar/_compiler.py",
+        "mnnvl_ar/_inductor.py",
         "mnnvl_ar/_library.py",
         "mnnvl_ar/bound.py",
         "mnnvl_ar/handle.py",
