@@ -1,5 +1,5 @@
 """The predictions for machines that nobody here has run, bench/gb200/predictions.md: what is expected (expected.py),
-and beneath it the cost model's floor, which is made here.
+what peers have published (published.py), and beneath it the cost model's floor, which is made here.
 
     python -m bench.model --write      makes the page
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench import expected
+from bench import expected, published
 from mnnvl_ar.tuning import cost_model
 from mnnvl_ar.tuning.machines import Machine, machine_of
 
@@ -59,6 +59,8 @@ def page() -> str:
         "Made by `python -m bench.model --write`.",
         "",
         *expected.section(),
+        "",
+        *published.section(),
         "",
         "## The floor",
         "",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import expected, model
+from bench import expected, model, published
 from bench.cells import Cell
 from bench.floor import H200, Figures, Reach, floor_us
 from mnnvl_ar.ops import Strategy
@@ -82,3 +82,13 @@ def test_pieces_are_those_of_the_library():
             fits = expected.SLOT_BYTES // of_one
             want = Table(0 if strategy == Strategy.TWO_SHOT else 1 << 30).slot_bytes(ranks, fits, row, strategy)
             assert want <= expected.SLOT_BYTES < want // fits * (fits + 1)
+
+
+def test_what_peers_have_published_stands_beside_the_quicker_strategy():
+    page = model.PAGE.read_text()
+    for each in published.PUBLISHED:
+        low, likely, high = (each.predicted(case) for case in (expected.LOW, expected.LIKELY, expected.HIGH))
+        assert low < likely < high
+        assert f"| {each.us:g} | {likely:.1f} ({low:.1f}-{high:.1f}) | {each.source} |" in page
+    two_nodes = next(each for each in published.PUBLISHED if each.tokens == 1024)
+    assert two_nodes.predicted() == expected.LIKELY.two_shot_us(1024, 8) < expected.LIKELY.one_shot_us(1024, 8)
