@@ -491,6 +491,13 @@ BREAKS = [
         r"gives up waiting(?s:.*)call 1 CTA 0: starts, light(?s:.*)what rank \d stored there in call 0",
     ),
     Config(
+        "late-mark",
+        "R4: the mark of a fault lands after its CTA counted as finished",
+        f"{ONE_CTA} -DFAULT=1 -DBREAK_LATE_MARK",
+        WRONG,
+        r"gives up waiting(?s:.*)finishes(?s:.*)over what rank 0 stored there in call 0(?s:.*)what rank 0 stored there in call 3",
+    ),
+    Config(
         "light-gap",
         "not promised: a light call's clear is under way until the next call but one, behind a kernel that never waits",
         f"{LIGHT_ONE} -DGAP=1",

@@ -129,6 +129,12 @@ bool light[RANKS * 2];      /* of the latest even and odd call */
 #endif
 #if FAULT
 bool broken[RANKS];         /* each rank's word, set by who reports a fault */
+#ifdef BREAK_LATE_MARK
+bool marking[RANKS];        /* the word has been stored, and has still to land */
+#define MARK(r) marking[r]
+#else
+#define MARK(r) broken[r]
+#endif
 #endif
 #ifdef NONDET
 #define NONE 255
@@ -569,7 +575,7 @@ inline count_out() {
     printf("rank %d call %d CTA %d: finishes\n", r, j, c);
 #if FAULT
     if
-    :: gave_up -> broken[r] = true
+    :: gave_up -> MARK(r) = true
     :: else
     fi;
 #endif
@@ -943,6 +949,10 @@ end:
 proctype tell() {
 end:
     do
+#ifdef BREAK_LATE_MARK
+    :: d_step { marking[0] -> marking[0] = false; broken[0] = true;
+        printf("        rank 0 is marked broken only now\n") }
+#endif
     :: d_step { broken[0] && !broken[1] -> broken[1] = true }
 #if RANKS > 2
     :: d_step { broken[0] && !broken[2] -> broken[2] = true }

@@ -46,6 +46,9 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
       ptx::store_relaxed_sys_u32(broken_word(g.peers[i]), mark);
     }
   }
+  // Before the CTA is counted as finished: a later call that finds it finished must find the mark, or it would send what nobody
+  // waits for any more, over rows that a slower peer has still to read.
+  ptx::fence_acq_rel_sys();
   const volatile protocol::Orders& orders = *g.orders;
   const uint64_t began_ns = ptx::global_timer_ns(), hold_ns = orders.hold_ns;
   while (orders.answered == 0 && ptx::global_timer_ns() - began_ns < hold_ns) __nanosleep(1000);

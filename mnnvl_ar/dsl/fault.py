@@ -104,6 +104,7 @@ def report_fault(
                 ptx.atomic_cas_relaxed_sys(broken, Uint32(0), mark)
             else:
                 ptx.store_relaxed_sys_u32(broken, mark)
+        ptx.fence_acq_rel_sys()  # who finds this CTA finished finds the mark
         since = ptx.global_timer_ns()
         hold = ptx.load_relaxed_sys_u64(orders + c.ORDERS["hold_ns"])
         is_held = Boolean(True)
