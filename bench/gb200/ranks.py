@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -54,7 +55,7 @@ class Ranks:
                     stdout=out,
                     stderr=errors,
                     start_new_session=True,  # so that what a rank has started ends with it
-                    preexec_fn=_end_with_the_node,
+                    preexec_fn=functools.partial(_end_with, os.getpid()),
                 )
 
     def log(self, rank: int) -> Path:
@@ -108,9 +109,11 @@ class Ranks:
             process.wait()
 
 
-def _end_with_the_node() -> None:
+def _end_with(node: int) -> None:
     """A node's program that is killed ends nobody. Without a Slurm that does, its ranks would go on for minutes."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != node:  # it was killed before this
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _how(status: int) -> str:

@@ -1,9 +1,12 @@
 """bench/gb200: the committed files are run as Slurm and Kubernetes run them, on host ranks, and bring home a whole
 record. What must turn them red is in test_bench_gb200_red.py."""
 
+import functools
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -320,3 +323,10 @@ def test_a_run_for_multicast_that_had_none_says_so(tmp_path: Path, transport: st
     assert about["status"] == "done"
     without = "WITHOUT multicast, over unicast: no multicast: as the switch says"
     assert about["why"] == ("" if transport == "multicast" else without)
+
+
+def test_a_rank_whose_node_is_gone_before_it_begins_does_not_begin():
+    """Killed between fork and exec, the node's program tells nobody."""
+    for node, status in ((os.getpid(), 0), (1, -signal.SIGKILL)):
+        rank = subprocess.run([sys.executable, "-c", ""], preexec_fn=functools.partial(ranks._end_with, node))
+        assert rank.returncode == status
