@@ -40,11 +40,16 @@ def rounds(size: int) -> list[list[tuple[int, int]]]:
 def measure(group: dist.ProcessGroup, device: torch.device, patience: float) -> list[dict[str, Any]]:
     """Collective. Of each pair that this rank is in: {ranks, gpu, error} and, if error is "", {latency_us,
     bandwidth_gb_s, small_bytes, large_bytes}. gpu: this rank's UUID, "" without one. In a pair nothing waits longer
-    than `patience` seconds, but three times as long for the other rank to come out of the round before."""
+    than `patience` seconds, but for the other rank to come: three times as long in the first round, and in each round
+    that much longer than in the one before, in which the other may have waited in vain."""
     rank, store = group.rank(), group.get_group_store()
     return [
-        {"ranks": list(pair), "gpu": _uuid(device), **_tried(store, pair, rank, device, patience)}
-        for round_ in rounds(group.size())
+        {
+            "ranks": list(pair),
+            "gpu": _uuid(device),
+            **_tried(store, pair, rank, device, patience, to_come=3 * patience * number),
+        }
+        for number, round_ in enumerate(rounds(group.size()), 1)
         for pair in round_
         if rank in pair
     ]
@@ -82,10 +87,12 @@ class _Two:
         return [self._store.get(str(rank)).decode() for rank in range(self.size)]
 
 
-def _tried(store: Store, pair: tuple[int, int], rank: int, device: torch.device, patience: float) -> dict[str, Any]:
+def _tried(
+    store: Store, pair: tuple[int, int], rank: int, device: torch.device, patience: float, *, to_come: float
+) -> dict[str, Any]:
     try:
         with mnnvl_ar.Workspace(
-            _Two(store, pair, rank, 3 * patience),
+            _Two(store, pair, rank, to_come),
             LARGE[device.type],
             HIDDEN,
             torch.bfloat16,

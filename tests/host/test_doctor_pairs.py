@@ -31,7 +31,7 @@ def measured(rank: Rank, broken: tuple[int, int] | None = None, fault: str = "")
     torch.set_num_threads(1)
     real = pairs._tried
 
-    def tried(store: Any, pair: tuple[int, int], number: int, *more: Any) -> dict[str, Any]:
+    def tried(store: Any, pair: tuple[int, int], number: int, *more: Any, **named: Any) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:
             if pair == broken and fault == "bits":
                 patch.setattr(mnnvl_ar.reference, "same_bits", lambda *_: False)
@@ -39,7 +39,7 @@ def measured(rank: Rank, broken: tuple[int, int] | None = None, fault: str = "")
                 return {"error": "injected"}
             if pair == broken and number == pair[1] and fault == "silent":
                 patch.setattr(pairs, "_measured", lambda _: time.sleep(PATIENCE + 1) or {})
-            return real(store, pair, number, *more)
+            return real(store, pair, number, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "_tried", tried)
