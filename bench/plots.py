@@ -63,11 +63,13 @@ def latency(rows: Sequence[Row], title: str, file: Path) -> None:
         if floor:
             axis.plot([t for t, _ in floor], [us for _, us in floor], "k--", linewidth=1, label="floor")
         axis.set(xscale="log", yscale="log", title=f"TP{tp}, hidden {hidden}")
-        _plain_numbers(axis.xaxis, [t for t in TOKENS_TOLD if any(row["tokens"] >= t for row in here)])
+        _plain_numbers(axis.xaxis, [t for t in TOKENS_TOLD if any(row["tokens"] >= t for row in rows)])
         _plain_numbers(axis.yaxis, _told([float(row["p50_us"]) for row in here]))
         axis.grid(True, alpha=0.25)
-    for axis in axes[-1]:
-        axis.set_xlabel("tokens")
+    for column in axes.T:
+        lowest = [axis for axis in column if axis.axison][-1]
+        lowest.set_xlabel("tokens")
+        lowest.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("us a call, p50")
     handles, labels = axes.flat[0].get_legend_handles_labels()

@@ -115,7 +115,7 @@ def test_no_two_variants_share_a_colour():
 
 @pytest.mark.parametrize("floor", [True, False])
 def test_pictures(tmp_path: Path, floor: bool):
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the bench extra)")
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the dev extra)")
     run = {"machine": "8 x NVIDIA H200", "rows": [row for row in synthetic.rows((8,)) if row["hidden"] == 7168]}
     if not floor:
         run["rows"] = [{**row, "floor_us": None} for row in run["rows"]]
@@ -124,8 +124,28 @@ def test_pictures(tmp_path: Path, floor: bool):
     assert all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 10_000 for p in pictures)
 
 
+def test_the_lowest_panel_of_each_column_names_its_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of three panels in two columns the second column ends a line above the first."""
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the dev extra)")
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "_save", lambda plt, figure, file: figures.append(figure))
+    rows = report.usual(synthetic.rows((2,)))
+    rows += [
+        {**row, "hidden": 8192} for row in rows if row["hidden"] == 7168 and row["tokens"] < 1024
+    ]  # cut short
+    plots.latency(rows, "title", tmp_path / "a.png")
+    (figure,) = figures
+    figure.canvas.draw()
+    upper_left, upper_right, lower_left, empty = figure.axes
+    assert not empty.axison
+    assert [axis.get_xlabel() for axis in (upper_left, upper_right, lower_left)] == ["", "tokens", "tokens"]
+    for axis in (upper_right, lower_left):
+        told = [tick.label1.get_text() for tick in axis.xaxis.get_major_ticks() if tick.label1.get_visible()]
+        assert told == ["1", "4", "16", "64", "256", "1024"]
+
+
 def test_the_legend_covers_nothing_and_numbers_are_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the bench extra)")
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (the dev extra)")
     figures: list[Any] = []
     monkeypatch.setattr(plots, "_save", lambda plt, figure, file: figures.append(figure))
     plots.latency(report.usual(synthetic.rows((2, 8))), "title", tmp_path / "a.png")
