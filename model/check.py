@@ -495,7 +495,7 @@ BREAKS = [
         "R4: the mark of a fault lands after its CTA counted as finished",
         f"{ONE_CTA} -DFAULT=1 -DBREAK_LATE_MARK",
         WRONG,
-        r"gives up waiting(?s:.*)finishes(?s:.*)over what rank 0 stored there in call 0(?s:.*)what rank 0 stored there in call 3",
+        r"gives up waiting(?s:.*)finishes(?s:.*)over what rank 0 stored there in call 0(?s:.*)stored there in call 3",
     ),
     Config(
         "light-gap",
