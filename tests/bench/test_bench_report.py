@@ -130,9 +130,7 @@ def test_the_lowest_panel_of_each_column_names_its_axis(tmp_path: Path, monkeypa
     figures: list[Any] = []
     monkeypatch.setattr(plots, "_save", lambda plt, figure, file: figures.append(figure))
     rows = report.usual(synthetic.rows((2,)))
-    rows += [
-        {**row, "hidden": 8192} for row in rows if row["hidden"] == 7168 and row["tokens"] < 1024
-    ]  # cut short
+    rows += [{**row, "hidden": 8192} for row in rows if row["hidden"] == 7168 and row["tokens"] < 1024]  # cut short
     plots.latency(rows, "title", tmp_path / "a.png")
     (figure,) = figures
     figure.canvas.draw()
