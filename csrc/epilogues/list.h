@@ -24,45 +24,44 @@ enum class Op : uint32_t {
 #endif
 };
 
+#undef MNNVL_AR_OP
+
 }  // namespace mnnvl_ar::protocol
 
 namespace mnnvl_ar::epilogues {
 
 // A kernel's address, for the CUDA runtime; null if that form is not built for so many ranks, or nothing for that dtype. World sizes
 // 2, 4 and 8 have kernels of their own, all others share one. Ops may share an epilogue, and its kernels.
-using KernelOf = const void* (*)(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
+using KernelOf = const void*(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
 
-#if MNNVL_AR_CUDA
-const void* plain_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
-const void* rms_norm_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
-const void* static_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
-const void* per_token_fp8_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
-const void* block_scaled_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
-const void* row_peak_kernel(protocol::Dtype dtype, uint32_t ranks, launch::Form form);
-#else
-inline constexpr KernelOf plain_kernel = nullptr, rms_norm_kernel = nullptr, static_fp8_kernel = nullptr,
-                          per_token_fp8_kernel = nullptr, block_scaled_kernel = nullptr, row_peak_kernel = nullptr;
-#endif
+KernelOf plain_kernel, rms_norm_kernel, static_fp8_kernel, per_token_fp8_kernel, block_scaled_kernel, row_peak_kernel;
 
 struct Listed {
   protocol::Op op;
   const char* name;
-  KernelOf kernel;
+  KernelOf* kernel;  // null in a build for the host alone
 };
 
+#if MNNVL_AR_CUDA
+#define MNNVL_AR_OP(name, kernel) {protocol::Op::name, #name, kernel}
+#else
+#define MNNVL_AR_OP(name, kernel) {protocol::Op::name, #name, nullptr}
+#endif
+
 inline constexpr Listed kEpilogues[] = {
-    {protocol::Op::all_reduce, "all_reduce", plain_kernel},
-    {protocol::Op::all_reduce_rms_norm, "all_reduce_rms_norm", rms_norm_kernel},
-    {protocol::Op::all_reduce_rms_norm_static_fp8, "all_reduce_rms_norm_static_fp8", static_fp8_kernel},
-    {protocol::Op::all_reduce_rms_norm_per_token_fp8, "all_reduce_rms_norm_per_token_fp8", per_token_fp8_kernel},
-    {protocol::Op::all_reduce_rms_norm_per_token_group_fp8, "all_reduce_rms_norm_per_token_group_fp8",
-     block_scaled_kernel},
-    {protocol::Op::all_reduce_rms_norm_mxfp8, "all_reduce_rms_norm_mxfp8", block_scaled_kernel},
-    {protocol::Op::all_reduce_rms_norm_nvfp4, "all_reduce_rms_norm_nvfp4", block_scaled_kernel},
+    MNNVL_AR_OP(all_reduce, plain_kernel),
+    MNNVL_AR_OP(all_reduce_rms_norm, rms_norm_kernel),
+    MNNVL_AR_OP(all_reduce_rms_norm_static_fp8, static_fp8_kernel),
+    MNNVL_AR_OP(all_reduce_rms_norm_per_token_fp8, per_token_fp8_kernel),
+    MNNVL_AR_OP(all_reduce_rms_norm_per_token_group_fp8, block_scaled_kernel),
+    MNNVL_AR_OP(all_reduce_rms_norm_mxfp8, block_scaled_kernel),
+    MNNVL_AR_OP(all_reduce_rms_norm_nvfp4, block_scaled_kernel),
 #ifdef MNNVL_AR_TEST_BUILD
-    {protocol::Op::row_peak, "row_peak", row_peak_kernel},
+    MNNVL_AR_OP(row_peak, row_peak_kernel),
 #endif
 };
+
+#undef MNNVL_AR_OP
 
 // Null for a number that is not in the list.
 constexpr const Listed* find(protocol::Op op) {
