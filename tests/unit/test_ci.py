@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 MAKE = """#!/bin/bash
 for word in "$@"; do case $word in -*|*=*) ;; *) target=$word; break ;; esac; done
 for line in 1 2 3 4 5; do echo "$target line $line"; sleep 0.04; done
+if [ "$target" = "$KILLS" ]; then kill -KILL $PPID; fi
 if [ "$target" = model ]; then sleep "${MODEL_SECONDS:-0}"; fi
 if [ "$target" = "$PATIENT" ]; then until [ -e "$TMPDIR"/tmp.*/model.ended ]; do sleep 0.05; done; fi
 [[ " $FAILING " != *" $target "* ]]
@@ -36,7 +37,14 @@ def place(tmp_path: Path) -> Path:
 
 
 def start(place: Path, **variables: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "FAILING": "", "PATIENT": "", **variables}
+    env = {
+        **os.environ,
+        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+        "FAILING": "",
+        "PATIENT": "",
+        "KILLS": "",
+        **variables,
+    }
     env["TMPDIR"] = str(place)
     run = [str(place / ".ci/run")]
     return subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
@@ -93,15 +101,41 @@ def test_the_model_runs_beside_the_others(place: Path) -> None:
     assert text.index("lint line 5") < text.index("model line 1") < text.index("site line 1")
 
 
-def test_ended_from_outside_it_tells_what_was_logged(place: Path) -> None:
-    with start(place, MODEL_SECONDS="30") as process:
+def test_a_step_that_was_killed_has_failed(place: Path) -> None:
+    """With the shell that would have told how it ended."""
+    status, text = ci(place, KILLS="faults")
+    assert status == 1
+    assert "\nfailed: faults\n" in text
+    assert "faults line 5" in text
+
+
+def running(command: str) -> bool:
+    def line(file: Path) -> str:
+        try:
+            return file.read_text().replace("\0", " ").strip()
+        except OSError:
+            return ""
+
+    return command in [line(file) for file in Path("/proc").glob("[0-9]*/cmdline")]
+
+
+def test_ended_from_outside_it_tells_what_was_logged_and_leaves_nothing(place: Path) -> None:
+    seconds = f"30.{os.getpid()}"
+    with start(place, MODEL_SECONDS=seconds) as process:
         while "line 5" not in "".join(log.read_text() for log in place.glob("tmp.*/model.log")):
             time.sleep(0.05)
+        until = time.monotonic() + 10
+        while not running(f"sleep {seconds}") and time.monotonic() < until:
+            time.sleep(0.05)
+        assert running(f"sleep {seconds}")
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=20)
     assert process.returncode != 0
     assert "model line 5" in text
     assert "==== model: ? s, exit status ?" in text
+    while running(f"sleep {seconds}"):
+        assert time.monotonic() < until, "what ran beside is left behind"
+        time.sleep(0.05)
 
 
 def test_the_files_that_come_first_are_there() -> None:
