@@ -98,9 +98,10 @@ class _Part(threading.Thread):
             with contextlib.suppress(Exception):  # rank 0, which may host the store, has reported and is gone
                 board.hear("reported", [0], {}, self.until, self.stopped.is_set)
             return
-        # Failed or not, the others are as far in the test as this rank, or in a call that waits a quarter of the limit.
+        # The others are as far in the test as this rank, or in a call that waits a quarter of the limit; or in a pair,
+        # each of which waits for itself.
         seconds = _AFTER_SIGTERM if self.stopped.is_set() else self.limit / 4 + 2.0
-        until = min(self.until, time.monotonic() + seconds)
+        until = self.until if "pairs" in result else min(self.until, time.monotonic() + seconds)
         board.hear("result", self.machines, self.results, until, lambda: False)
         self.heard.set()
         self.reported.wait()

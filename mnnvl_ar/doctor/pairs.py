@@ -22,6 +22,8 @@ import mnnvl_ar
 MOST_RANKS = 16  # of more, the tournament would take longer than a doctor should
 HIDDEN, LARGE = 8192, {"cpu": 16, "cuda": 1024}  # rows of 16 KiB; so many of them are the large call
 _SMALL = 8  # elements: 16 bytes, one vector
+_LEAST = 0.5  # seconds that must be left for a pair
+_NO_TIME = {"error": "no time was left for it"}
 _CALLS, _REPEATS = {"cpu": 3, "cuda": 50}, 5
 
 
@@ -37,22 +39,23 @@ def rounds(size: int) -> list[list[tuple[int, int]]]:
     return table
 
 
-def measure(group: dist.ProcessGroup, device: torch.device, patience: float) -> list[dict[str, Any]]:
+def measure(group: dist.ProcessGroup, device: torch.device, patience: float, seconds: float) -> list[dict[str, Any]]:
     """Collective. Of each pair that this rank is in: {ranks, gpu, error} and, if error is "", {latency_us,
     bandwidth_gb_s, small_bytes, large_bytes}. gpu: this rank's UUID, "" without one. In a pair nothing waits longer
     than `patience` seconds, but for the other rank to come: three times as long in the first round, and in each round
-    that much longer than in the one before, in which the other may have waited in vain."""
+    that much longer than in the one before, in which the other may have waited in vain. Over within `seconds`: the less
+    of them is left, the less anything waits."""
+    until = time.monotonic() + seconds
     rank, store = group.rank(), group.get_group_store()
-    return [
-        {
-            "ranks": list(pair),
-            "gpu": _uuid(device),
-            **_tried(store, pair, rank, device, patience, to_come=3 * patience * number),
-        }
-        for number, round_ in enumerate(rounds(group.size()), 1)
-        for pair in round_
-        if rank in pair
-    ]
+    found = []
+    for number, round_ in enumerate(rounds(group.size()), 1):
+        for pair in round_:
+            if rank in pair:
+                left = until - time.monotonic()
+                waits, to_come = min(patience, left / 4), min(3 * patience * number, left / 2)
+                tried = _tried(store, pair, rank, device, waits, to_come) if left > _LEAST else _NO_TIME
+                found.append({"ranks": list(pair), "gpu": _uuid(device), **tried})
+    return found
 
 
 def merge(by_rank: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -88,7 +91,7 @@ class _Two:
 
 
 def _tried(
-    store: Store, pair: tuple[int, int], rank: int, device: torch.device, patience: float, *, to_come: float
+    store: Store, pair: tuple[int, int], rank: int, device: torch.device, patience: float, to_come: float
 ) -> dict[str, Any]:
     try:
         with mnnvl_ar.Workspace(

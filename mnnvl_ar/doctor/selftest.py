@@ -18,6 +18,7 @@ from mnnvl_ar.ranks import Rank, RankPool
 HIDDEN = 8192
 SMALL, LARGE = 1, {"cpu": 16, "cuda": 1024}  # tokens
 _MOST_ROUNDS = 10_000
+_SPARE = 2.0  # seconds in which what the pairs have found can still be told
 
 
 def run(gpus: int, seconds: float, limit: float) -> dict[str, Any]:
@@ -36,8 +37,9 @@ def run(gpus: int, seconds: float, limit: float) -> dict[str, Any]:
 
 def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limit: float) -> dict[str, Any]:
     """Collective. {ok, error, ranks, transport, transport_reason, latency_us, bandwidth_gb_s, ...} of this rank; on
-    GPUs also `pairs`, as `pairs.measure` has them. Raises what bring-up or calls of the whole group raise: bring-up
-    waits `limit / 2` seconds for the other ranks, a call `limit / 4`, and nothing else of it waits."""
+    GPUs also `pairs`, as `pairs.measure` has them, for what is left of `limit / 2 + seconds`. Raises what bring-up or
+    calls of the whole group raise: bring-up waits `limit / 2` seconds for the other ranks, a call `limit / 4`."""
+    until = time.monotonic() + limit / 2 + seconds
     size, large = dist.get_world_size(group), LARGE[device.type]
     with mnnvl_ar.Workspace(
         group, large, HIDDEN, torch.bfloat16, device=device, deadline=limit / 4, timeout=limit / 2, monitor=False
@@ -50,7 +52,7 @@ def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limi
             ws.check()  # says more plainly than an op what became of a call
             raise
     if device.type == "cuda" and 1 < size <= pairs.MOST_RANKS:
-        found["pairs"] = pairs.measure(group, device, limit / 8)
+        found["pairs"] = pairs.measure(group, device, limit / 8, until - time.monotonic() - _SPARE)
     return found
 
 

@@ -25,25 +25,29 @@ def test_every_two_meet_once(size: int) -> None:
     assert len(table) == (size - 1 if size % 2 == 0 else size)
 
 
-def measured(rank: Rank, broken: tuple[int, int] | None = None, fault: str = "") -> list[dict[str, Any]]:
+def measured(
+    rank: Rank, broken: tuple[int, int] | None = None, fault: str = "", seconds: float = 120.0
+) -> list[dict[str, Any]]:
     """As the self-test does it. fault, of the pair `broken`: "bits", whose sums are wrong; "absent", the second rank
-    does not come; "silent", it makes a workspace and no call."""
+    does not come; "silent", it makes a workspace and no call; "gone", rank 2 comes to none."""
     torch.set_num_threads(1)
     real = pairs._tried
 
-    def tried(store: Any, pair: tuple[int, int], number: int, *more: Any, **named: Any) -> dict[str, Any]:
+    def tried(store: Any, pair: tuple[int, int], number: int, *more: Any) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:
             if pair == broken and fault == "bits":
                 patch.setattr(mnnvl_ar.reference, "same_bits", lambda *_: False)
             if pair == broken and number == pair[1] and fault == "absent":
                 return {"error": "injected"}
+            if fault == "gone" and number == 2:
+                return {"error": "injected"}
             if pair == broken and number == pair[1] and fault == "silent":
                 patch.setattr(pairs, "_measured", lambda _: time.sleep(PATIENCE + 1) or {})
-            return real(store, pair, number, *more, **named)
+            return real(store, pair, number, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "_tried", tried)
-        return pairs.measure(rank.join(60.0), torch.device("cpu"), PATIENCE)
+        return pairs.measure(rank.join(60.0), torch.device("cpu"), PATIENCE, seconds)
 
 
 def test_three_ranks() -> None:
@@ -78,6 +82,21 @@ def test_a_broken_pair_costs_itself_alone(fault: str, says: str) -> None:
     assert says in by_ranks.pop((0, 2))["error"]
     assert [pair["error"] for pair in by_ranks.values()] == ["", ""]
     assert "FAILED" in "\n".join(matrix.pairs(found, 3))
+
+
+@pytest.mark.parametrize("seconds", [6.0, 0.0])
+def test_it_is_over_in_time_whoever_does_not_come(seconds: float) -> None:
+    """Rank 2 comes to neither of its pairs: without an end, rank 0 and 1 would wait 9 and 18 s for it."""
+    began = time.monotonic()
+    with RankPool(3) as pool:
+        by_rank = pool.run(measured, None, "gone", seconds)
+        assert time.monotonic() - began < seconds + 15  # in which the ranks start
+    found = {tuple(pair["ranks"]): pair["error"] for pair in pairs.merge(by_rank)}
+    assert found.keys() == {(0, 1), (0, 2), (1, 2)}
+    assert found[0, 2]
+    assert found[1, 2]
+    if not seconds:
+        assert set(found.values()) == {"no time was left for it"}
 
 
 def pair(a: int, b: int, bandwidth: float = 340.0, error: str = "") -> dict[str, Any]:
