@@ -273,7 +273,7 @@ HOLDS = [
         "parting-death", "... or one dies, and counts when its GPU has stopped", "-DDEATH", seconds=2, model=PARTING
     ),
     Config("parting-meets", "a recovery: they unbind when all have come", "-DWAY=MEETS", seconds=2, model=PARTING),
-    Config("parting-makes", "a bring-up that is given up while a rank may still store", "-DWAY=MAKES", model=PARTING),
+    Config("parting-makes", "a bring-up given up, or left, while a rank may still store", "-DWAY=MAKES", model=PARTING),
     Config("overlap", "two calls at once, all checks: what is not reported was as if in order", "", model=OVERLAP),
     Config("overlap-grids", "... with grids of 1 and 3 CTAs", "-DGRIDS={1,3}", model=OVERLAP),
     Config("overlap-3", "... three calls, of 1, 1 and 2 CTAs", "-DCALLS=3 -DGRIDS={1,1,2}", seconds=2, model=OVERLAP),
@@ -690,6 +690,14 @@ BREAKS = [
         "-DWAY=MAKES -DBREAK_VOTES",
         UNBOUND,
         rf"rank 0: gives up(?s:.*){NOT_BOUND}",
+        model=PARTING,
+    ),
+    Config(
+        "parting-unexposed",
+        "... a rank unbinds that is interrupted before its own store, when others may store",
+        "-DWAY=MAKES -DBREAK_UNEXPOSED",
+        UNBOUND,
+        rf"is interrupted before it stores(?s:.*)unbinds(?s:.*){NOT_BOUND}",
         model=PARTING,
     ),
     Config(

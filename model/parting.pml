@@ -16,7 +16,8 @@
 #endif
 #define PARTS 1             /* ranks close or sleep, and meet nobody */
 #define MEETS 2             /* ranks recover: they meet, and rank 1 may first have to try again, as its calls do not end */
-#define MAKES 3             /* a bring-up: each rank stores once and votes; rank 0 may give up waiting for the votes */
+#define MAKES 3             /* a bring-up: each rank stores once and votes; rank 0 may give up waiting for the votes, and one
+                               rank may be interrupted before it stores */
 #ifdef DEATH                /* rank 1 may die where it is: its connection ends, and its GPU stops at any time after */
 #define DIES 1
 #else
@@ -32,7 +33,7 @@ byte said, arrived;         /* who has said that it has left; whose word has com
 byte heard[RANKS];          /* of whom */
 byte ended, stopped;        /* whose connection has ended without a word; whose GPU runs nothing any more */
 byte came, voted;           /* to the meeting; in the bring-up */
-bool cannot, refused, agreed;
+bool cannot, refused, agreed, interrupted;
 
 inline store() {
     printf("rank %d: stores to all\n", r);
@@ -105,6 +106,13 @@ active [RANKS] proctype rank() {
         :: NONE_SENDS -> mapped = mapped & (ALL - BIT(r)); heard[r] = ALL; said = said | BIT(r)
         :: else -> leaves()
         fi
+       }
+    :: d_step { here && sends == 0 && !interrupted ->
+        printf("rank %d: is interrupted before it stores\n", r);
+        interrupted = true; here = false; leaves();
+#ifdef BREAK_UNEXPOSED  /* it takes nobody to be there before it knows that all have voted to store */
+        unbinds(); over = true
+#endif
        }
     :: d_step { here && agreed -> here = false; leaves() }                   /* ... is used, and closed */
 #else

@@ -42,7 +42,8 @@ class BringUp:
     machine and may fail on one rank alone is why it is a step. `refused` is what this group was refused before, and is
     added to. `met` is called once all ranks have come, and use no memory of an earlier bring-up any more. After `run`,
     `request` is its answer, `transport` and `reason` say what was chosen, and `processors` on
-    how many SMs calls may count (`processors.py`)."""
+    how many SMs calls may count (`processors.py`). in_use: this rank cannot restore its memory now, and goes on with
+    what it has."""
 
     request: Request
 
@@ -56,6 +57,7 @@ class BringUp:
         met: Callable[[], object] | None = None,
     ) -> None:
         self._block, self._prepare, self._refused, self._use, self._met = block, prepare, refused, use, met
+        self.in_use = block.is_exposed
         self._made = Undo()
         self._steps = Steps(voter)
         self._notes: list[str] = []
@@ -213,7 +215,7 @@ class BringUp:
     def _heard_of(self, failed: StepFailed) -> None:
         """Where all ranks have said how a step went that failed, none stores through a multicast any more. A rank that
         is late may."""
-        if failed.all_voted:
+        if failed.all_voted and not self.in_use:
             self._block.is_exposed = False
 
     def _without_multicast(self, failed: StepFailed) -> None:

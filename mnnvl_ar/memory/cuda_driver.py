@@ -168,7 +168,8 @@ class CudaDriver:
             yield
         finally:
             if before is not None:
-                self._call("cuThreadExchangeStreamCaptureMode", before)
+                with contextlib.suppress(DriverError):
+                    self._call("cuThreadExchangeStreamCaptureMode", before)
 
     def multicast_granularity(self, members: int, nbytes: int, kind: str) -> tuple[int, int]:
         require_multicast_allowed()

@@ -75,6 +75,11 @@ class Lifeline:
         _be_told_of_the_end()
 
     @property
+    def others(self) -> list[int]:
+        """All ranks but this one."""
+        return list(self._quiet)
+
+    @property
     def has_left(self) -> bool:
         """Whether this rank has."""
         return self._has_left
@@ -130,14 +135,15 @@ class Lifeline:
             self._connections.popitem()[1].close()
 
     def _ready(self) -> list[int]:
-        poll = select.poll()
-        by_fd = {connection.fileno(): rank for rank, connection in self._connections.items()}
-        closed = by_fd.pop(-1, None)  # cut already in the bring-up's last vote
-        for fd in by_fd:
-            poll.register(fd, select.POLLIN)
-        ready = {by_fd[fd] for fd, _ in (poll.poll(0) if by_fd else ())}
-        ready |= {rank for rank, connection in self._connections.items() if connection.has_unread}
-        return sorted(ready if closed is None else ready | {closed})
+        poll, by_fd, ready = select.poll(), dict[int, int](), set[int]()
+        for rank, connection in self._connections.items():
+            if connection.fileno() < 0 or connection.has_unread:  # cut in the last vote; came early
+                ready.add(rank)
+            else:
+                by_fd[connection.fileno()] = rank
+                poll.register(connection, select.POLLIN)
+        ready |= {by_fd[fd] for fd, _ in (poll.poll(0) if by_fd else ())}
+        return sorted(ready)
 
     def _hear(self, rank: int) -> None:
         connection = self._connections[rank]

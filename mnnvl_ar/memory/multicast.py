@@ -19,7 +19,7 @@ from typing import Any
 
 from .block import Block, Handshake
 from .verbs import LOST, Token, require_multicast_allowed
-from .vote import Outcome, Steps
+from .vote import Outcome, StepFailed, Steps
 
 
 def obstacle(members: Sequence[dict[str, Any]]) -> tuple[int, str]:
@@ -85,13 +85,18 @@ def bring_up(steps: Steps, block: Block, handshake: Handshake, grain: int) -> No
             block.multicast_pointer = pointer
         driver.map(block.multicast_pointer, block.multicast_span, objects[0])
         block.window.push(driver.unmap, block.multicast_pointer, block.multicast_span)
+        block.is_exposed = True  # before we vote: once all have, peers store, and may be sooner than we hear of it
 
     with steps.exchange("multicast create", create) as tokens:
         steps.run("multicast import", import_)
     steps.run("multicast add device", lambda: driver.multicast_add_device(objects[0]))
     steps.run("multicast bind", bind)
-    steps.run("multicast map", map_)
-    block.is_exposed = True
+    try:
+        steps.run("multicast map", map_)
+    except StepFailed as failed:
+        if failed.is_announced:  # no rank goes on to store
+            block.is_exposed = False
+        raise
     steps.run("multicast write", handshake.write_multicast)
     block.is_exposed = False  # all have stored their nonce, and nothing else is sent before all are ready
     steps.run("multicast verify", lambda: handshake.verify(through_multicast=True))

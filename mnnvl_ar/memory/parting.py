@@ -7,10 +7,12 @@ away at once, says so, and keeps memory and binding (`keep`), of which no addres
 when all ranks have said the like: whoever has left sends nothing more.
 
 Contract
-  * Nothing here waits for a peer, but `wait`. Who looks is a thread of this module, which lives while something is
-    kept, and whoever calls `look`.
+  * Nothing here waits for a peer, but `wait`. Who looks is a thread of this module, which lives while there is
+    something to look after, and whoever calls `look`. Where no thread can be had, as at the interpreter's end, only
+    those do.
   * What is kept goes after the last rank has left (`Lifeline.all_have_left`), when all ranks have met to bring up
     memory anew (`settle`), or with the process.
+  * `owner`: whose memory it is, any object. It may have left several times: bring-ups that failed, too.
   * A rank that is silent, or was connected by a rank 0 that is gone, has not left: then it is with the process.
 """
 
@@ -31,89 +33,119 @@ _log = logging.getLogger("mnnvl_ar")
 
 
 class _Kept:
-    def __init__(self, lifeline: Lifeline, give_back: Callable[[], object]) -> None:
-        self.lifeline = lifeline
+    """is_deaf: nothing can be heard of its peers any more, so it stays until ranks meet, or with the process."""
+
+    def __init__(self, owner: object, lifeline: Lifeline, give_back: Callable[[], object]) -> None:
+        self.owner, self.lifeline, self.is_deaf = owner, lifeline, False
         self._give_back: Callable[[], object] | None = give_back
         self._lock = threading.Lock()  # whoever comes second waits for the first
+
+    def staying(self) -> list[int]:
+        return self.lifeline.others if self.is_deaf else self.lifeline.staying()
 
     def give_back(self) -> None:
         with self._lock:
             give_back, self._give_back = self._give_back, None
-            if give_back is not None:
-                give_back()
-                self.lifeline.end()
-        _forget(self)
+            try:
+                if give_back is not None:
+                    give_back()
+                    self.lifeline.end()
+            finally:
+                _forget(self)
 
 
-_lock = threading.Lock()  # of the two below
+_lock = threading.Lock()  # of the three below
 _kept: list[_Kept] = []
 _thread: threading.Thread | None = None
-_nothing_kept = threading.Event()
+_nothing_to_do = threading.Event()
 
 
-def keep(lifeline: Lifeline, give_back: Callable[[], object]) -> None:
+def keep(owner: object, lifeline: Lifeline, give_back: Callable[[], object]) -> None:
     """Calls `give_back`, which must not raise, in any thread, once all ranks have left. `lifeline`: of a rank that has
     left and stays to listen; it ends then."""
     global _thread
     with _lock:
-        _kept.append(_Kept(lifeline, give_back))
-        _nothing_kept.clear()
-        if _thread is None:
-            _thread = threading.Thread(target=_run, name="mnnvl_ar parting", daemon=True)
-            _thread.start()
+        _kept.append(_Kept(owner, lifeline, give_back))
+        _nothing_to_do.clear()
+        if _thread is None or not _thread.is_alive():
+            _thread = _started()
 
 
 def look() -> None:
     """Gives back what nobody may send to any more. Never waits for a peer."""
-    with _lock:
-        kept = list(_kept)
-    for entry in kept:
+    for entry in _entries():
+        if entry.is_deaf:
+            continue
         try:
             entry.lifeline.look()
             done = entry.lifeline.all_have_left()
         except Exception:
-            _log.exception("nothing is heard of peers any more: memory that was given back stays with this process")
-            _forget(entry)
+            if _give_up_on(entry):
+                _log.exception("nothing is heard of peers any more: memory that was given back stays with this process")
             continue
         if done:
             entry.give_back()
 
 
-def settle(lifeline: Lifeline) -> None:
-    """All ranks have met, and none sends any more: what is kept for this lifeline goes now."""
-    for entry in _of(lifeline):
+def settle(owner: object) -> None:
+    """All ranks have met, and none sends any more: what is kept for this owner goes now."""
+    for entry in _entries(owner):
         entry.give_back()
 
 
-def wait(lifeline: Lifeline, seconds: float) -> list[int]:
-    """Until what is kept for this lifeline is gone, and if nothing else is kept, the thread, too. Returns the ranks
-    that have not left by then."""
+def wait(owner: object, seconds: float) -> list[int]:
+    """Until what is kept for this owner is gone, and if nothing else is kept, the thread, too. Returns the ranks that
+    have not left by then."""
     until = time.monotonic() + seconds
     while True:
         look()
-        if not _of(lifeline):
+        kept = _entries(owner)
+        if not kept:
             break
-        if time.monotonic() >= until:
-            return lifeline.staying()
+        if time.monotonic() >= until or all(entry.is_deaf for entry in kept):
+            return sorted({rank for entry in kept for rank in entry.staying()})
         time.sleep(_SOONEST)
     with _lock:
         thread = None if _kept else _thread
     if thread is not None:
-        thread.join()
+        thread.join(max(_SOONEST, until - time.monotonic()))
     return []
 
 
-def _of(lifeline: Lifeline) -> list[_Kept]:
+def _entries(owner: object = None) -> list[_Kept]:
     with _lock:
-        return [entry for entry in _kept if entry.lifeline is lifeline]
+        return [entry for entry in _kept if owner is None or entry.owner is owner]
 
 
 def _forget(entry: _Kept) -> None:
     with _lock:
         if entry in _kept:
             _kept.remove(entry)
-        if not _kept:
-            _nothing_kept.set()
+        if _is_idle():
+            _nothing_to_do.set()
+
+
+def _give_up_on(entry: _Kept) -> bool:
+    """Whether nobody had before."""
+    with _lock:
+        was_deaf, entry.is_deaf = entry.is_deaf, True
+        if _is_idle():
+            _nothing_to_do.set()
+        return not was_deaf
+
+
+def _is_idle() -> bool:
+    return all(entry.is_deaf for entry in _kept)
+
+
+def _started() -> threading.Thread | None:
+    thread = threading.Thread(target=_run, name="mnnvl_ar parting", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # no room for one, or the interpreter is ending
+        _log.info("memory that peers may still send to stays until the next look, or with this process: %s", error)
+        return None
+    return thread
 
 
 def _run() -> None:
@@ -121,9 +153,9 @@ def _run() -> None:
     global _thread
     pause = _SOONEST
     while True:
-        _nothing_kept.wait(pause)
+        _nothing_to_do.wait(pause)
         with _lock:
-            if not _kept:
+            if _is_idle():
                 _thread = None
                 return
         pause = min(1.1 * pause, _LATEST)
@@ -134,15 +166,15 @@ def _end() -> None:
     """At exit: what is kept goes with the process."""
     with _lock:
         _kept.clear()
-        _nothing_kept.set()
+        _nothing_to_do.set()
         thread = _thread
     if thread is not None:
         thread.join(1.0)
 
 
 def _after_fork() -> None:
-    global _lock, _thread
-    _lock, _thread = threading.Lock(), None
+    global _lock, _thread, _nothing_to_do
+    _lock, _thread, _nothing_to_do = threading.Lock(), None, threading.Event()  # another thread may have held them
     _kept.clear()  # the parent's
 
 

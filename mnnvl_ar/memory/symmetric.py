@@ -87,13 +87,13 @@ class SymmetricMemory:
         to."""
         if left is not None:
             self.lifeline.leave(how, stay=True)
-            parting.keep(self.lifeline, functools.partial(self._block.give_back, left))
+            parting.keep(self._block, self.lifeline, functools.partial(self._block.give_back, left))
         parting.look()
 
     def await_parting(self, seconds: float) -> list[int]:
         """Of memory that was dropped or closed: waits until it is given back. Returns the ranks that have not left by
         then."""
-        return parting.wait(self.lifeline, seconds)
+        return parting.wait(self._block, seconds)
 
     def restore(self, group: AnyGroup, timeout: float = 60.0, quiesce: Callable[[], object] | None = None) -> None:
         """New memory with its initial content, at the same addresses. Collective over `group`, which may be a new one
@@ -127,7 +127,7 @@ class SymmetricMemory:
 
         # All that matters has worked once. A refusal now is news, not a property of the machine, and is forgotten.
         try:
-            met = functools.partial(parting.settle, self.lifeline)
+            met = functools.partial(parting.settle, self._block)
             made, lifeline = _bring_up(self._block, members, timeout, prepare, Refusals(), met=met)
         except BaseException:
             if trouble is None:
@@ -199,18 +199,17 @@ def _bring_up(
     use: Use | None = None,
     met: Callable[[], object] | None = None,
 ) -> tuple[BringUp, Lifeline]:
-    in_use = block.is_exposed  # on a rank that cannot restore it now, which goes on with it
     with contextlib.closing(meet(members, timeout)) as voter:
         bring_up = BringUp(block, voter, prepare, refused, use, met)
         try:
             bring_up.run()
         except BaseException:
-            if block.is_exposed and not in_use:
+            if block.is_exposed and not bring_up.in_use:
                 left = block.drop()
                 lifeline = Lifeline(members.rank, members.size, voter.hand_over(), voter.last_words)
                 lifeline.leave(CLOSED, stay=True)
                 if left is not None:
-                    parting.keep(lifeline, functools.partial(block.give_back, left))
+                    parting.keep(block, lifeline, functools.partial(block.give_back, left))
             raise
         return bring_up, Lifeline(members.rank, members.size, voter.hand_over())
 

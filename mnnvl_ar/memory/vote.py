@@ -36,11 +36,13 @@ class Outcome:
 @dataclass
 class Verdict:
     """How a step went everywhere. Without failure: every rank's data and descriptors, by group rank; ours to close.
+    is_announced: it is what rank 0 has told all, and not this rank's own conclusion from an answer that did not come.
     all_voted: every rank has been through with the step, whether it failed or not."""
 
     failure: Failure | None
     data: list[Any] = field(default_factory=list)
     fds: list[list[int]] = field(default_factory=list)
+    is_announced: bool = False
     all_voted: bool = False
 
 
@@ -98,7 +100,7 @@ class Participant(Voter):
             self.last_words[0] = message
             return Verdict(lost(0, step))
         if message["failure"]:
-            return Verdict(Failure(**message["failure"]), all_voted=message["all_voted"])
+            return Verdict(Failure(**message["failure"]), is_announced=True, all_voted=message["all_voted"])
         if len(fds) != sum(message["fds"]):
             close_all(fds)
             return Verdict(None, message["data"], [[LOST] * count for count in message["fds"]], all_voted=True)
@@ -142,7 +144,7 @@ class Coordinator(Voter):
             failures = [f for r in ranks if (f := outcomes[r].failure) is not None]
             failure = min(failures, key=lambda f: (not f.fatal, f.rank)) if failures else None
         if failure is not None:
-            verdict = Verdict(failure, all_voted=len(outcomes) == self.world_size)
+            verdict = Verdict(failure, is_announced=True, all_voted=len(outcomes) == self.world_size)
         else:
             verdict = Verdict(None, [outcomes[r].data for r in ranks], [outcomes[r].fds for r in ranks], all_voted=True)
         self._announce(verdict)
@@ -227,11 +229,11 @@ hooks = Hooks()
 
 class StepFailed(Exception):
     """A vote failed: on every rank, with an equal `failure`. Its __cause__ is set on the rank that it happened on.
-    all_voted: as in `Verdict`, where this rank has heard that much."""
+    is_announced, all_voted: as in `Verdict`."""
 
-    def __init__(self, failure: Failure, all_voted: bool = False) -> None:
+    def __init__(self, failure: Failure, is_announced: bool = False, all_voted: bool = False) -> None:
         super().__init__(failure.cause)
-        self.failure, self.all_voted = failure, all_voted
+        self.failure, self.is_announced, self.all_voted = failure, is_announced, all_voted
 
 
 class Steps:
@@ -257,7 +259,7 @@ class Steps:
         verdict = self.voter.vote(step, outcome) if voting else Verdict(outcome.failure)
         if verdict.failure is not None:
             cause = trouble if verdict.failure.rank == rank else None
-            raise StepFailed(verdict.failure, verdict.all_voted) from cause
+            raise StepFailed(verdict.failure, verdict.is_announced, verdict.all_voted) from cause
         return verdict
 
     @contextlib.contextmanager

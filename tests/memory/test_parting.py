@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -43,7 +43,7 @@ def until(is_so: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
-def at_once(_: lifeline.Lifeline, give_back: Callable[[], object]) -> None:
+def at_once(_: object, __: lifeline.Lifeline, give_back: Callable[[], object]) -> None:
     """In place of `parting.keep`: the control."""
     give_back()
 
@@ -55,9 +55,10 @@ def made(group: dist.ProcessGroup, rank: int, **options: Any) -> tuple[Symmetric
 
 
 def check_send(memory: SymmetricMemory, driver: SimulatedDriver, word: int) -> None:
-    """A store to the multicast address comes to our own memory, too."""
-    driver.multicast_store(memory.multicast_pointer + PLACE, word)
-    assert ctypes.string_at(memory.pointers[memory.rank] + PLACE, 16) == word.to_bytes(4, "little") * 4
+    """A store to the multicast address comes to our own memory, too. Each rank has a place of its own."""
+    place = PLACE + 16 * memory.rank
+    driver.multicast_store(memory.multicast_pointer + place, word)
+    assert ctypes.string_at(memory.pointers[memory.rank] + place, 16) == word.to_bytes(4, "little") * 4
 
 
 def leave(memory: SymmetricMemory, how: str) -> None:
@@ -227,24 +228,33 @@ def test_control_without_that_while_it_goes_with_the_connection() -> None:
     assert min(ends[0].value, ends[2].value) < WHILE
 
 
-def quiet_end_body(rank: int, size: int, store: dist.Store) -> tuple[list[str], int]:
-    """Ranks end with their process while rank 0 never goes: nothing is unbound by hand, nothing waits."""
+def looks_on() -> bool:
+    """Whether a thread of `parting` is there."""
+    return any("parting" in thread.name for thread in threading.enumerate())
+
+
+def quiet_end_body(rank: int, size: int, store: dist.Store, ends: bool) -> tuple[list[str], bool]:
+    """Ranks end with their process while rank 0 never goes: nothing is unbound by hand, nothing waits. What was
+    unbound, and whether a thread still looks on."""
     allow_simulated_multicast()
     memory, driver = made(ranks.group(store, "first", rank, size), rank)
     if rank != 0:
         memory.close()
-    parting._end()  # as at exit
+    if ends:
+        parting._end()  # as at exit
     ranks.meet(store, "ended", size)
     if rank == 0:
         check_send(memory, driver, 9)
     ranks.meet(store, "sent", size)
-    return [call for call in driver.calls if "unbind" in call], threading.active_count()
+    return [call for call in driver.calls if "unbind" in call], looks_on()
 
 
 def test_the_end_of_a_process_unbinds_nothing_itself() -> None:
-    for unbound, threads in ranks.values(ranks.launch(3, quiet_end_body)):
-        assert unbound == []
-        assert threads < 10
+    assert ranks.values(ranks.launch(3, quiet_end_body, True)) == [([], False)] * 3
+
+
+def test_control_a_thread_that_looks_on_is_seen() -> None:
+    assert [looks for _, looks in ranks.values(ranks.launch(3, quiet_end_body, False))] == [False, True, True]
 
 
 def recover_body(rank: int, size: int, store: dist.Store, late: int, early: bool) -> str:
@@ -299,6 +309,7 @@ def busy_body(rank: int, size: int, store: dist.Store) -> None:
         ranks.meet(store, f"failed {tries}", size)
         time.sleep(QUIET)
         assert driver.held()["bound"] == 1
+        assert memory._block.is_exposed == (rank == 1), "the others have left, and keep what they had"
         if rank == 1:
             check_send(memory, driver, 4)
         ranks.meet(store, f"sent {tries}", size)
@@ -331,7 +342,7 @@ def checkpoint_body(rank: int, size: int, store: dist.Store) -> list[int]:
         memory.drop(CHECKPOINT)
     assert memory.await_parting(PATIENCE) == []
     faults.check_census(before, "nothing is left for a checkpoint, no thread and no descriptor")
-    assert not [thread for thread in threading.enumerate() if "parting" in thread.name]
+    assert not looks_on()
     memory.restore(group, 20.0)
     check_content(memory)
     dist.barrier(group)
@@ -342,6 +353,82 @@ def checkpoint_body(rank: int, size: int, store: dist.Store) -> list[int]:
 
 def test_a_checkpoint_waits_and_names_who_is_late() -> None:
     assert ranks.values(ranks.launch(3, checkpoint_body)) == [[1]] * 3
+
+
+def failed_before_body(rank: int, size: int, store: dist.Store) -> tuple[list[int], list[int]]:
+    """Rank 2 is late in a recovery, which fails. What the others keep of that is kept for a checkpoint, too."""
+    allow_simulated_multicast()
+    group, late = ranks.group(store, "first", rank, size), False
+
+    class Late(SimulatedDriver):
+        def multicast_store(self, address: int, word: int) -> None:
+            if late:
+                until(lambda: store.add("asked", 0) == size - 1, "they do not ask")
+            super().multicast_store(address, word)
+
+    driver = Late(rank, multicast=True)
+    memory = make(group, device=torch.device("cuda", 0), transport="multicast", driver=driver)
+    late = rank == 2
+    with pytest.raises(BringUpError, match="no answer from rank 2"):
+        memory.restore(group, 1.5)
+    memory.drop(CHECKPOINT)
+    staying = memory.await_parting(0.3) if rank != 2 else [2]
+    store.add("asked", int(rank != 2))
+    return staying, memory.await_parting(PATIENCE)
+
+
+def test_a_checkpoint_waits_for_what_a_failed_recovery_has_kept() -> None:
+    assert ranks.values(ranks.launch(3, failed_before_body)) == [([2], [])] * 3
+
+
+def between_body(rank: int, size: int, store: dist.Store, victim: int, early: bool) -> tuple[str, str]:
+    """One rank is interrupted when all have voted that the multicast is mapped; the others store then."""
+    allow_simulated_multicast()
+    group, met = ranks.group(store, "first", rank, size), ""
+    kind: type[Voter] = Coordinator if rank == 0 else Participant
+    vote = kind.vote
+
+    class Driver(SimulatedDriver):
+        def multicast_store(self, address: int, word: int) -> None:
+            nonlocal met
+            until(lambda: store.add("left", 0) > 0, "it does not leave")
+            try:
+                super().multicast_store(address, word)
+            except DriverError as failed:
+                met = str(failed)
+                raise
+
+    def interrupted(self: Voter, step: str, outcome: Outcome) -> Verdict:
+        verdict = vote(self, step, outcome)
+        if step == "multicast map" and rank == victim:
+            raise KeyboardInterrupt
+        return verdict
+
+    driver = Driver(rank, multicast=True)
+    with (
+        mock.patch.object(parting, "keep", at_once if early else parting.keep),
+        mock.patch.object(kind, "vote", interrupted),
+        pytest.raises((BringUpError, KeyboardInterrupt)) as caught,
+    ):
+        make(group, device=torch.device("cuda", 0), transport="multicast", driver=driver, timeout=10.0)
+    store.add("left", int(rank == victim))
+    until(lambda: not driver.held(), f"{driver.held()} is kept")
+    return str(caught.value), met
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_leaves_between_two_votes_stays_bound(victim: int) -> None:
+    told = ranks.values(ranks.launch(3, between_body, victim, False))
+    assert told.pop(victim) == ("", "")
+    for text, met in told:
+        assert f"rank {victim} at step 'multicast write': its process died or gave up" in text
+        assert met == ""
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_control_a_rank_that_leaves_between_two_votes_and_unbinds(victim: int) -> None:
+    told = ranks.values(ranks.launch(3, between_body, victim, True))
+    assert any(UNBOUND in met for _, met in told), told
 
 
 def stall_body(rank: int, size: int, store: dist.Store, victim: int, early: bool) -> tuple[str, str, str]:
@@ -433,3 +520,94 @@ def fork_body(rank: int, size: int, store: dist.Store) -> None:
 
 def test_a_forked_child_has_no_part_in_it() -> None:
     ranks.values(ranks.launch(2, fork_body))
+
+
+class Silent:
+    """A lifeline of a rank that has left, whose peers have not yet."""
+
+    others = (1,)
+    gone = False
+
+    def look(self) -> list[lifeline.Gone]:
+        return []
+
+    def all_have_left(self) -> bool:
+        return self.gone
+
+    def staying(self) -> list[int]:
+        return [] if self.gone else [1]
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.fixture
+def silent() -> Iterator[Any]:
+    """Nothing is kept before and after."""
+    until(lambda: not parting._kept and not looks_on(), "what other tests have kept")
+    made = Silent()
+    yield made
+    made.gone = True
+    parting.look()
+    parting._end()
+
+
+def test_without_a_thread_the_next_look_gives_back(silent: Any) -> None:
+    """As at the interpreter's end, or where a process may have no more threads."""
+    given: list[int] = []
+    with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+        parting.keep("first", silent, lambda: given.append(1))
+        assert parting.wait("first", 0.0) == [1]
+    assert not looks_on()
+    silent.gone = True
+    parting.look()
+    assert given == [1]
+    silent.gone = False
+    parting.keep("second", silent, lambda: given.append(2))
+    assert looks_on()
+    silent.gone = True
+    until(lambda: given == [1, 2], "no thread has looked")
+
+
+def test_a_thread_that_died_is_replaced(silent: Any) -> None:
+    given: list[int] = []
+
+    def fails() -> None:
+        raise RuntimeError("as ordered")
+
+    parting.keep("first", silent, fails)
+    with mock.patch.object(threading, "excepthook"):
+        silent.gone = True
+        until(lambda: not looks_on(), "it goes on")
+    assert not parting._kept, "what could not be given back is not tried again"
+    parting.keep("second", silent, lambda: given.append(2))
+    until(lambda: given == [2], "no thread has looked")
+
+
+def test_where_nothing_is_heard_any_more_memory_stays_and_ranks_are_named(
+    silent: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(silent, "look", mock.Mock(side_effect=ValueError("as ordered")), raising=False)
+    parting.keep("owner", silent, lambda: given.append(1))
+    began = time.monotonic()
+    assert parting.wait("owner", PATIENCE) == [1]
+    assert time.monotonic() - began < PATIENCE / 2
+    until(lambda: not looks_on(), "it looks on, for nothing")
+    assert given == []
+    assert caplog.text.count("nothing is heard of peers any more") == 1
+    parting.settle("owner")  # ranks have met
+    assert given == [1]
+    assert parting.wait("owner", 0.0) == []
+
+
+def test_a_child_that_is_forked_while_the_thread_wakes_ends() -> None:
+    """It finds the locks of another thread as that left them."""
+    with parting._lock, parting._nothing_to_do._cond:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            parting.keep("owner", Silent(), lambda: None)  # type: ignore[arg-type]
+            parting._end()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
