@@ -197,11 +197,4 @@ __device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status,
   return ok;
 }
 
-template <class D, int kRanks, int kColumns>
-__device__ __forceinline__ bool receive_sum(const Params& p, CallStatus& status, const uint8_t* first, uint32_t stride,
-                                            uint32_t columns, uint32_t own, const Vector (&mine)[kColumns],
-                                            Vector (&s)[kColumns]) {
-  return receive_sum<D, kRanks, kColumns>(p, status, first, stride, columns, own, mine, s, [] {});
-}
-
 }  // namespace mnnvl_ar::kernels

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
       Vector s[1];
       // A sum that is not one is not sent: who waits for it is told of the fault, and takes no NaN for data.
       const uint32_t source_bytes = p.tensors.tokens * width * protocol::kVectorBytes;
-      if (!receive_sum<D, kRanks, 1>(p, status, place, source_bytes, 1, kNone, {{}}, s)) continue;
+      if (!receive_sum<D, kRanks, 1>(p, status, place, source_bytes, 1, kNone, {{}}, s, [] {})) continue;
       const uint32_t position =
           static_cast<uint32_t>(protocol::gather_position(shape, row, p.group.rank * width + own));
       send_to_all<kRanks>(p, ring.slot + position * protocol::kVectorBytes, for_the_wire(p, s[0]));
