@@ -47,7 +47,7 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
     }
   }
   // Before the CTA is counted as finished: a later call that finds it finished must find the mark, or it would send what nobody
-  // waits for any more, over rows that a slower peer has still to read.
+  // waits for any more, over rows that a slower peer has still to read (decision 77).
   ptx::fence_acq_rel_sys();
   const volatile protocol::Orders& orders = *g.orders;
   const uint64_t began_ns = ptx::global_timer_ns(), hold_ns = orders.hold_ns;
