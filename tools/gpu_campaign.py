@@ -38,7 +38,11 @@ class Job:
     command: tuple[str, ...]
 
 
-def _tests(gpus: int, suffix: str, which: str, limit: float) -> Job:
+CASES = ("tests/gpu", "tests/ranks")
+PROGRAMS = ("tests/bench", "tests/host")  # which run whole programs: the bench of a rack, tutorials
+
+
+def _tests(gpus: int, suffix: str, which: str, limit: float, places: tuple[str, ...] = CASES) -> Job:
     options = ["-k", which] if which else []
     command = (
         "-m",
@@ -48,8 +52,7 @@ def _tests(gpus: int, suffix: str, which: str, limit: float) -> Job:
         "gpu",
         "--gpus",
         str(gpus),
-        "tests/gpu",
-        "tests/ranks",
+        *places,
         *options,
         "--gpu-record",
     )
@@ -66,6 +69,8 @@ def jobs(here: int) -> Iterator[Job]:
     for n in sizes:
         yield _tests(n, "", "not test_replay", 400)
         yield _tests(n, ", replays", "test_replay", 400)
+        if n == 2:
+            yield _tests(n, ", programs", "", 300, PROGRAMS)
         if n * 2 > here:
             yield _tool(f"soak of {n}", n, 200, "tools.replay.soak", "--ranks", str(n))
             yield _tool(f"cost of safety of {n}", n, 120, "tools.safety_cost", "--ranks", str(n))
@@ -80,6 +85,7 @@ def jobs(here: int) -> Iterator[Job]:
         yield _tests(1, ", software multicast", "test_software_multicast", 400)
         apart = ("controls", "test_gpu_twin", "test_software_multicast", *virtual)
         yield _tests(1, ", others", f"not ({' or '.join(apart)})", 300)
+        yield _tests(1, ", programs", "", 300, PROGRAMS)
 
     for n in sizes:
         options = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -80,3 +81,25 @@ def test_every_world_size_that_fits_is_asked_for(here: int) -> None:
     assert [name for name in names if "soak" in name] == ([f"soak of {here}"] if here > 1 else [])
     assert all(each.gpus <= here for each in campaign.jobs(here))
     assert not list(campaign.jobs(0))
+
+
+def marked(root: Path) -> set[str]:
+    """Folders of tests with some that need a GPU."""
+    return {
+        str(file.parent.relative_to(root))
+        for file in (root / "tests").glob("*/test_*.py")
+        if re.search(r"mark\.gpu\b|needs_gpus", file.read_text()) and file.parent.name != "unit"
+    }
+
+
+def test_every_folder_with_gpu_tests_is_asked_for() -> None:
+    assert marked(campaign.ROOT) <= {*campaign.CASES, *campaign.PROGRAMS}
+    for gpus in (1, 2):
+        asked = {word for each in campaign.jobs(2) if each.gpus == gpus for word in each.command}
+        assert {*campaign.CASES, *campaign.PROGRAMS} <= asked
+
+
+def test_a_folder_that_nobody_asks_for_is_found(tmp_path: Path) -> None:
+    (tmp_path / "tests" / "new").mkdir(parents=True)
+    (tmp_path / "tests" / "new" / "test_a.py").write_text("@pytest.mark.gpu(2)\ndef test_a(): ...\n")
+    assert marked(tmp_path) == {"tests/new"}
