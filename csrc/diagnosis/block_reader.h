@@ -37,7 +37,7 @@ Function driver_function(const char* name, unsigned version) {
 // Of the current device the first time, as create() calls it; then of any thread.
 inline Copier copier(int64_t device) {
   static std::mutex mutex;
-  static std::map<int64_t, Copier> known;
+  static auto& known = *new std::map<int64_t, Copier>;
   const std::lock_guard<std::mutex> lock(mutex);
   Copier& made = known[device];
   if (made.stream == nullptr) {

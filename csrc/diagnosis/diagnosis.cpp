@@ -127,6 +127,11 @@ void find_culprit(const Evidence& evidence, const FaultRecord& record, const std
   }
 }
 
+// What only the rank at fault can know, and says in a mark.
+bool is_of_author(FaultCode code) {
+  return code == FaultCode::launch_shape || code == FaultCode::two_at_once || code == FaultCode::ended;
+}
+
 // What only the rank at fault can know: it says who it is and what is wrong, in a note or in the mark on our block.
 bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
                     Finding& f) {
@@ -141,13 +146,15 @@ bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& contro
     return true;
   }
   const FaultCode code = code_of_mark(broken);
-  const bool is_own = code == FaultCode::launch_shape || code == FaultCode::two_at_once || code == FaultCode::ended;
-  if (author_of_mark(broken) >= ranks || !is_own) return false;
+  if (author_of_mark(broken) >= ranks || !is_of_author(code)) return false;
   f.code = code;
   f.peer = author_of_mark(broken);
   f.call = evidence.ranks[f.peer].newest;
   return true;
 }
+
+// Whom a mark of ours names as its author. Of what only the rank at fault can know that is taken for the rank at fault.
+uint32_t author_of(const Finding& f) { return f.relayed && is_of_author(f.code) ? f.peer : f.rank; }
 
 bool is_departure(const Note& note) { return is_heard_by_all(note.code); }
 
@@ -234,7 +241,7 @@ void tell_peers(const Blocks& blocks, const Finding& f) {
     if (!f.relayed) memory.write(rank, note_offset(group.rank), &note, sizeof(note));
     if (f.code == FaultCode::peer_left) continue;  // to others it may owe nothing yet
     if (!memory.read(rank, kBrokenOffset, &broken, sizeof(broken)) || broken != 0) continue;
-    broken = peer_mark(f.rank, f.code);
+    broken = peer_mark(author_of(f), f.code);
     memory.write(rank, kBrokenOffset, &broken, sizeof(broken));
   }
 }

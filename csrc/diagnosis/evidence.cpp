@@ -50,9 +50,10 @@ void look_for_data(const Blocks& blocks, const Board& board, uint32_t rank, Rank
   const Sent& call = view.newest;
   const Group& group = blocks.params.group;
   const Shape shape = shape_of(blocks, call);
+  if (shape.tokens == 0) return;
   const bool one_shot = strategy_of(call.description) == Strategy::one_shot;
   const uint64_t count = slot_vectors_of(strategy_of(call.description), shape);
-  if (shape.tokens == 0 || count > blocks.slot_vectors) return;
+  if (count > blocks.slot_vectors) return;
   std::vector<Vector> slot(count);
   const uint64_t offset = slot_offset(slot_of(call.epoch), group.slot_bytes);
   if (!BlockReader(blocks).read(rank, offset, slot.data(), count * kVectorBytes)) return;

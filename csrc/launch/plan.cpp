@@ -26,7 +26,7 @@ struct Fit {
 };
 
 cudaError_t fit(const void* kernel, uint32_t cluster, uint32_t threads, int device, Fit* result) {
-  static std::unordered_map<uint64_t, Fit> known;
+  static auto& known = *new std::unordered_map<uint64_t, Fit>;  // never destroyed: a thread may be here at exit
   const uint64_t key = reinterpret_cast<uint64_t>(kernel) << 20 ^ uint64_t(device) << 16 ^ cluster << 12 ^ threads;
   const auto found = known.find(key);
   if (found != known.end()) {
@@ -171,7 +171,7 @@ cudaError_t plan_anew(const Request& request, Plan* result) {
 
 cudaError_t plan(const Request& request, Plan* result) {
   static std::mutex mutex;
-  static std::unordered_map<Request, Plan, Hash> known;
+  static auto& known = *new std::unordered_map<Request, Plan, Hash>;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find(request);
   if (found != known.end()) {

@@ -34,7 +34,8 @@ enum class FaultCode : uint32_t {
   asleep = 11,        // a captured call was replayed while its workspace slept, or after close(force=True)
 };
 
-// Every rank hears of the first two for itself, and of the third, this rank's own, before: a call that is ended for them tells no peer.
+// Every rank hears of the first two for itself, and of the third, this rank's own, before: who ends a call for them tells no peer. (A
+// kernel that is ended so marks its peers all the same, as one that was told of a fault.)
 MNNVL_AR_HD constexpr bool is_heard_by_all(FaultCode code) {
   return code == FaultCode::peer_died || code == FaultCode::peer_left || code == FaultCode::asleep;
 }

@@ -11,7 +11,7 @@ __global__ void wait_by_old_compare(const __grid_constant__ Params p) {
   __shared__ CallStatus status;
   const uint64_t place = threadIdx.x * protocol::kVectorBytes;
   Vector s[1];
-  receive_sum<protocol::Float32, 2, 1>(p, status, p.group.block + place, p.group.slot_bytes, 1, kNone, {{}}, s);
+  receive_sum<protocol::Float32, 2, 1>(p, status, p.group.block + place, p.group.slot_bytes, 1, kNone, {{}}, s, [] {});
   ptx::store(p.group.multicast + place, s[0]);
 }
 

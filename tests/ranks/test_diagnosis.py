@@ -15,6 +15,7 @@ from common.cases.diagnosis import (
     check_marked,
     check_monitor,
     check_overwritten,
+    check_overwritten_widely,
 )
 from common.places import gpus, host, virtual
 from common.ranks import RankPool
@@ -62,6 +63,12 @@ OFFSETS = (32, 1020, 8000, 10236, 16380)
 )
 def test_overwritten_control_words(ranks: Any, offset: int) -> None:
     ranks.run(check_overwritten, offset)
+
+
+@pytest.mark.parametrize("word", [0, 1, 64, 100, 0x40404040, -1])
+@pytest.mark.parametrize("ranks", [host(2), host(3)], indirect=True)
+def test_widely_overwritten_control_words(ranks: Any, word: int) -> None:
+    ranks.run(check_overwritten_widely, word)
 
 
 @pytest.mark.parametrize("ranks", [host(2), gpus(2)], indirect=True)

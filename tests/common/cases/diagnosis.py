@@ -15,6 +15,8 @@ from common.cases.lifecycle import SMALL, broken, make_fail, one_call
 from common.cases.rules import write_word
 from common.streams import stream_aside
 
+CONTROL_BYTES = 16384  # of a block (csrc/protocol/layout.h)
+
 
 def check_absent(rank: Any, absent: int) -> None:
     """One rank stays away: each of the others, and it, say so within the deadline and a second."""
@@ -169,6 +171,21 @@ def check_overwritten(rank: Any, offset: int) -> None:
     assert error.peer == 0
     with pytest.raises(RuntimeError, match="overwritten"):
         one_call(rank, workspace)
+    rank.barrier()
+    workspace.close()
+
+
+def check_overwritten_widely(rank: Any, word: int) -> None:
+    """A word over all that is behind the ring's own, signatures among it, such as a kernel's fill: the words pass for
+    calls that lay out nothing, or more than there is."""
+    workspace = rank.new_workspace(**SMALL, monitor=False)
+    one_call(rank, workspace)
+    rank.barrier()
+    if rank.rank == 0:
+        for offset in range(32, CONTROL_BYTES, 4):
+            write_word(rank, workspace, offset, word)
+    rank.barrier()
+    assert "control words overwritten at offset 0x20" in str(broken(workspace, 1.0))
     rank.barrier()
     workspace.close()
 
