@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from mnnvl_ar import crosscheck
 from mnnvl_ar._library import PATH, ops
 
-_run = ctypes.PyDLL(str(PATH)).mnnvl_ar_run_bound
+# Without the GIL, as an op runs: where a launch queue is full the driver blocks, and the monitor is to run meanwhile.
+_run = ctypes.CDLL(str(PATH)).mnnvl_ar_run_bound
 _run.argtypes, _run.restype = (ctypes.c_int64,), ctypes.c_char_p
 
 
@@ -37,20 +38,33 @@ class BoundCall:
 
     def _bind(self) -> None:
         self._forget()
-        on_gpu = any(isinstance(given, torch.Tensor) and given.is_cuda for given in self._arguments)
+        given = (*self._arguments, *self._options.values())
+        on_gpu = any(isinstance(each, torch.Tensor) and each.is_cuda for each in given)
         # The host launches nothing, and with checks a call is more than its launch.
-        if not on_gpu or crosscheck.is_on():
+        if not on_gpu or crosscheck.is_watching():
             return
         ops._bind_begin()
         try:
             self._op(*self._arguments, **self._options)
-        finally:
-            self._number = ops._bind_end()
+        except BaseException:
+            self._number = ops._bind_end()  # what was bound until then is a part of the call
+            self._forget()
+            raise
+        self._number = ops._bind_end()
 
     def _forget(self) -> None:
         if self._number:
             ops._bind_forget(self._number)
             self._number = 0
+
+    def __copy__(self) -> BoundCall:
+        return self
+
+    def __deepcopy__(self, memo: object) -> BoundCall:
+        return self  # its tensors are those that were bound
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a BoundCall cannot be pickled, nor sent to another process: bind there")
 
     def __del__(self) -> None:
         if getattr(self, "_number", 0):

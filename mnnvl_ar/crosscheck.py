@@ -62,6 +62,11 @@ def is_on(environment: Mapping[str, str] = os.environ) -> bool:
     return value == "1"
 
 
+def is_watching() -> bool:
+    """Whether calls on any workspace are compared."""
+    return bool(_checked)
+
+
 def watch(handle: int, rank: int, world_size: int) -> None:
     """From now on calls on this workspace are compared."""
     if not _library:

@@ -18,7 +18,7 @@ thread_local BoundCall* under_way = nullptr;
 
 std::mutex mutex;
 // Never destroyed: a thread may still be in a call when the process ends.
-auto& calls = *new std::unordered_map<int64_t, std::unique_ptr<BoundCall>>;
+auto& calls = *new std::unordered_map<int64_t, std::shared_ptr<BoundCall>>;
 int64_t last_number = 0;
 
 void bind_begin() {
@@ -40,10 +40,11 @@ void bind_forget(int64_t number) {
   calls.erase(number);
 }
 
-BoundCall* find_bound(int64_t number) {
+// Held by who launches it: another thread may forget it meanwhile.
+std::shared_ptr<BoundCall> find_bound(int64_t number) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = calls.find(number);
-  return found == calls.end() ? nullptr : found->second.get();
+  return found == calls.end() ? nullptr : found->second;
 }
 
 }  // namespace
@@ -52,11 +53,12 @@ BoundCall* binding() { return under_way; }
 
 }  // namespace mnnvl_ar
 
-// Null: it was launched. "": other workspaces share the device than when it was bound, so it has to be bound anew. Else what is wrong.
+// Null: it was launched. "": more or fewer workspaces share the device, or calls count on other processors, than when it was bound, so
+// it has to be bound anew. Else what is wrong. Called without the GIL: the driver may block, as long as a launch queue is full.
 extern "C" __attribute__((visibility("default"))) const char* mnnvl_ar_run_bound(int64_t number) {
   static thread_local std::string wrong;
   try {
-    mnnvl_ar::BoundCall* const call = mnnvl_ar::find_bound(number);
+    const std::shared_ptr<mnnvl_ar::BoundCall> call = mnnvl_ar::find_bound(number);
     if (call == nullptr) return "bind: there is no such call";
     return mnnvl_ar::detail::launch_bound(*call) ? nullptr : "";
   } catch (const std::exception& error) {

@@ -4,7 +4,7 @@
 //   * While a thread binds a call, launches of that thread are kept in its BoundCall, in order, and not made.
 //   * A bound call is launched by mnnvl_ar_run_bound(), which Python calls by ctypes: an op's way through PyTorch's dispatcher costs more
 //     than all that is left to do. It looks at what may have changed, as each call does: a broken, closed or sleeping
-//     workspace, another thread in a call on it, other workspaces that share the device.
+//     workspace, another thread in a call on it, other workspaces that share the device, other processors to count on.
 //   * What it is given is memory of others: whoever binds a call keeps its tensors.
 #pragma once
 
@@ -27,7 +27,8 @@ struct BoundLaunch {
 struct BoundCall {
   int64_t workspace = 0;
   int64_t device = -1;
-  uint32_t sharing = 0;  // workspaces of the device that plans were made for
+  uint32_t sharing = 0;     // workspaces of the device that plans were made for
+  uint32_t processors = 0;  // and what calls counted on then: `wake` and `recover` agree on it anew
   std::vector<BoundLaunch> launches;
 };
 

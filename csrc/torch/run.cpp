@@ -207,7 +207,7 @@ void Turn::launch(void* call, size_t size, protocol::Params& params) {
   if (BoundCall* const bound = binding()) {
     const auto* const first = static_cast<const std::byte*>(call);
     const auto params_at = static_cast<size_t>(reinterpret_cast<const std::byte*>(&params) - first);
-    *bound = {handle_, agreement_.device, sharing, std::move(bound->launches)};
+    *bound = {handle_, agreement_.device, sharing, workspace.settings.processors, std::move(bound->launches)};
     bound->launches.push_back({plan.function, {first, first + size}, params_at});
     return;
   }
@@ -216,7 +216,7 @@ void Turn::launch(void* call, size_t size, protocol::Params& params) {
 
 bool launch_bound(BoundCall& call) {
   Workspace& workspace = find(call.workspace, call.device);
-  if (sharing_of(workspace) != call.sharing) return false;
+  if (sharing_of(workspace) != call.sharing || workspace.settings.processors != call.processors) return false;
   check_sound(workspace, call.workspace);
   Release release;
   hold(workspace, call.workspace, release);

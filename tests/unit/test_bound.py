@@ -1,0 +1,71 @@
+"""What `bind` keeps, with stand-ins for an op and for what C++ notes: no GPU is needed to copy, drop or fail."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from mnnvl_ar import bound
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def told() -> Iterator[list[Any]]:
+    """What C++ is told."""
+    told: list[Any] = []
+    with mock.patch.object(bound, "ops") as ops:
+        ops._bind_begin = lambda: told.append("begin")
+        ops._bind_end = lambda: told.append("end") or 7
+        ops._bind_forget = lambda number: told.append(number)
+        yield told
+
+
+def all_reduce_out(*_: Any, **__: Any) -> None:
+    pass
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.ones(1).as_subclass(OnGpu)
+
+
+def test_tensors_may_be_given_by_name(told: list[Any], x: torch.Tensor) -> None:
+    assert bound.bind(all_reduce_out, x=x, out=x, workspace=1)._number == 7
+    assert bound.bind(all_reduce_out, x=torch.ones(1), out=torch.ones(1), workspace=1)._number == 0
+
+
+def test_a_copy_is_the_call(told: list[Any], x: torch.Tensor) -> None:
+    call = bound.bind(all_reduce_out, x, x, 1)
+    assert copy.copy(call) is copy.deepcopy([call])[0] is call
+    assert 7 not in told, "it is not forgotten with a copy"
+    with pytest.raises(TypeError, match="BoundCall cannot be pickled"):
+        pickle.dumps(call)
+    del call
+    assert told == ["begin", "end", 7]
+
+
+def test_half_a_call_is_not_kept(told: list[Any], x: torch.Tensor) -> None:
+    """Whose second piece is refused."""
+    op = mock.Mock(__name__="all_reduce_out", side_effect=[None, RuntimeError("as ordered")])
+    call = bound.bind(op, x, x, 1)
+    with pytest.raises(RuntimeError, match="as ordered"):
+        call._bind()  # as when other workspaces have come to share the device
+    assert call._number == 0
+    assert told == ["begin", "end", 7, "begin", "end", 7]
+
+
+def test_with_checks_a_call_is_not_bound(told: list[Any], x: torch.Tensor) -> None:
+    with mock.patch.dict(bound.crosscheck._checked, {3: mock.Mock()}):
+        assert bound.bind(all_reduce_out, x, x, 1)._number == 0
+    assert told == []
