@@ -33,6 +33,7 @@ from mnnvl_ar.memory.lifeline import Gone, Lifeline
 
 PERIOD = 0.5  # seconds between two looks
 GLANCE = 0.05
+PATIENCE = 10.0  # seconds that a look may be under way
 LOG_SECONDS = 0.25  # that `on_fault` waits for a log
 IDLE, WAITS, DONE = range(3)  # diagnosis::Loss of csrc/diagnosis/diagnosis.h
 
@@ -68,29 +69,39 @@ class Monitor:
     something to watch."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Collecting garbage may close a workspace in any thread, at any point of it: also where this is held.
+        self._lock = threading.RLock()
         self._watched: dict[int, weakref.ref[Watched]] = {}
         self._lifelines: dict[int, Lifeline] = {}  # by handle
         self._pauses: weakref.WeakKeyDictionary[Lifeline, dict[Gone, Pause]] = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
+    def start(self) -> None:
+        """The thread, if there is none: it ends with the next `forget` that leaves nothing to watch. Raises
+        `RuntimeError` where there is no room for one."""
+        with self._lock:
+            if self._thread is None:
+                stop = threading.Event()
+                thread = threading.Thread(target=self._run, args=(stop,), name="mnnvl_ar monitor", daemon=True)
+                thread.start()
+                self._stop, self._thread = stop, thread
+
     def watch(self, handle: int, owner: Watched, lifeline: Lifeline) -> None:
-        """Until `forget`, or until nobody holds `owner` any more."""
+        """Until `forget`, or until nobody holds `owner` any more. Never raises: who wants to know whether there is room
+        for the thread starts it before."""
         with self._lock:
             self._watched[handle] = weakref.ref(owner)
             self._lifelines[handle] = lifeline
-            if self._thread is None:
-                self._stop = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._stop,), name="mnnvl_ar monitor", daemon=True
-                )
-                self._thread.start()
+        try:
+            self.start()
+        except RuntimeError as error:
+            _log.error("nobody watches workspace %d until another one is made or woken, but check(): %s", handle, error)
 
     def forget(self, handle: int, wait: bool = False) -> None:
         """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle. Does
         not wait for a look that is under way; closing does. wait: if there is nothing left to watch, until the thread
-        has ended."""
+        has ended, or is seen to be held up by an `on_fault`."""
         thread = None
         with self._lock:
             self._watched.pop(handle, None)
@@ -100,7 +111,7 @@ class Monitor:
                 self._stop.set()
                 thread, self._thread = self._thread, None
         if wait and thread not in (None, threading.current_thread()):
-            thread.join()
+            thread.join(PATIENCE)
 
     def end(self) -> None:
         """At exit: no look is under way afterwards, unless the driver holds one up."""
@@ -116,13 +127,13 @@ class Monitor:
         looked = time.monotonic()
         while not stop.wait(GLANCE):
             with self._lock:
-                watched = list(self._watched.items())
-                lifelines = [(handle, line) for handle, line in self._lifelines.items() if not line.has_left]
-            ended = {handle for handle, lifeline in lifelines if self._listen(handle, lifeline)}
+                watched, lifelines = self._watched.copy(), self._lifelines.copy()
+            lifelines = {handle: line for handle, line in lifelines.items() if not line.has_left}
+            ended = {handle for handle, lifeline in lifelines.items() if self._listen(handle, lifeline)}
             is_time = time.monotonic() - looked >= PERIOD
             if is_time:
                 looked = time.monotonic()
-            for handle, owner in watched:
+            for handle, owner in watched.items():
                 is_due = is_time or handle in ended or ops._workspace_has_fault(handle)
                 if owner() is None or (is_due and self._look(handle, owner)):
                     with self._lock:
@@ -182,6 +193,10 @@ def _say(text: str, *arguments: object) -> None:
 
 
 _monitor = Monitor()
+
+
+def start() -> None:
+    _monitor.start()
 
 
 def watch(handle: int, owner: Watched, lifeline: Lifeline) -> None:

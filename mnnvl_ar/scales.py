@@ -56,6 +56,9 @@ def per_token_group_fp8(
 ) -> torch.Tensor:
     """fp32 [M, G], G = hidden / 128, in a `GroupLayout`; of UE8M0 int32 [M, ceil(G / 4)]."""
     groups = _blocks(hidden, GROUP)
+    for name, value, kinds in (("scales", scales, GroupScales), ("layout", layout, GroupLayout)):
+        if value not in [*kinds]:
+            raise ValueError(f"{name}: is {value}, wanted one of {', '.join(f'{k} ({k.name})' for k in kinds)}")
     is_packed = scales == GroupScales.UE8M0
     if is_packed and layout not in (GroupLayout.DEFAULT, GroupLayout.TMA_ALIGNED):
         raise ValueError(f"layout: is {layout}, wanted TMA_ALIGNED, the only one of UE8M0 scales")

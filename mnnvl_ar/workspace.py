@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -140,22 +141,33 @@ class Workspace:
             alike = {crosscheck.SWITCH: checks, "strategy": strategy, "strategy table": goes_by}
             return Request(layout.nbytes, layout.fills, layout.probe_offset, self.device, transport, alike, retry)
 
+        def undo() -> None:
+            if self.handle:
+                ops._workspace_close(self.handle, True)
+            watchers.forget(self.handle)
+
         def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
-            self.handle = create(
-                pointers,
-                self.rank,
-                self.device,
-                slot_bytes,
-                table,
-                multicast_pointer=multicast_pointer,
-                strategy=chosen,
-                pdl=mode,
-                deadline=deadline,
-                hold=hold,
-                launch=LaunchShape(max_ctas=most_ctas),
-                concurrent=concurrent,
-            )
-            return lambda: ops._workspace_close(self.handle, True)
+            if monitor:
+                watchers.start()  # here, where there may be no room for a thread on one rank: all hear of it
+            try:
+                self.handle = create(
+                    pointers,
+                    self.rank,
+                    self.device,
+                    slot_bytes,
+                    table,
+                    multicast_pointer=multicast_pointer,
+                    strategy=chosen,
+                    pdl=mode,
+                    deadline=deadline,
+                    hold=hold,
+                    launch=LaunchShape(max_ctas=most_ctas),
+                    concurrent=concurrent,
+                )
+            except BaseException:
+                undo()
+                raise
+            return undo
 
         _give_back_kept()
         self._memory = allocate(group, prepare, timeout=timeout, use=use)
@@ -181,8 +193,14 @@ class Workspace:
     @deadline.setter
     def deadline(self, value: float | None) -> None:
         deadline = deadline_of(value)
+        self._mapped("deadline")
         ops._workspace_deadline(self.handle, nanoseconds(deadline))
         self._deadline = deadline
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it is between `sleep` and `wake`: no op may be called."""
+        return self._asleep
 
     @property
     def calls(self) -> int:
@@ -409,13 +427,14 @@ def _brings_own_rows(device: torch.device, transport: str) -> bool:
 
 
 def _give_back_kept() -> None:
-    """The memory of closed workspaces whose graphs are gone by now."""
+    """The memory of closed workspaces whose graphs are gone by now. Of two threads one does it."""
     for entry in list(_kept):
         handle, memory, _ = entry
         if ops._workspace_close(handle, False) and not ops._workspace_graphs(handle):
-            _kept.remove(entry)
-            memory.close()
-            watchers.forget(handle)
+            with contextlib.suppress(ValueError):  # the other one
+                _kept.remove(entry)
+                memory.close()
+                watchers.forget(handle)
 
 
 class Replayed:

@@ -148,5 +148,8 @@ def _not_written(pattern: int, **outputs: torch.Tensor | None) -> ValueError:
 
 
 def _in_their_words(error: RuntimeError) -> RuntimeError:
-    """An op's error, with FlashInfer's names for the arguments that it is about."""
+    """An op's error, with FlashInfer's names for the arguments that it is about. Our own say what they say, and hold it
+    in attributes."""
+    if isinstance(error, MnnvlArError):
+        return error
     return type(error)(_NAMES.sub(lambda found: _THEIRS[found[1]], str(error)))

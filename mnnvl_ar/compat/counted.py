@@ -32,6 +32,7 @@ _log = logging.getLogger("mnnvl_ar")
 _lock = threading.Lock()
 _seen: list[_Seen] = []
 _thread: threading.Thread | None = None
+_pid = os.getpid()
 
 
 class _Seen:
@@ -60,15 +61,23 @@ class _Seen:
 
 def watch(workspace: Workspace, settings: Settings) -> None:
     """A new workspace of the front. Does nothing if nobody has asked for counts."""
-    global _thread
+    global _lock, _thread, _pid
     if not settings.calls:
         return
+    if _pid != os.getpid():  # a forked child: all of this is the parent's
+        _lock, _thread, _pid = threading.Lock(), None, os.getpid()
+        _seen.clear()
     with _lock:
         _seen.append(_Seen(workspace))
         if _thread is None:
             folder = Path(settings.calls)
-            _thread = threading.Thread(target=_run, args=(folder,), name="mnnvl_ar calls", daemon=True)
-            _thread.start()
+            thread = threading.Thread(target=_run, args=(folder,), name="mnnvl_ar calls", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no room for one
+                _log.warning("calls are not counted: %s", error)
+            else:
+                _thread = thread
 
 
 def write(folder: Path) -> None:

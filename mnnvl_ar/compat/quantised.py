@@ -12,7 +12,8 @@ as "trtllm". Outputs that are left out are made. quant_out may have another shap
 the same.
 
 `layout_code` says how scale_out of 3, 5, 13 and 14 lies: None or 0, tiles of 128 by 4; 2, linear. 1, tiles of 8 by 4,
-is refused, as FlashInfer's mnnvl refuses it. That scale_out may be larger than it need be, and of any shape.
+is refused, as FlashInfer's mnnvl refuses it. That scale_out may be larger than it need be, and of any shape; NVFP4's
+may be uint8 or, as vLLM makes it, int32 of four scales each.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ def _layout(given: dict[str, Any]) -> BlockLayout:
 
 
 def _scale_out(given: dict[str, Any], made: torch.Tensor, *alike: torch.dtype) -> torch.Tensor:
-    """What is given, as `made` is: of another dtype of one byte that is meant alike, or with bytes to spare."""
+    """What is given, as `made` is: of another dtype that is meant alike, or with bytes to spare."""
     scale: torch.Tensor | None = given["scale_out"]
     if scale is None:
         return made
-    if scale.dtype in alike:
-        scale = scale.view(made.dtype)
+    if scale.dtype in alike and scale.is_contiguous():
+        scale = scale.view(-1).view(made.dtype)
     return scale.view(-1)[: made.numel()] if scale.is_contiguous() and scale.numel() > made.numel() else scale
 
 
@@ -113,7 +114,7 @@ def mxfp8(given: dict[str, Any], handle: int, outputs: Any, **choice: Any) -> No
 def nvfp4(given: dict[str, Any], handle: int, outputs: Any, **choice: Any) -> None:
     quant, norm, residual = outputs
     x, layout, factor = given["input"], _layout(given), _factor(given, "NVFP4")
-    scale = _scale_out(given, scales.nvfp4(*_place(x), layout, device=x.device), BYTES)
+    scale = _scale_out(given, scales.nvfp4(*_place(x), layout, device=x.device), BYTES, torch.int32)
     ops.all_reduce_rms_norm_nvfp4_out(
         *_inputs(given), factor, quant, scale, norm, residual, handle, layout=int(layout), **choice
     )

@@ -74,10 +74,12 @@ class Shared:
             self.workspace.close()
 
     def sleep(self) -> None:
-        """Of several users the first puts it to sleep, and the first to come back wakes it."""
-        if not self._asleep:
+        """Of several users the first puts it to sleep, and the first to come back wakes it. Asleep it may be although
+        this raises, since other ranks are late."""
+        try:
             self.workspace.checkpoint_prepare()
-            self._asleep = True
+        finally:
+            self._asleep = self.workspace.is_asleep
 
     def wake(self, group: AnyGroup, timeout: float) -> None:
         if self._asleep:

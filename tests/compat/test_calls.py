@@ -13,7 +13,7 @@ from compat.front import HIDDEN, TOKENS, create, installed, rows, works
 from mnnvl_ar import ops, reference
 from mnnvl_ar.compat import calls
 from mnnvl_ar.compat.patterns import REFUSED
-from mnnvl_ar.errors import MnnvlArError
+from mnnvl_ar.errors import MnnvlArError, PeerTimeout, RanksDiffer
 from mnnvl_ar.ops import Pdl
 
 EPS = 1e-6
@@ -197,3 +197,11 @@ def test_what_pdl_and_the_trigger_mean() -> None:
     """As FlashInfer's defaults have it, neither; an early launch is only permitted, never asked for."""
     off, late, workspaces = int(Pdl.OFF), int(Pdl.LATE), int(Pdl.AUTO)
     assert rank_pool(2).run(pdl)[0] == [off, off, off, late, workspaces]
+
+
+def test_our_own_errors_come_as_they_are() -> None:
+    """With what they hold, of whatever their constructors take."""
+    differ = RanksDiffer(0, "weight", [1], [1, 2, 1], "all_reduce_rms_norm")
+    late = PeerTimeout("rank 0 waited", 0, 1, 5, "a", "b", 2.0)
+    assert [calls._in_their_words(error) for error in (differ, late)] == [differ, late]
+    assert str(calls._in_their_words(RuntimeError("x: is 3, wanted 4"))) == "input: is 3, wanted 4"

@@ -43,12 +43,15 @@ def answers(
 
 
 def scale_out(pattern: int, tokens: int, layout: str) -> torch.Tensor | None:
-    """As FlashInfer's callers hand it: vLLM's of NVFP4 in two dimensions, of MXFP8 larger than it need be."""
+    """As FlashInfer's callers hand it: vLLM's of NVFP4 in two dimensions, in tiles as int32; of MXFP8 larger than need
+    be."""
     code = {"swizzled": 0, "linear": 2}[layout]
     kind = PATTERNS[pattern].epilogue
     if kind == "nvfp4":
         flat = scales.nvfp4(tokens, WIDE, code)
-        return flat.view(-1, WIDE // 16) if layout == "linear" else flat.view(-1, 24)
+        if layout == "linear":
+            return flat.view(-1, WIDE // 16)
+        return flat.view(torch.int32).view(-1, 6) if tokens == 1 else flat.view(torch.uint8).view(-1, 24)
     if kind == "mxfp8":
         return torch.full((scales.mxfp8(tokens, WIDE, code).numel() + 5,), 77, dtype=torch.uint8)
     if kind == "group fp8":
