@@ -17,11 +17,13 @@ import select
 import socket
 import struct
 import time
+import weakref
 from typing import Any
 
 _HEAD = struct.Struct("<I")
 _LIMIT = 64 << 20
 STRANGER_LIMIT = 1 << 10
+_LONGEST = 1e9  # milliseconds of a wait that the kernel counts in an int: 12 days; whoever waits asks again
 _MAX_FDS = 253  # what Linux lets one message carry
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 _KEEPALIVE = (  # seconds, but for the last: milliseconds
@@ -57,12 +59,17 @@ def user_of(sock: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(told)[1])
 
 
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
 class Connection:
-    """One connected stream socket (unix or TCP), which it owns."""
+    """One connected stream socket (unix or TCP), which it owns. A forked child has no part in it: its copy is closed in
+    it, or the end of this process would not be the end of the connection."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        _open.add(self)
         self._bytes = bytearray()
         self._fds: list[int] = []
         self._is_stranger, self._is_short = True, False
@@ -114,6 +121,15 @@ class Connection:
                 continue
             except (BrokenPipeError, ConnectionError) as error:
                 raise ConnectionClosed(str(error)) from error
+            except OSError as error:
+                # A user has so many descriptors under way, to all its processes, as a process may have open (unix(7)):
+                # others are to take theirs first.
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                if time.monotonic() >= deadline:
+                    raise TimeoutError from error
+                time.sleep(0.002)
+                continue
             data, ancillary = data[sent:], []
 
     def receive(self, deadline: float) -> tuple[Message, list[int]]:
@@ -183,4 +199,12 @@ class Connection:
             raise TimeoutError
         waiter = select.poll()  # not select.select, which cannot take a descriptor above 1023
         waiter.register(self._sock, select.POLLOUT if write else select.POLLIN)
-        waiter.poll(left * 1000 + 1)
+        waiter.poll(min(left * 1000 + 1, _LONGEST))
+
+
+def _after_fork() -> None:
+    for connection in list(_open):
+        connection.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -70,8 +70,8 @@ class CudaDriver:
         multicast = bool(self._call("cuDeviceGetAttribute", attribute, self._device))
         current = self._call("cuCtxGetCurrent")  # the caller's, maybe a green one
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self._traits = Traits(name, uid, multicast, *self._processors(current))
         try:
+            self._traits = Traits(name, uid, multicast, *self._processors(current))
             with self._current():
                 self._stream = self._call("cuStreamCreate", cuda.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
         except DriverError:

@@ -61,8 +61,8 @@ class Members:
             self.rank, self.size = group.rank(), group.size()
         elif all(callable(getattr(group, name, None)) for name in ("Get_rank", "Get_size", "allgather")):
             self.rank, self.size = group.Get_rank(), group.Get_size()  # type: ignore[union-attr]
-        elif isinstance(group, Group):
-            self.rank, self.size = group.rank, group.size
+        elif all(hasattr(group, name) for name in ("rank", "size", "all_gather")):  # a proxy, too
+            self.rank, self.size = group.rank, group.size  # type: ignore[union-attr]
         else:
             wanted = "a process group that this process is a member of, a mnnvl_ar.Group, or an MPI communicator"
             raise ValueError(f"group: is {group!r}, wanted {wanted}")

@@ -66,6 +66,9 @@ class HostDriver:
             fd = os.memfd_create("mnnvl_ar", os.MFD_CLOEXEC)
         except OSError as error:
             raise _error("memfd_create", error.errno or 0) from error
+        if fd == 0:  # in a process without stdin; no handle is 0
+            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(0)
         try:
             os.posix_fallocate(fd, 0, nbytes)  # an error now instead of a SIGBUS at first touch
         except OSError as error:

@@ -57,7 +57,9 @@ def addresses() -> list[str]:
         return [forced]
     found = [address for family in _ELSEWHERE for address in _of_default_route(family)]
     found += _of_interfaces()
-    with contextlib.suppress(OSError):
+    if any(map(_is_of_use, found)):  # the resolver may take as long as it likes
+        return [address for address in dict.fromkeys(found) if _is_of_use(address)]
+    with contextlib.suppress(OSError, UnicodeError, LookupError):  # a name of 64 characters is no name to it
         found += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)]
     return [address for address in dict.fromkeys(found) if _is_of_use(address)] or ["127.0.0.1"]
 

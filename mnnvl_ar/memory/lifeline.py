@@ -65,7 +65,8 @@ class Lifeline:
         self._connections, self._said, self._gone = dict(connections), dict[int, Gone](), list[Gone]()
         # Of each other rank, from when on (time.monotonic) nothing of it runs any more; None: not known.
         self._quiet: dict[int, float | None] = {other: None for other in range(world_size) if other != rank}
-        self._lock = threading.Lock()  # leaving is another thread's than looking
+        # Leaving is another thread's than looking; or the same one's, where collecting garbage closes a workspace.
+        self._lock = threading.RLock()
         self._has_left = False
         for connection in self._connections.values():
             connection.notice_silence()
@@ -136,7 +137,7 @@ class Lifeline:
 
     def _ready(self) -> list[int]:
         poll, by_fd, ready = select.poll(), dict[int, int](), set[int]()
-        for rank, connection in self._connections.items():
+        for rank, connection in list(self._connections.items()):
             if connection.fileno() < 0 or connection.has_unread:  # cut in the last vote; came early
                 ready.add(rank)
             else:
@@ -146,7 +147,9 @@ class Lifeline:
         return sorted(ready)
 
     def _hear(self, rank: int) -> None:
-        connection = self._connections[rank]
+        connection = self._connections.get(rank)
+        if connection is None:  # left meanwhile
+            return
         try:
             while connection.fileno() >= 0:
                 got = connection.poll()
@@ -156,8 +159,12 @@ class Lifeline:
         except (ConnectionClosed, TypeError):
             pass
         except OSError as error:
+            if rank not in self._connections:
+                return
             _log.warning("nothing is heard of rank %d any more (%s): if it dies, only the deadline tells", rank, error)
             self._drop(rank)
+            return
+        if rank not in self._connections:
             return
         self._drop(rank)
         gone = self._said.get(rank, Gone(rank, DIED))
@@ -185,7 +192,7 @@ class Lifeline:
         self._connections.pop(rank).close()
 
     def _tell(self, gone: Gone) -> None:
-        for rank, connection in self._connections.items():
+        for rank, connection in list(self._connections.items()):
             if rank == gone.rank:
                 continue
             with contextlib.suppress(OSError):  # its end is news of its own
@@ -214,7 +221,7 @@ def _exit() -> None:
 
 def _after_fork() -> None:
     for lifeline in list(_open):
-        lifeline._lock = threading.Lock()  # which another thread of the parent may have held
+        lifeline._lock = threading.RLock()  # which another thread of the parent may have held
         lifeline._has_left = True
         lifeline._close()
 

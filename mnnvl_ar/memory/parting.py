@@ -38,7 +38,7 @@ class _Kept:
     def __init__(self, owner: object, lifeline: Lifeline, give_back: Callable[[], object]) -> None:
         self.owner, self.lifeline, self.is_deaf = owner, lifeline, False
         self._give_back: Callable[[], object] | None = give_back
-        self._lock = threading.Lock()  # whoever comes second waits for the first
+        self._lock = threading.RLock()  # whoever comes second waits for the first
 
     def staying(self) -> list[int]:
         return self.lifeline.others if self.is_deaf else self.lifeline.staying()
@@ -54,7 +54,8 @@ class _Kept:
                 _forget(self)
 
 
-_lock = threading.Lock()  # of the three below
+# Of the three below. Collecting garbage may close a workspace in any thread, also in one that holds this.
+_lock = threading.RLock()
 _kept: list[_Kept] = []
 _thread: threading.Thread | None = None
 _nothing_to_do = threading.Event()
@@ -174,7 +175,7 @@ def _end() -> None:
 
 def _after_fork() -> None:
     global _lock, _thread, _nothing_to_do
-    _lock, _thread, _nothing_to_do = threading.Lock(), None, threading.Event()  # another thread may have held them
+    _lock, _thread, _nothing_to_do = threading.RLock(), None, threading.Event()  # another thread may have held them
     _kept.clear()  # the parent's
 
 

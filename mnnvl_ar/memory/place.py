@@ -281,7 +281,8 @@ class Gathered(Place):
         self._gather(address=asdict(address))
 
     def give_up(self, failure: Failure) -> None:
-        self._gather(failure=asdict(failure))
+        if self._address is None:  # else all have gathered, and nobody will again: rank 0 says that we do not come
+            self._gather(failure=asdict(failure))
 
     def tell(self, note: Note) -> None:
         pass  # rank 0 knows of other hosts by the all-gather

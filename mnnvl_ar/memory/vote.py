@@ -175,7 +175,7 @@ class Coordinator(Voter):
                 selector.register(connection, selectors.EVENT_READ, rank)
             while len(outcomes) < self.world_size:
                 left = self.deadline - time.monotonic()
-                ready = selector.select(max(left, 0))
+                ready = selector.select(min(max(left, 0), 1e6))
                 if not ready and left <= 0:
                     return silent([r for r in range(self.world_size) if r not in outcomes], step, self.timeout)
                 for key, _ in ready:

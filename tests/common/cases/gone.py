@@ -76,7 +76,7 @@ def killed(
     child: "" or what a forked child of the victim does that outlives it: "closes" its copies of the connections, or
            "holds" them, as it would without our hook.
     """
-    from mnnvl_ar.memory import lifeline
+    from mnnvl_ar.memory import connection, lifeline
 
     workspace = rank.new_workspace(**SMALL, deadline=deadline, monitor=monitor)
     check_calls(rank, [Call(tokens=2), Call(tokens=8, seed=1)], handle=workspace.handle)
@@ -88,6 +88,7 @@ def killed(
             until(lambda: all(begun(workspace, other) > before for other in others), "the others do not call")
         if child == "holds":
             lifeline._open.clear()
+            connection._open.clear()
         if child and os.fork() == 0:
             until(lambda: rank.store.check(["over"]), "the test does not end")
             os._exit(0)
