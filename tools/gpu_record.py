@@ -38,10 +38,11 @@ def load(file: Path) -> dict[str, Any]:
     return {**empty, **json.loads(file.read_text())} if file.exists() else empty
 
 
-def merge(part: str, key: str, figures: dict[str, Any], file: Path = FILE) -> None:
-    """Adds the figures of another program (soak, replays, faults), replacing those of the same key."""
+def merge(part: str, key: str, figures: dict[str, Any], file: Path = FILE, *, good: bool = True) -> None:
+    """Adds the figures of another program (soak, replays, faults), replacing those of the same key. good: whether it
+    found all as it should be."""
     record = load(file)
-    record["figures"][key] = {**figures, **_made(record, part)}
+    record["figures"][key] = {**figures, **_made(record, part), **({} if good else {"failed": True})}
     _write(file, record)
 
 
@@ -199,12 +200,13 @@ def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
 
 
 def _failed(entry: Entry) -> int:
-    return sum(count["failed"] for count in entry.get("tests", {}).values())
+    """Tests; of figures 1, if what they are of was not as it should be."""
+    return sum((int(entry.get("failed", False)), *(count["failed"] for count in entry.get("tests", {}).values())))
 
 
 def _counts(entry: Entry) -> str:
     if "tests" not in entry:
-        return ""
+        return ", FAILED" if _failed(entry) else ""
     passed = sum(count["passed"] for count in entry["tests"].values())
     return f", {passed} passed, {_failed(entry)} failed, world sizes {entry['world_sizes']}"
 

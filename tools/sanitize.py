@@ -136,7 +136,7 @@ def main() -> int:
             print(line, flush=True)
             results[f"{tool}, {ranks} virtual ranks"] = clean
     if options.record:
-        gpu_record.merge("sanitizers", "compute-sanitizer clean", results, options.record)
+        gpu_record.merge("sanitizers", "compute-sanitizer clean", results, options.record, good=all(results.values()))
     return 0 if all(results.values()) else 1
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "nothing"
+OF_BENCH = ("bench/quantised.py", "bench/variant.py", "bench/peers/vllm_quantised.py")  # what tests of bits import
 
 # Room -> the patterns of its files. A file is in the first room with a pattern that matches. A pattern that ends in "/"
 # takes all that lies beneath; in the others * stands for any characters, "/" too.
@@ -106,8 +107,6 @@ ROOMS = {
     "workspaces": (
         "tests/common/cases/asleep.py",
         "tests/common/cases/crosscheck.py",
-        "tests/common/cases/diagnosis.py",
-        "tests/common/cases/lifecycle.py",
         "tests/common/cases/processors.py",
         "tests/gpu/test_gpu_asleep.py",
         "tests/gpu/test_gpu_input.py",
@@ -127,6 +126,7 @@ ROOMS = {
         "tests/gpu/test_many_ranks.py",
         "tests/gpu/test_quantised_peers.py",
         "tests/gpu/test_software_multicast.py",
+        *OF_BENCH,
         "tests/common/cases/many.py",
         "tests/common/cases/outputs.py",
         "tests/common/cases/quantised.py",
@@ -152,11 +152,11 @@ COMING: tuple[str, ...] = ()
 LIBRARY = ("arithmetic", "kernels")
 # Kind of result -> the rooms that it rests on, beside the one of its own name.
 PARTS = {
-    "numerics": ("arithmetic",),
+    "numerics": (*LIBRARY, "cases"),
     "bits": (*LIBRARY, "cases"),
     "replays": (*LIBRARY, "cases"),
     "sanitizers": (*LIBRARY, "cases"),
-    "cost of safety": LIBRARY,
+    "cost of safety": (*LIBRARY, "cases"),
     "workspaces": (*LIBRARY, "cases", "memory", "diagnosis"),
     "faults": (*LIBRARY, "cases", "memory", "diagnosis"),
     "twin": (*LIBRARY, "cases", "memory", "diagnosis", "faults"),
@@ -212,7 +212,7 @@ def _paths(root: Path) -> list[str]:
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    for name in ("csrc", "mnnvl_ar", "setup.py", "tests", "tools"):
+    for name in ("csrc", "mnnvl_ar", "setup.py", "tests", "tools", *OF_BENCH):
         for path in (root / name, *(root / name).rglob("*")):
             if path.is_file() and path.suffix not in (".new", ".so") and "__pycache__" not in path.parts:
                 yield path

@@ -47,7 +47,7 @@ def main() -> int:
         print(__doc__)
         return 2
     side = sys.argv.pop(1)
-    if "--record" in sys.argv:
+    if any(word.startswith("--re") for word in sys.argv):  # argparse takes `--record=FILE` and `--rec FILE`, too
         print("--record: these figures would stand for the library's")
         return 2
     sys.argv += ["--device", "cuda"]

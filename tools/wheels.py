@@ -61,6 +61,8 @@ def unpack(sdist: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as place, tarfile.open(sdist) as archive:
         archive.extractall(place, filter="data")
         (top,) = Path(place).iterdir()
+        for each in top.rglob("*"):  # whatever the umask was where the sdist was made
+            each.chmod(0o755 if each.is_dir() or each.stat().st_mode & 0o100 else 0o644)
         for each in top.iterdir():
             each.rename(folder / each.name)
 
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheel")
     parser.add_argument("--twice", action="store_true", help="build once more in another folder, and compare")
     args = parser.parse_args()
+    os.umask(0o022)  # modes are in a wheel
     made = [make_sdist(args.out.resolve())]
     for machine in args.machines or MACHINES:
         made.append(make_wheel(made[0], machine, args.out.resolve(), args.work.resolve()))

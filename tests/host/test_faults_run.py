@@ -6,6 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from tools.faults import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,3 +33,17 @@ def test_an_interrupted_run_tells_what_it_has_injected(tmp_path: Path) -> None:
     (figures,) = json.loads(record.read_text())["figures"].values()
     assert 0 < figures["injected"] < 900
     assert f"faults: {figures['injected']} injected" in said
+
+
+def test_a_run_whose_groups_end_has_failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing injected is nothing named: that alone would pass."""
+    monkeypatch.setattr(run, "serve", mock.Mock(side_effect=OSError("no room for a rank")))
+    monkeypatch.setattr(sys, "argv", ["run", "--faults", "3", "--groups", "1", "--ranks", "2"])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert run.main() == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr()
+    assert "ended before their faults were injected, first by OSError('no room for a rank')" in said.out
+    assert "0 injected, 0 named" in said.out

@@ -100,6 +100,16 @@ def test_a_failed_test_is_no_good_record(tree: Path) -> None:
     assert not gpu_record.check(file, tree)[0]
 
 
+def test_figures_that_are_not_as_they_should_be_are_no_good_record(tree: Path) -> None:
+    file = tree / "record.json"
+    gpu_record.merge("replays", "soak", {"wrong_rows": 7}, file, good=False)
+    good, lines = gpu_record.check(file, tree)
+    assert not good
+    assert any("soak" in line and line.endswith("FAILED)") for line in lines)
+    gpu_record.merge("replays", "soak", {"wrong_rows": 0}, file)
+    assert not any("FAILED" in line for line in gpu_record.check(file, tree)[1])
+
+
 def test_no_record(tmp_path: Path) -> None:
     assert not gpu_record.check(tmp_path / "record.json", tmp_path)[0]
 

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,8 +156,17 @@ def main() -> int:
         size = sizes[number // len(kinds) % len(sizes)]
         plan = draw(number, size, deadline, args.seed, kinds, args.device)
         queues[size].put(Plan(**{**vars(plan), "off": args.off}))
+    ended: list[BaseException] = []
+
+    def group(*arguments: Any) -> None:
+        try:
+            serve(*arguments)
+        except BaseException as error:
+            ended.append(error)
+            traceback.print_exc()
+
     threads = [
-        threading.Thread(target=serve, args=(sizes[n % len(sizes)], queues[sizes[n % len(sizes)]], args, tally))
+        threading.Thread(target=group, args=(sizes[n % len(sizes)], queues[sizes[n % len(sizes)]], args, tally))
         for n in range(max(groups, len(sizes)) if not cuda else len(sizes))
     ]
     signal.signal(signal.SIGINT, lambda *_: setattr(args, "end", 0.0))  # the faults so far are still reported
@@ -179,8 +189,12 @@ def main() -> int:
         figures = {"injected": injected, "named": named, "hung": tally.hung, "wrong_bits": tally.wrong}
         more = {"calls": tally.calls, "deadline": deadline, "seed": args.seed, "kinds": dict(tally.injected)}
         key = f"faults, {args.device}, {' and '.join(map(str, sizes))} ranks"
-        gpu_record.merge("faults", key, {**figures, **more}, args.record)
-    return int(args.end == 0.0 or named != injected or tally.hung > 0 or tally.wrong > 0 or tally.alarms > 0)
+        good = not ended and named == injected and not tally.hung and not tally.wrong
+        gpu_record.merge("faults", key, {**figures, **more}, args.record, good=good)
+    if ended:
+        print(f"faults: {len(ended)} groups of ranks ended before their faults were injected, first by {ended[0]!r}")
+    bad = named != injected or tally.hung > 0 or tally.wrong > 0 or tally.alarms > 0
+    return int(bool(ended) or args.end == 0.0 or bad)
 
 
 if __name__ == "__main__":

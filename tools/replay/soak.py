@@ -121,7 +121,8 @@ def main() -> None:
     if options.record:
         from tools import gpu_record
 
-        gpu_record.merge("replays", f"soak, {options.ranks} ranks", result, options.record)
+        good = result["wrong_rows"] == 0
+        gpu_record.merge("replays", f"soak, {options.ranks} ranks", result, options.record, good=good)
     sys.exit(result["wrong_rows"] > 0)
 
 
