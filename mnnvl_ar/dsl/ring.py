@@ -67,14 +67,13 @@ def peer_agrees(
             gave_up, began = must_give_up(block, orders, shared, c.PEER_TIMEOUT, began)
         tries = tries + Uint32(1)
     if differs:
-        nothing = Uint32(0)
         note_fault(
             shared,
             c.CALL_MISMATCH,
             source,
             seen[1],
             seen[3],
-            ptx.select(are_there, second[1], nothing),
-            ptx.select(are_there, second[3], nothing),
+            ptx.select(are_there, second[1], numbers[1]),
+            ptx.select(are_there, second[3], numbers[3]),
         )
     return agrees
