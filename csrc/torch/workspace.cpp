@@ -268,9 +268,7 @@ diagnosis::Finding explain(Workspace& workspace) {
   return finding;
 }
 
-uint32_t sharers(int64_t device) {
-  return device >= 0 && device < kMaxDevices ? open_blocks[device].load() : 1;
-}
+uint32_t sharers(int64_t device) { return device >= 0 && device < kMaxDevices ? open_blocks[device].load() : 1; }
 
 bool is_row(int64_t row_bytes) {
   return row_bytes > 0 && row_bytes % protocol::kVectorBytes == 0 &&
