@@ -67,7 +67,10 @@ def device_of(device: torch.device | str | int | None) -> torch.device:
     """Perhaps without an index. Asks nothing of a device: one may be lost, and that is not an argument's fault."""
     if device is None:
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):  # what PyTorch makes of it names no argument
+        raise ValueError(f"device: is {device!r}, wanted a CUDA device or cpu") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: is {device}, wanted a CUDA device or cpu")
     return device

@@ -24,6 +24,7 @@ from mnnvl_ar.diagnosis import raise_fault, read_fault
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
 from mnnvl_ar.handle import DEFAULT_DEADLINE, Layout, create, nanoseconds
 from mnnvl_ar.memory import ASLEEP, CHECKPOINT, CLOSED, AnyGroup, Fill, Members, Request, SymmetricMemory, allocate
+from mnnvl_ar.memory.request import check_transport
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
 
@@ -118,6 +119,7 @@ class Workspace:
         )
         most_ctas = 0 if max_ctas is None else count("max_ctas", max_ctas)
         self.device, self.world_size, self.rank = device_of(device), members.size, members.rank
+        check_transport(transport, self.device.type)
         chosen, mode = _member(Strategy, strategy, "strategy"), _member(Pdl, pdl, "pdl")
         self.max_tokens, self.hidden, self.dtype, self.strategy = max_tokens, hidden, dtype, strategy
         self._group = members.name

@@ -9,14 +9,14 @@ import os
 
 
 def vllm() -> None:
-    if os.environ.get("MNNVL_AR") == "1":
+    if _is_on():
         from mnnvl_ar.compat import servers
 
         servers.vllm()
 
 
 def vllm_platform() -> str | None:
-    if os.environ.get("MNNVL_AR") == "1" and os.environ.get("MNNVL_AR_THROUGH") == "ops":
+    if _is_on() and os.environ.get("MNNVL_AR_THROUGH") == "ops":
         from mnnvl_ar.compat import servers
 
         return servers.vllm_platform()
@@ -24,7 +24,16 @@ def vllm_platform() -> str | None:
 
 
 def sglang() -> None:
-    if os.environ.get("MNNVL_AR") == "1":
+    if _is_on():
         from mnnvl_ar.compat import servers
 
         servers.sglang()
+
+
+def _is_on() -> bool:
+    value = os.environ.get("MNNVL_AR", "0")
+    if value not in ("", "0", "1"):
+        import logging
+
+        logging.getLogger("mnnvl_ar").warning("MNNVL_AR: is %r, wanted 1 or 0: mnnvl_ar is not active", value)
+    return value == "1"

@@ -4,8 +4,9 @@
     bring-up  voted by itself; its failure is the same on all ranks
     vote      after a failure: is everybody still there, and may all of them go to FlashInfer's trtllm?
 
-So either all ranks get a workspace of ours, or all go to the original with "trtllm", or all raise. None ever gets
-FlashInfer's mnnvl from here: that makes NVLink multicast, which on a shared machine can take other users' GPUs down.
+So of ranks that come here either all get a workspace of ours, or all go to the original with "trtllm", or all raise.
+None ever gets FlashInfer's mnnvl from here: that makes NVLink multicast, which on a shared machine can take other
+users' GPUs down.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What the environment says. The first five have to be the same on all ranks; where they are not, ranks do the cautious
-thing together.
+"""What the environment says. The first five have to be the same on all ranks. A rank that one of the first three leads
+elsewhere does not come to the others, who wait for it, and then go where they may all go, or raise; where the fourth or
+fifth differs, ranks do the cautious thing together.
 
 MNNVL_AR=1               the servers' plugins put this library in place; without it they do nothing
 MNNVL_AR_THROUGH         how a server comes to it: "flashinfer", by default: in place of two functions of FlashInfer;

@@ -1,6 +1,7 @@
 """One entry a host, out of what each rank sees of its machine.
 
-Ranks of one host may each be in a container of their own that shows one GPU only, or have an environment of their own.
+Ranks of one host may each be in a container of their own that shows one GPU only and has a name of its own, or have an
+environment of their own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mnnvl_ar.doctor.selftest import ranks as ranks_text
+from mnnvl_ar.memory.hosts import kernel_of
 
 # What a machine says of each two GPUs, in the order of its own, and what is said of a pair that no rank sees.
 BETWEEN = {"p2p": None, "p2p_atomics": None, "links": None, "p2p_refusals": ""}
@@ -17,10 +19,10 @@ def hosts(machines: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the machines by rank. As `machine.examine` has it, of the host's lowest rank, but with `ranks`; the GPUs of
     all its ranks, each with the `ranks` that use it; the matrices `BETWEEN` by place in `gpus`; variables that differ
     told by rank; any rank's refusal of multicast; and the IMEX channels that all ranks see."""
-    by_identity: dict[str, dict[int, dict[str, Any]]] = {}
+    by_kernel: dict[str, dict[int, dict[str, Any]]] = {}
     for rank, machine in sorted(machines.items()):
-        by_identity.setdefault(machine["identity"], {})[rank] = machine
-    return [_host(here) for here in by_identity.values()]
+        by_kernel.setdefault(kernel_of(machine["identity"]), {})[rank] = machine
+    return [_host(here) for here in by_kernel.values()]
 
 
 def members(machines: dict[int, dict[str, Any]], size: int) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mnnvl_ar.memory.hosts import kernel_of
 from mnnvl_ar.memory.multicast import obstacle
 from mnnvl_ar.tuning import table_of
 
@@ -21,7 +22,7 @@ def of(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _transport(members: list[dict[str, Any]]) -> tuple[str, str]:
-    several = len({member["host"] for member in members}) > 1
+    several = len({kernel_of(member["host"]) for member in members}) > 1  # as bring-up goes by it
     without = [rank for rank, member in enumerate(members) if not member["gpu"]]
     if not members:
         return NONE, "no rank was heard of"

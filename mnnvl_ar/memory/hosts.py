@@ -38,7 +38,12 @@ def may_share_sockets(one: str, other: str) -> bool:
     """Whether it is worth a try that two ranks reach each other over an abstract unix socket. That takes one kernel and
     one network namespace, whatever names they have for their host (containers have their own). It is no proof: virtual
     machines cloned from one snapshot share both."""
-    return one.split("/", 1)[1] == other.split("/", 1)[1]
+    return kernel_of(one) == kernel_of(other)
+
+
+def kernel_of(identity_: str) -> str:
+    """The part of an identity by which sockets go: not the name."""
+    return identity_.partition("/")[2] or identity_
 
 
 def name_of(identity_: str) -> str:

@@ -22,6 +22,13 @@ class Fill:
     word: int
 
 
+def check_transport(transport: str, device: str) -> None:
+    """Raises `ValueError`. device: its type."""
+    if transport not in _TRANSPORTS[device]:
+        wanted = ", ".join(_TRANSPORTS[device])
+        raise ValueError(f"transport: got '{transport}' for device {device}, wanted one of {wanted}")
+
+
 @dataclass(frozen=True)
 class Request:
     """Memory of `nbytes` bytes on every rank of a group, each block mapped into all ranks.
@@ -53,9 +60,7 @@ class Request:
         device = self.device.type
         if device not in _TRANSPORTS:
             raise ValueError(f"device: got '{device}', wanted 'cpu' or 'cuda'")
-        if self.transport not in _TRANSPORTS[device]:
-            wanted = ", ".join(_TRANSPORTS[device])
-            raise ValueError(f"transport: got '{self.transport}' for device {device}, wanted one of {wanted}")
+        check_transport(self.transport, device)
         if self.nbytes <= 0:
             raise ValueError(f"nbytes: got {self.nbytes}, wanted more than 0")
         end = self.nbytes - world_size * PROBE_BYTES

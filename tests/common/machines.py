@@ -28,7 +28,7 @@ def between(count: int, *, link: str = "NV18", unreached: Collection[tuple[int, 
 
 
 def here(*gpus: dict[str, Any], host: str = "a", uses: int | None = 0, **more: Any) -> dict[str, Any]:
-    about = {"host": host, "identity": f"{host}/boot/1", "gpus": list(gpus), "uses": uses if gpus else None}
+    about = {"host": host, "identity": f"{host}/boot-{host}/1", "gpus": list(gpus), "uses": uses if gpus else None}
     about |= {"imex": {"channels": ["channel0"], "config": True}, **between(len(gpus))}
     about |= {"torch": {"version": "2", "cuda": "13.0", "python": "3.11"}}
     about |= {"library": {"path": "_C.so", "architectures": ["sm_90"]}}

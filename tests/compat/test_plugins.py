@@ -56,6 +56,12 @@ def test_inactive_it_imports_nothing(switch: str | None) -> None:
     assert imported(script, {} if switch is None else {"MNNVL_AR": switch}) == ["mnnvl_ar_plugins"]
 
 
+def test_a_switch_without_sense_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("MNNVL_AR", "true")
+    mnnvl_ar_plugins.vllm()
+    assert "MNNVL_AR: is 'true', wanted 1 or 0: mnnvl_ar is not active" in caplog.text
+
+
 def test_control_active_it_does_import() -> None:
     script = (
         "import sys, mnnvl_ar_plugins\n"

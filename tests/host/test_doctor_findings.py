@@ -79,8 +79,15 @@ def test_ranks_that_see_all_gpus_are_one_host() -> None:
     assert "     0     -  NV18\n" in show.text(found)
 
 
+def test_containers_of_one_host_may_have_names_of_their_own() -> None:
+    """Over one network: bring-up joins them, with file descriptors."""
+    found = report({0: here(gpu(0)), 1: here(gpu(1), host="b", identity="b/boot-a/1")})
+    assert [host["ranks"] for host in found["hosts"]] == [[0, 1]]
+    assert "fabric handles only" not in found["outlook"]["why"]
+
+
 def test_one_name_is_not_one_host() -> None:
-    found = report({0: here(gpu(0)), 1: here(gpu(1), identity="a/boot/2")})
+    found = report({0: here(gpu(0)), 1: here(gpu(1), identity="a/boot-a/2")})
     assert [host["ranks"] for host in found["hosts"]] == [[0], [1]]
     assert "fabric handles only" in found["outlook"]["why"]
 

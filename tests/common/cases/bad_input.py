@@ -206,6 +206,9 @@ def check_bad_workspaces(rank: Any) -> None:
         ({"pdl": "always"}, r"pdl: is 'always', wanted one of auto, off, late, early", ValueError),
         ({"device": "cuda:99"}, r"rank 0 at step 'prepare': .*device: is cuda:99, wanted one of the \d+", BringUpError),
         ({"device": "meta"}, r"device: is meta, wanted a CUDA device or cpu", ValueError),
+        ({"device": "foo"}, r"device: is 'foo', wanted a CUDA device or cpu", ValueError),
+        ({"device": 3.5}, r"device: is 3.5, wanted a CUDA device or cpu", ValueError),
+        ({"transport": "foo"}, r"transport: got 'foo' for device c\w+, wanted one of auto", ValueError),
         ({"group": None}, r"group: is None, wanted a process group", ValueError),
         ({"group": "x"}, r"group: is 'x', wanted a process group", ValueError),
     ):
