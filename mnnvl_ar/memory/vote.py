@@ -36,7 +36,8 @@ class Outcome:
 @dataclass
 class Verdict:
     """How a step went everywhere. Without failure: every rank's data and descriptors, by group rank; ours to close.
-    is_announced: it is what rank 0 has told all, and not this rank's own conclusion from an answer that did not come.
+    is_announced: rank 0 has told it to all, as far as this rank knows; it is not this rank's own conclusion from an
+    answer that did not come.
     all_voted: every rank has been through with the step, whether it failed or not."""
 
     failure: Failure | None
@@ -144,10 +145,11 @@ class Coordinator(Voter):
             failures = [f for r in ranks if (f := outcomes[r].failure) is not None]
             failure = min(failures, key=lambda f: (not f.fatal, f.rank)) if failures else None
         if failure is not None:
-            verdict = Verdict(failure, is_announced=True, all_voted=len(outcomes) == self.world_size)
+            verdict = Verdict(failure, all_voted=len(outcomes) == self.world_size)
         else:
             verdict = Verdict(None, [outcomes[r].data for r in ranks], [outcomes[r].fds for r in ranks], all_voted=True)
         self._announce(verdict)
+        verdict.is_announced = not self._cut and time.monotonic() < self.deadline  # else some have left before
         if failure is not None:
             for received in outcomes.values():
                 close_all(received.fds)
