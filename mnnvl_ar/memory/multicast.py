@@ -94,7 +94,7 @@ def bring_up(steps: Steps, block: Block, handshake: Handshake, grain: int) -> No
     try:
         steps.run("multicast map", map_)
     except StepFailed as failed:
-        # What rank 0 has said all hear, and no rank goes on to store. Where some may have left before that, they still take
+        # What rank 0 has said all hear, and no rank goes on to store. Where some may have left before that, they take
         # each other for there, and need rank 0 to pass on that they are not.
         if failed.is_announced:
             block.is_exposed = False

@@ -156,3 +156,18 @@ def test_contributing_names_what_is_left_to_the_night() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert unnamed(text) == []
     assert unnamed(text.replace("tests/unit/test_root.py", "")) == ["tests/unit/test_root.py"]
+
+
+def of_one_name(folder: Path) -> list[str]:
+    """Names that several files of tests have: ranks import a test's file by its name, and would find the other one. But
+    for folders that are packages."""
+    names = [path.name for path in folder.rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def test_no_two_files_of_tests_have_one_name(tmp_path: Path) -> None:
+    assert of_one_name(ROOT / "tests") == []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test_a.py").touch()
+    assert of_one_name(tmp_path) == ["test_a.py"]
