@@ -16,10 +16,11 @@ what tests, demo, doctor and bench stand on. A first call on a laptop, as a file
         with RankPool(2) as pool:  # on the host; RankPool(2, "cuda") is on the first two GPUs
             print(pool.run(add))  # [3.0, 3.0]
 
-What it promises: a run ends within its time limit, whatever its ranks do, and says of each rank what it returned, what
-it raised, or how its process ended. No rank outlives the process that started it. Ctrl-C goes to that process alone,
-and its `with` ends the ranks. A rank costs milliseconds, not the seconds of importing PyTorch: all are forked from one
-server (multiprocessing's fork server) that has done so. The server has not used CUDA, so each rank may.
+What it promises: a run ends within its time limit, whatever its ranks do (but one that is stopped while it sends a
+reply that no pipe holds, which is waited for), and says of each rank what it returned, what it raised, or how it ended.
+No rank outlives the process that started it. Ctrl-C goes to that process alone, and its `with` ends the ranks. A rank
+costs milliseconds, not the seconds of importing PyTorch: all are forked from one server (multiprocessing's fork server)
+that has done so. The server has not used CUDA, so each rank may.
 """
 
 from __future__ import annotations

@@ -188,14 +188,14 @@ class Workspace:
 
     @property
     def deadline(self) -> float | None:
-        """Seconds that a call waits for its peers; None for ever. May be set at any time: calls that wait obey it, and
-        so do captured ones. Each rank sets its own."""
+        """Seconds that a call waits for its peers; None for ever. May be set at any time but asleep: calls that wait
+        obey it, and so do captured ones. Each rank sets its own."""
         return self._deadline
 
     @deadline.setter
     def deadline(self, value: float | None) -> None:
         deadline = deadline_of(value)
-        self._mapped("deadline")
+        self._awake("deadline")
         ops._workspace_deadline(self.handle, nanoseconds(deadline))
         self._deadline = deadline
 

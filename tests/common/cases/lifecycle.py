@@ -59,6 +59,8 @@ def check_sleep(rank: Any, rounds: int = 3) -> None:
         x = torch.ones(1, 64, device=rank.device)
         expect(lambda x=x: ops.all_reduce(x, workspace.handle), "is asleep", "asleep")
         expect(workspace.check, "is asleep", "asleep")
+        expect(lambda: setattr(workspace, "deadline", 5.0), "deadline: this workspace is asleep", "asleep")
+        assert workspace.is_asleep
         workspace.checkpoint_restore(rank.group)
         assert workspace._memory.pointers == pointers
     check_calls(rank, CALLS, handle=workspace.handle)
