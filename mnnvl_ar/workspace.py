@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -433,10 +432,12 @@ def _give_back_kept() -> None:
     for entry in list(_kept):
         handle, memory, _ = entry
         if ops._workspace_close(handle, False) and not ops._workspace_graphs(handle):
-            with contextlib.suppress(ValueError):  # the other one
+            try:
                 _kept.remove(entry)
-                memory.close()
-                watchers.forget(handle)
+            except ValueError:  # the other one has
+                continue
+            memory.close()
+            watchers.forget(handle)
 
 
 class Replayed:

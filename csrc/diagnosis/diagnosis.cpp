@@ -127,7 +127,7 @@ void find_culprit(const Evidence& evidence, const FaultRecord& record, const std
   }
 }
 
-// What only the rank at fault can know, and says in a mark.
+// Of a mark: whether its author is the rank at fault, who alone can know this.
 bool is_of_author(FaultCode code) {
   return code == FaultCode::launch_shape || code == FaultCode::two_at_once || code == FaultCode::ended;
 }
@@ -153,7 +153,7 @@ bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& contro
   return true;
 }
 
-// Whom a mark of ours names as its author. Of what only the rank at fault can know that is taken for the rank at fault.
+// Whom a mark of ours names: this rank, or who is at fault where that is taken for the author.
 uint32_t author_of(const Finding& f) { return f.relayed && is_of_author(f.code) ? f.peer : f.rank; }
 
 bool is_departure(const Note& note) { return is_heard_by_all(note.code); }

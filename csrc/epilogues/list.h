@@ -24,8 +24,6 @@ enum class Op : uint32_t {
 #endif
 };
 
-#undef MNNVL_AR_OP
-
 }  // namespace mnnvl_ar::protocol
 
 namespace mnnvl_ar::epilogues {

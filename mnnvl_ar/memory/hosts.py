@@ -62,11 +62,16 @@ def addresses() -> list[str]:
         return [forced]
     found = [address for family in _ELSEWHERE for address in _of_default_route(family)]
     found += _of_interfaces()
-    if any(map(_is_of_use, found)):  # the resolver may take as long as it likes
-        return [address for address in dict.fromkeys(found) if _is_of_use(address)]
-    with contextlib.suppress(OSError, UnicodeError, LookupError):  # a name of 64 characters is no name to it
-        found += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)]
+    if not any(map(_is_of_use, found)):  # or not at all: the resolver may take as long as it likes
+        found += _of_name()
     return [address for address in dict.fromkeys(found) if _is_of_use(address)] or ["127.0.0.1"]
+
+
+def _of_name() -> list[str]:
+    with contextlib.suppress(OSError, UnicodeError, LookupError):  # a name of 64 characters is no name to the resolver
+        told = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+        return [str(info[4][0]) for info in told]
+    return []
 
 
 def _is_of_use(address: str) -> bool:

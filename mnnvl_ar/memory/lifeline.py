@@ -159,14 +159,12 @@ class Lifeline:
         except (ConnectionClosed, TypeError):
             pass
         except OSError as error:
-            if rank not in self._connections:
-                return
-            _log.warning("nothing is heard of rank %d any more (%s): if it dies, only the deadline tells", rank, error)
-            self._drop(rank)
+            if self._drop(rank):
+                text = "nothing is heard of rank %d any more (%s): if it dies, only the deadline tells"
+                _log.warning(text, rank, error)
             return
-        if rank not in self._connections:
+        if not self._drop(rank):
             return
-        self._drop(rank)
         gone = self._said.get(rank, Gone(rank, DIED))
         if gone.how in (DIED, EXITED):
             self._note(gone)
@@ -188,8 +186,12 @@ class Lifeline:
         if self.rank == 0:
             self._tell(gone)
 
-    def _drop(self, rank: int) -> None:
-        self._connections.pop(rank).close()
+    def _drop(self, rank: int) -> bool:
+        """False if this rank has left meanwhile, and there is none any more."""
+        connection = self._connections.pop(rank, None)
+        if connection is not None:
+            connection.close()
+        return connection is not None
 
     def _tell(self, gone: Gone) -> None:
         for rank, connection in list(self._connections.items()):
