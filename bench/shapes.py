@@ -41,11 +41,12 @@ def clusters(row_bytes: int, most_warps: int = MOST_WARPS) -> list[int]:
 
 
 def shapes(cell: Cell, processors: int) -> Iterator[Shape]:
-    """What may be quick for `cell`, at most 23; the library's own choice for each strategy comes first. processors: SMs
-    of the device, or 0 to bound no grid."""
+    """What may be quick for `cell`, at most 23; the library's own choice for each strategy comes first. Of two ranks
+    one-shot alone. processors: SMs of the device, or 0 to bound no grid."""
     if cell.nbytes <= most_one_shot_bytes(cell.tp):
         yield from (Shape("one_shot", launch) for launch in _one_shot(cell, processors))
-    yield from (Shape("two_shot", launch) for launch in _two_shot(cell, processors))
+    if cell.tp > 2:  # decision 35
+        yield from (Shape("two_shot", launch) for launch in _two_shot(cell, processors))
 
 
 def _one_shot(cell: Cell, processors: int) -> Iterator[LaunchShape]:

@@ -277,7 +277,8 @@ class Workspace:
         until those graphs are destroyed, and is given back when a workspace is made or closed after that. `force` gives
         it back all the same, and ends calls that still wait for a peer, in other threads too; a graph that is replayed
         afterwards computes nothing: its outputs are NaN, and the monitor says so (of the addresses, which then lead to
-        2 MiB, the rest is as above).
+        2 MiB, the rest is as above). Where a graph is being captured nobody can wait for the calls: then `force` raises
+        `RuntimeError`, and may be tried again.
 
         With transport "multicast" the addresses lead nowhere when this returns, but the memory goes only when all ranks
         have closed or put to sleep their workspaces, as those that have not may still send to it; or with the process.

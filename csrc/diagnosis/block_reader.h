@@ -12,64 +12,47 @@
 #include "protocol/params.h"
 
 #if MNNVL_AR_CUDA
-#include <cuda.h>
-#include <cuda_runtime_api.h>
+#include "launch/device.h"
 #endif
 
 namespace mnnvl_ar::diagnosis {
 
 #if MNNVL_AR_CUDA
-// A device's context, and a stream in it for copies, which waits for nothing. Never destroyed: the driver may be gone before us
+// A device's primary context, and a stream in it for copies, which waits for nothing. Never destroyed: the driver may be gone before us
 // at exit.
 struct Copier {
   CUcontext context = nullptr;
   cudaStream_t stream = nullptr;
 };
 
-template <class Function>
-Function driver_function(const char* name, unsigned version) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &entry, version, cudaEnableDefault, &found);
-  return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Function>(entry) : nullptr;
-}
-
-// Of the current device the first time, as create() calls it; then of any thread.
 inline Copier copier(int64_t device) {
   static std::mutex mutex;
   static auto& known = *new std::map<int64_t, Copier>;
   const std::lock_guard<std::mutex> lock(mutex);
   Copier& made = known[device];
   if (made.stream == nullptr) {
-    const auto current = driver_function<CUresult (*)(CUcontext*)>("cuCtxGetCurrent", 4000);
+    made.context = launch::primary_context(static_cast<int>(device));
+    const launch::InContext in(made.context);
     if (cudaStreamCreateWithFlags(&made.stream, cudaStreamNonBlocking) != cudaSuccess) made.stream = nullptr;
-    if (current == nullptr || current(&made.context) != CUDA_SUCCESS) made.stream = nullptr;
   }
   return made;
 }
 
-// While it lives, this thread is on the device, and may use it although another thread captures. Contexts are pushed and popped:
-// setting the device back on a thread that was on none would make a context on device 0.
+// While it lives, this thread is on the device, and may use it although another thread captures.
 class BesideCaptures {
  public:
-  explicit BesideCaptures(int64_t device) : copier_(copier(device)) {
-    static const auto push = driver_function<CUresult (*)(CUcontext)>("cuCtxPushCurrent", 4000);
-    pushed_ = copier_.stream != nullptr && push != nullptr && push(copier_.context) == CUDA_SUCCESS;
-    if (pushed_) cudaThreadExchangeStreamCaptureMode(&mode_);
+  explicit BesideCaptures(int64_t device) : copier_(copier(device)), in_(copier_.context) {
+    if (in_.ok()) cudaThreadExchangeStreamCaptureMode(&mode_);
   }
   ~BesideCaptures() {
-    static const auto pop = driver_function<CUresult (*)(CUcontext*)>("cuCtxPopCurrent", 4000);
-    if (!pushed_) return;
-    cudaThreadExchangeStreamCaptureMode(&mode_);
-    CUcontext popped = nullptr;
-    if (pop != nullptr) pop(&popped);
+    if (in_.ok()) cudaThreadExchangeStreamCaptureMode(&mode_);
   }
   // Null: the device cannot be used.
-  cudaStream_t stream() const { return pushed_ ? copier_.stream : nullptr; }
+  cudaStream_t stream() const { return in_.ok() ? copier_.stream : nullptr; }
 
  private:
   const Copier copier_;
-  bool pushed_ = false;
+  const launch::InContext in_;
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 #endif

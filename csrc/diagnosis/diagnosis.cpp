@@ -328,14 +328,17 @@ Loss lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uin
   return Loss::done;
 }
 
-bool quiesce([[maybe_unused]] const Blocks& blocks) {
+Quiet quiesce([[maybe_unused]] const Blocks& blocks) {
 #if MNNVL_AR_CUDA
   if (blocks.device >= 0) {
     const BesideCaptures guard(blocks.device);
-    return guard.stream() != nullptr && cudaDeviceSynchronize() == cudaSuccess;
+    if (guard.stream() == nullptr) return Quiet::failed;
+    const cudaError_t error = cudaDeviceSynchronize();
+    const bool capturing = error == cudaErrorStreamCaptureUnsupported || error == cudaErrorStreamCaptureInvalidated;
+    return error == cudaSuccess ? Quiet::yes : capturing ? Quiet::capturing : Quiet::failed;
   }
 #endif
-  return true;
+  return Quiet::yes;
 }
 
 }  // namespace mnnvl_ar::diagnosis

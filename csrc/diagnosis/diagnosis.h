@@ -60,8 +60,9 @@ enum class Loss : uint32_t {
 Loss lose(const Blocks& blocks, uint32_t peer, Departure how, uint32_t next, uint32_t& waiting);
 // Of this rank's next call; kNoEpoch if its block cannot be read.
 uint32_t next_epoch_of(const Blocks& blocks);
-// Waits for the device. False: a capture is under way, or the device has failed.
-bool quiesce(const Blocks& blocks);
+// What came of waiting for the device. capturing: a CUDA graph is being captured, so that nobody may wait.
+enum class Quiet : uint32_t { yes, capturing, failed };
+Quiet quiesce(const Blocks& blocks);
 
 std::string name_of_call(const Sent& call);
 std::string text_of(const Finding& finding);

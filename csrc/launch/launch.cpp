@@ -3,6 +3,7 @@
 #include <atomic>
 #include <initializer_list>
 
+#include "launch/device.h"
 #include "launch/hints.h"
 #include "launch/plan.h"
 
@@ -36,14 +37,6 @@ namespace {
 
 using LaunchKernel = CUresult (*)(const CUlaunchConfig*, CUfunction, void**, void**);
 
-LaunchKernel find_launch_kernel() {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t error =
-      cudaGetDriverEntryPointByVersion("cuLaunchKernelEx", &entry, 12000, cudaEnableDefault, &found);
-  return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<LaunchKernel>(entry) : nullptr;
-}
-
 enum Answer : uint8_t { unknown, no, yes };
 
 // By number of the device. Devices beyond do without the hint.
@@ -66,7 +59,7 @@ bool spreads_link_traffic(int device) {
 void do_without_hint(int device) { spreads[static_cast<size_t>(device)] = no; }
 
 CUresult launch(CUfunction function, const protocol::Launch& launch, int device, void* call, CUstream stream) {
-  static const LaunchKernel launch_kernel = find_launch_kernel();
+  static const LaunchKernel launch_kernel = driver_function<LaunchKernel>("cuLaunchKernelEx", 12000);
   if (launch_kernel == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   CUlaunchAttribute attributes[3]{};
   attributes[0].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;

@@ -1,26 +1,14 @@
 #if MNNVL_AR_CUDA
 #include "launch/processors.h"
 
-#include <cuda_runtime_api.h>
+#include "launch/device.h"
 
 namespace mnnvl_ar::launch {
 
-namespace {
-
-template <class Function>
-Function find(const char* name) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &entry, 12040, cudaEnableDefault, &found);
-  return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Function>(entry) : nullptr;
-}
-
-}  // namespace
-
 uint32_t processors_of(CUstream stream) {
-  static const auto green_of = find<CUresult (*)(CUstream, CUgreenCtx*)>("cuStreamGetGreenCtx");
+  static const auto green_of = driver_function<CUresult (*)(CUstream, CUgreenCtx*)>("cuStreamGetGreenCtx", 12040);
   static const auto resource_of =
-      find<CUresult (*)(CUgreenCtx, CUdevResource*, CUdevResourceType)>("cuGreenCtxGetDevResource");
+      driver_function<CUresult (*)(CUgreenCtx, CUdevResource*, CUdevResourceType)>("cuGreenCtxGetDevResource", 12040);
   if (green_of == nullptr || resource_of == nullptr) return 0;
   CUgreenCtx green = nullptr;
   if (green_of(stream, &green) != CUDA_SUCCESS || green == nullptr) return 0;

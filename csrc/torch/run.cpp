@@ -7,6 +7,7 @@
 #if MNNVL_AR_CUDA
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include "launch/device.h"
 #include "launch/plan.h"
 #include "launch/processors.h"
 #include "torch/graphs.h"
@@ -48,24 +49,6 @@ void hold(Workspace& workspace, int64_t handle, Release& release) {
   // As find() did, but now it lasts.
   if (!protocol::is_off(workspace.params, protocol::Rule::still_open)) check_open(workspace, handle);
 }
-
-#if MNNVL_AR_CUDA
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    cudaGetDevice(&before_);
-    if (before_ != device) cudaSetDevice(device);
-    changed_ = before_ != device;
-  }
-  ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-#endif
 
 }  // namespace
 
@@ -185,7 +168,8 @@ void launch_on(void* stream, Workspace& workspace, CUfunction function, void* ca
 void Turn::launch(void* call, size_t size, protocol::Params& params) {
   Workspace& workspace = *workspace_;
   const auto device = static_cast<int>(agreement_.device);
-  const OnDevice guard(device);
+  const launch::OnDevice guard(device);
+  STD_TORCH_CHECK(guard.ok(), "mnnvl_ar: cuda:", device, " cannot be used by this thread");
   const uint32_t sharing = sharing_of(workspace);
   void* const stream = stream_for(workspace, handle_);
   launch::Plan plan;
@@ -221,7 +205,8 @@ bool launch_bound(BoundCall& call) {
   Release release;
   hold(workspace, call.workspace, release);
   const auto device = static_cast<int>(call.device);
-  const OnDevice guard(device);
+  const launch::OnDevice guard(device);
+  STD_TORCH_CHECK(guard.ok(), "mnnvl_ar: cuda:", device, " cannot be used by this thread");
   void* const stream = stream_for(workspace, call.workspace);
   for (BoundLaunch& launch : call.launches) {
     launch_on(stream, workspace, static_cast<CUfunction>(launch.function), launch.call.data(), launch.params());

@@ -8,8 +8,7 @@
 #include <set>
 
 #if MNNVL_AR_CUDA
-#include <cuda_runtime_api.h>
-
+#include "launch/device.h"
 #include "launch/plan.h"
 #endif
 
@@ -95,13 +94,10 @@ int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_
   for (uint32_t i = 0; i < g.ranks; ++i) g.peers[i] = reinterpret_cast<uint8_t*>(blocks[(rank + 1 + i) % g.ranks]);
 #if MNNVL_AR_CUDA
   if (settings.device >= 0) {
-    int before = 0;
-    cudaError_t error = cudaGetDevice(&before);
-    if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(settings.device));
-    if (error == cudaSuccess) error = launch::load_kernels(g.ranks);
+    const launch::OnDevice guard(static_cast<int>(settings.device));
+    const cudaError_t error = guard.ok() ? launch::load_kernels(g.ranks) : cudaErrorDevicesUnavailable;
     if (error == cudaSuccess) share(g, orders, settings.device);
     if (error == cudaSuccess) diagnosis::copier(settings.device);
-    cudaSetDevice(before);
     STD_TORCH_CHECK(error == cudaSuccess, "workspace: cannot load the kernels on cuda:", settings.device, ": ",
                     cudaGetErrorString(error));
   }
@@ -197,7 +193,10 @@ bool close(int64_t handle, bool force) {
   if (workspace.asleep || workspace.unmapped) return true;
   if (workspace.graphs != 0 && !force) return false;
   if (force) end_calls(workspace);
-  workspace.unmapped = diagnosis::quiesce(workspace.blocks()) || force;
+  const diagnosis::Quiet quiet = diagnosis::quiesce(workspace.blocks());
+  STD_TORCH_CHECK(!force || quiet != diagnosis::Quiet::capturing, "workspace: handle ", handle,
+                  " cannot give its memory back: a CUDA graph is being captured; close it again after that");
+  workspace.unmapped = quiet == diagnosis::Quiet::yes || force;
   if (workspace.unmapped) {
     workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
     forget_fault(workspace);
@@ -228,14 +227,15 @@ void put_to_sleep(int64_t handle, bool end) {
   if (shut(workspace, handle, workspace.asleep, end)) return;  // before the lock, which a call that fails takes
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (end) end_calls(workspace);
-  if (diagnosis::quiesce(workspace.blocks())) {
+  const diagnosis::Quiet quiet = diagnosis::quiesce(workspace.blocks());
+  if (quiet == diagnosis::Quiet::yes) {
     workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
     forget_fault(workspace);
     return;
   }
   workspace.asleep = false;
-  STD_TORCH_CHECK(false, "workspace: handle ", handle,
-                  " cannot sleep: a CUDA graph is being captured, or the GPU has failed");
+  STD_TORCH_CHECK(false, "workspace: handle ", handle, " cannot sleep: ",
+                  quiet == diagnosis::Quiet::capturing ? "a CUDA graph is being captured" : "the GPU has failed");
 }
 
 void reset(int64_t handle) {

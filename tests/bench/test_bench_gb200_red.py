@@ -9,6 +9,7 @@ import pytest
 from rehearsal import HERE, LIMIT, PATIENCE, Run, ended, environment, pods, slurm, start
 
 from bench.launch import WRONG, free_port
+from common.processes import command_lines
 
 pytestmark = pytest.mark.timeout(LIMIT + PATIENCE)
 
@@ -21,18 +22,10 @@ def still_there(folder: Path) -> list[str]:
     """Processes whose command line names the folder, after a moment in which they may end."""
     end = time.monotonic() + 5.0
     while True:
-        lines = [read_or_nothing(file) for file in Path("/proc").glob("[0-9]*/cmdline")]
-        found = [line for line in lines if str(folder) in line]
+        found = [line for line in command_lines() if str(folder) in line]
         if not found or time.monotonic() > end:
             return found
         time.sleep(0.1)
-
-
-def read_or_nothing(file: Path) -> str:
-    try:
-        return file.read_text().replace("\0", " ")
-    except OSError:
-        return ""
 
 
 @pytest.mark.parametrize(

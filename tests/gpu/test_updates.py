@@ -31,6 +31,52 @@ def test_update(strategy: int, tokens: tuple[int, int], max_ctas: int | None, sa
         assert said == "right" or "another shape" in said, said
 
 
+@pytest.mark.parametrize("modes", [("off", "early"), ("early", "off"), ("off", "late")], ids="-to-".join)
+def test_update_of_the_pdl_mode(modes: tuple[str, str]) -> None:
+    with RankPool(1, "cuda") as pool:
+        (said,) = pool.run(check_updates_of_the_mode, modes, timeout=40)
+    assert said in ("right", "another topology, says CUDA")
+
+
+def check_updates_of_the_mode(rank: Any, modes: tuple[str, str]) -> str:
+    """What a call is told of its edge must be the edge that it has: behind a plain one it loads x before it waits. So x
+    is written by what stands before the call, and holds something else until then."""
+    from cuda.bindings import runtime
+
+    from mnnvl_ar import Pdl, ops
+    from tools.replay.kernels import ask
+
+    tokens = 512
+    workspace = rank.new_workspace(max_tokens=tokens, hidden=HIDDEN, dtype=torch.bfloat16, deadline=5.0)
+    draw = torch.Generator(device=rank.device).manual_seed(3)
+    source = torch.randn(tokens, HIDDEN, generator=draw, device=rank.device).to(torch.bfloat16)
+    x, out = torch.empty_like(source), torch.empty_like(source)
+    stale = torch.full_like(source, 7.0)
+
+    def capture(mode: str) -> tuple[Any, Any]:
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph):
+            for _ in range(3):
+                x.copy_(stale)
+                x.copy_(source)
+                ops.all_reduce_out(x, out, workspace.handle, pdl=int(Pdl[mode.upper()]))
+        return graph, runtime.cudaGraph_t(init_value=graph.raw_cuda_graph())
+
+    graphs = [capture(mode) for mode in modes]
+    executable = ask(runtime.cudaGraphInstantiate(graphs[0][1], 0))
+    stream = runtime.cudaStream_t(init_value=torch.cuda.current_stream().cuda_stream)
+    for which in (0, 1, 1, 0, 1):
+        code, _ = runtime.cudaGraphExecUpdate(executable, graphs[which][1])
+        if int(code) != 0:
+            return "another topology, says CUDA"
+        for _ in range(20):
+            out.zero_()
+            ask(runtime.cudaGraphLaunch(executable, stream))
+            assert torch.equal(out, source), f"{modes[which]}: wrong bits, and no error"
+        workspace.check()
+    return "right"
+
+
 def check_updates(rank: Any, strategy: int, tokens: tuple[int, int], max_ctas: int | None) -> str:
     """ "right", or what the library or CUDA says. Bits that are wrong without a word fail."""
     from cuda.bindings import runtime

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from common.processes import command_lines
+
 ROOT = Path(__file__).parents[2]
 MAKE = """#!/bin/bash
 for word in "$@"; do case $word in -*|*=*) ;; *) target=$word; break ;; esac; done
@@ -110,13 +112,7 @@ def test_a_step_that_was_killed_has_failed(place: Path) -> None:
 
 
 def running(command: str) -> bool:
-    def line(file: Path) -> str:
-        try:
-            return file.read_text().replace("\0", " ").strip()
-        except OSError:
-            return ""
-
-    return command in [line(file) for file in Path("/proc").glob("[0-9]*/cmdline")]
+    return command in command_lines()
 
 
 def test_ended_from_outside_it_tells_what_was_logged_and_leaves_nothing(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
@@ -149,6 +150,24 @@ def check_closed_with_graphs(rank: Any) -> None:
     expect(lambda: ops.all_reduce(x, workspace.handle), "is closed", "closed")
     check_replays(rank, graphs)
     rank.barrier()
+
+
+def check_forced_while_a_graph_is_captured(rank: Any) -> None:
+    """Nobody can wait for the calls then: the memory stays, and goes when that is over. The driver may end the capture
+    for it."""
+    workspace = rank.new_workspace(max_tokens=512, hidden=8192)
+    one_call(rank, workspace)
+    rank.synchronize()
+    refused = []
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with pytest.raises(RuntimeError, match="a CUDA graph is being captured; close it again"):
+            workspace.close(force=True)
+        refused.append(workspace._memory is not None)
+    assert refused == [True]
+    expect(lambda: one_call(rank, workspace), "is closed", "closed")
+    before = used(rank)
+    workspace.close(force=True)
+    assert used(rank) < before, "the memory is given back"
 
 
 def check_closed_until_graphs_are_gone(rank: Any) -> None:

@@ -1,8 +1,9 @@
-"""Green contexts: calls where a stream has fewer SMs than the device."""
+"""Contexts: calls where a stream has fewer SMs than the device, and threads that are in another context, or in none."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,10 @@ class Green:
         status, *results = answer
         assert status == self._cuda.CUresult.CUDA_SUCCESS, status
         return results[0] if len(results) == 1 else results
+
+    def is_current(self) -> bool:
+        context = self._ask(self._cuda.cuCtxFromGreenCtx(self._context))
+        return int(self._ask(self._cuda.cuCtxGetCurrent())) == int(context)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -99,3 +104,59 @@ def check_made_there(rank: Any) -> None:
     check_on(rank, workspace, stream_aside(rank.device))
     rank.barrier()
     workspace.close()
+
+
+def check_the_context_stays(rank: Any) -> None:
+    """Making a workspace, its calls, their fault and its end leave the thread in the context that it was in: a second
+    workspace counts what the first one did."""
+    green = Green(rank)
+    with green.current():
+        first = rank.new_workspace(**SIZES)
+        check_on(rank, first, green.stream)
+        first.check()
+        second = rank.new_workspace(**SIZES)
+        assert second._memory.processors == first._memory.processors == green.processors
+        rank.barrier()
+        first.close()
+        assert green.is_current()
+        second.close()
+
+
+def check_a_thread_without_a_device(rank: Any) -> str:
+    """A thread that never chose a device calls a workspace of the second GPU: no context comes to be on the first one,
+    and none stays with the thread. The control: what setting the device back does. Returns why it could not be tried,
+    or nothing."""
+    from cuda.bindings import driver as cuda
+    from cuda.bindings import runtime
+
+    import mnnvl_ar
+
+    def is_active(index: int) -> bool:
+        status, _, active = cuda.cuDevicePrimaryCtxGetState(index)
+        assert status == cuda.CUresult.CUDA_SUCCESS, status
+        return bool(active)
+
+    there = torch.device("cuda", 1)
+    x = torch.ones(2, 4096, dtype=torch.bfloat16, device=there)
+    if is_active(0):
+        return "PyTorch has made a context on the first GPU"
+    workspace = mnnvl_ar.Workspace(rank.group, **SIZES, device=there)
+    out = torch.empty_like(x)
+    found: list[Any] = []
+
+    def call() -> None:
+        mnnvl_ar.ops.all_reduce_out(x, out, workspace.handle)
+        found.append(int(cuda.cuCtxGetCurrent()[1]))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    torch.cuda.synchronize(there)
+    assert torch.equal(out, x)
+    assert found == [0]
+    assert not is_active(0)
+    workspace.close()
+    assert not is_active(0)
+    runtime.cudaSetDevice(0)
+    assert is_active(0)
+    return ""
