@@ -119,13 +119,13 @@ ROOMS = {
         "tests/ranks/test_no_gradient.py",
     ),
     "faults": ("tools/faults/",),
+    "software multicast": ("tests/common/cases/own_rows.py", "tests/gpu/test_software_multicast.py"),
     "bits": (
         "tests/gpu/test_gpu_bits.py",
         "tests/gpu/test_gpu_controls.py",
         "tests/gpu/test_gpu_graphs.py",
         "tests/gpu/test_many_ranks.py",
         "tests/gpu/test_quantised_peers.py",
-        "tests/gpu/test_software_multicast.py",
         *OF_BENCH,
         "tests/common/cases/many.py",
         "tests/common/cases/outputs.py",
@@ -154,6 +154,7 @@ LIBRARY = ("arithmetic", "kernels")
 PARTS = {
     "numerics": (*LIBRARY, "cases"),
     "bits": (*LIBRARY, "cases"),
+    "software multicast": (*LIBRARY, "cases"),
     "replays": (*LIBRARY, "cases"),
     "sanitizers": (*LIBRARY, "cases"),
     "cost of safety": (*LIBRARY, "cases"),

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "diagnosis/evidence.h"
+#include "epilogues/list.h"
 #include "protocol/signature.h"
 
 namespace mnnvl_ar::diagnosis {
@@ -66,6 +67,27 @@ bool same(const Sent& a, const Sent& b) {
   return a.tokens == b.tokens && a.description == b.description && a.numbers == b.numbers;
 }
 
+// Whether that may be a signature, and not some word that was written over a board.
+bool is_plausible(const Sent& call) {
+  return call.tokens != 0 && vectors_of(call.description) != 0 && epilogues::find(op_of(call.description)) != nullptr;
+}
+
+// A rank that has signed two calls as one, each for other peers to see: they ran at once, whatever was noticed of it first. Numbers
+// of a norm are signed apart, and may be on their way.
+bool find_two_at_once(const Evidence& evidence, Finding& f) {
+  for (const Announced& a : evidence.calls) {
+    const Sent* const first = call_of(evidence, a.rank, a.call.epoch);
+    if (first->tokens == a.call.tokens && first->description == a.call.description) continue;
+    if (!is_plausible(*first) || !is_plausible(a.call)) continue;
+    f.code = FaultCode::two_at_once;
+    f.peer = a.rank;
+    f.call = a.call;
+    f.relayed = a.rank != f.rank;
+    return true;
+  }
+  return false;
+}
+
 // Ranks whose calls of one number differ: fills in peer, the odd one out as far as that can be told, and waiter, one of the others.
 bool find_difference(const Evidence& evidence, const std::vector<Note>& notes, const Sent& mine, Finding& f) {
   const auto ranks = static_cast<uint32_t>(evidence.ranks.size());
@@ -97,6 +119,25 @@ bool find_difference(const Evidence& evidence, const std::vector<Note>& notes, c
   }
   f.conclusive = best > 0;
   return best >= 0;
+}
+
+// A difference that a peer has found, and that is not to be seen any more. Its note says with whom.
+bool take_difference(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
+                     Finding& f) {
+  uint32_t broken;
+  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  const auto ranks = static_cast<uint32_t>(notes.size());
+  const uint32_t author = author_of_mark(broken);
+  if (code_of_mark(broken) != FaultCode::call_mismatch || author >= ranks) return false;
+  const Note& note = notes[author];
+  f.conclusive = note.code == FaultCode::call_mismatch && note.peer < ranks;
+  f.waiter = author;
+  f.call = evidence.ranks[author].newest;
+  f.peer = f.conclusive ? note.peer : kMaxRanks;
+  if (!f.conclusive) return true;
+  if (const Sent* call = call_of(evidence, author, note.epoch)) f.call = *call;
+  if (const Sent* call = call_of(evidence, note.peer, note.epoch)) f.peer_call = *call;
+  return true;
 }
 
 void find_culprit(const Evidence& evidence, const FaultRecord& record, const std::vector<Note>& notes, Finding& f) {
@@ -200,19 +241,22 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
     f.peer = f.rank;
     f.relayed = false;
     f.conclusive = true;
-  } else if (code == FaultCode::call_mismatch) {
-    f.peer = record.peer;
-    f.peer_call = {record.epoch, record.peer_tokens, record.peer_description, record.peer_numbers};
-    f.conclusive = true;
   } else if (code == FaultCode::overlap || code == FaultCode::launch_shape || code == FaultCode::two_at_once ||
              code == FaultCode::ended) {
     f.peer = f.rank;
     f.conclusive = true;
-  } else if (find_departure(evidence, notes, f)) {
+  } else if (code == FaultCode::call_mismatch) {
+    if (!find_two_at_once(evidence, f)) {
+      f.peer = record.peer;
+      f.peer_call = {record.epoch, record.peer_tokens, record.peer_description, record.peer_numbers};
+    }
     f.conclusive = true;
-  } else if (f.relayed && take_from_peer(evidence, control, notes, f)) {
+  } else if (find_departure(evidence, notes, f) || (f.relayed && take_from_peer(evidence, control, notes, f)) ||
+             find_two_at_once(evidence, f)) {
     f.conclusive = true;
   } else if (code != FaultCode::peer_timeout && find_difference(evidence, notes, mine, f)) {
+    f.code = FaultCode::call_mismatch;
+  } else if (f.relayed && take_difference(evidence, control, notes, f)) {
     f.code = FaultCode::call_mismatch;
   } else {
     find_culprit(evidence, record, notes, f);

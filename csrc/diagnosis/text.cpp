@@ -68,9 +68,16 @@ std::string headline(const Finding& f) {
           f.waited_ns != 0 ? " waited " + seconds_text(f.waited_ns) : std::string(" waited too long");
       return rank_text(f, f.waiter) + waited + " for " + rank_text(f, f.peer) + " in " + call_text(f.call);
     }
-    case FaultCode::call_mismatch:
+    case FaultCode::call_mismatch: {
+      if (f.peer >= kMaxRanks) {
+        return "a peer called something else where " + rank_text(f, f.waiter) + " called " + call_text(f.call);
+      }
+      const std::string difference = difference_text(f.peer_call, f.call);
+      const bool alike = difference.empty() && name_of_call(f.peer_call) == name_of_call(f.call);
       return rank_text(f, f.peer) + " called " + name_of_call(f.peer_call) + " where " + rank_text(f, f.waiter) +
-             " called " + call_text(f.call) + difference_text(f.peer_call, f.call);
+             " called " + call_text(f.call) + difference +
+             (alike ? "; they have signed alike since, so two calls of one of them ran at once" : "");
+    }
     case FaultCode::overlap:
       return rank_text(f, f.rank) + ": the previous call did not end within " + seconds_text(f.waited_ns) + " of " +
              call_text(f.call);

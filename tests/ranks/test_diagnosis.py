@@ -6,6 +6,7 @@ import pytest
 
 from common.cases.diagnosis import (
     DIFFERENCES,
+    check_a_difference_that_is_gone,
     check_absent,
     check_absent_before_an_unordered_call,
     check_deadline_set_meanwhile,
@@ -16,6 +17,7 @@ from common.cases.diagnosis import (
     check_monitor,
     check_overwritten,
     check_overwritten_widely,
+    check_signed_twice,
 )
 from common.places import gpus, host, virtual
 from common.ranks import RankPool
@@ -74,6 +76,16 @@ def test_widely_overwritten_control_words(ranks: Any, word: int) -> None:
 @pytest.mark.parametrize("ranks", [host(2), gpus(2)], indirect=True)
 def test_marked_by_the_rank_at_fault(ranks: Any) -> None:
     ranks.run(check_marked)
+
+
+@pytest.mark.parametrize("ranks", [host(2), host(3)], indirect=True)
+def test_a_rank_that_has_signed_two_calls_as_one(ranks: Any) -> None:
+    ranks.run(check_signed_twice)
+
+
+@pytest.mark.parametrize("ranks", [host(2), host(3)], indirect=True)
+def test_a_difference_that_is_gone(ranks: Any) -> None:
+    ranks.run(check_a_difference_that_is_gone)
 
 
 @pytest.mark.parametrize("watched", [True, False])

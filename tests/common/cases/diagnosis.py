@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import pickle
+import struct
 import threading
 import time
 from typing import Any
@@ -15,7 +17,15 @@ from common.cases.lifecycle import SMALL, broken, make_fail, one_call
 from common.cases.rules import write_word
 from common.streams import stream_aside
 
-CONTROL_BYTES = 16384  # of a block (csrc/protocol/layout.h)
+# Of a block (csrc/protocol/layout.h, signature.h; csrc/diagnosis/notes.h).
+CONTROL_BYTES, BROKEN, BOARD, NOTES, MAX_RANKS, NO_EPOCH, TAG = 16384, 20, 1024, 8192, 72, 0xFFFFFFFF, 1 << 23
+MISMATCH, AT_ONCE = 2, 7  # csrc/protocol/fault.h
+
+
+def told(code: int, author: int) -> int:
+    """The mark on a peer's block: peer_mark() of csrc/protocol/fault.h."""
+    peer_fault = 3
+    return peer_fault | code << 8 | author << 16
 
 
 def check_absent(rank: Any, absent: int) -> None:
@@ -196,12 +206,71 @@ def check_marked(rank: Any) -> None:
     one_call(rank, workspace)
     rank.barrier()
     if rank.rank == 1:
-        peer_fault, two_at_once, author = 3, 7, 0  # csrc/protocol/call_params.h, told()
-        write_word(rank, workspace, 20, peer_fault | two_at_once << 8 | author << 16)
+        write_word(rank, workspace, BROKEN, told(AT_ONCE, author=0))
         error = broken(workspace, 1.0)
         assert "rank 0: two calls of that rank on this workspace ran at once" in str(error), error
         assert "told rank 1" in str(error), error
         assert (error.rank, error.peer) == (1, 0)
+    rank.barrier()
+    workspace.close()
+
+
+def board_row(rank: Any, workspace: Any, source: int) -> tuple[int, list[int]]:
+    """Where in this rank's block the newest signature of `source` is, and its four words."""
+    block = ctypes.string_at(workspace._memory.pointers[rank.rank], CONTROL_BYTES)
+    rows = []
+    for slot in range(3):
+        offset = BOARD + 16 * (slot * MAX_RANKS + source)
+        words = struct.unpack_from("4I", block, offset)
+        rows += [(words[0], offset, list(words))] if words[0] == words[2] != NO_EPOCH else []
+    _, offset, words = max(rows)
+    return offset, words
+
+
+def check_signed_twice(rank: Any) -> None:
+    """A rank that has signed two calls as one is named by all for that, whatever they were told: its signature for
+    rank 1 is another one than for the others."""
+    workspace = rank.new_workspace(**SMALL, monitor=False)
+    one_call(rank, workspace)
+    workspace.check()
+    rank.barrier()
+    if rank.rank == 1:
+        offset, words = board_row(rank, workspace, source=0)
+        write_word(rank, workspace, offset + 12, words[3] ^ TAG)
+        write_word(rank, workspace, BROKEN, told(MISMATCH, author=0))
+    rank.barrier()
+    if rank.rank == 1:
+        error = broken(workspace, 1.0)
+        assert "rank 0: two calls of that rank on this workspace ran at once" in str(error), error
+        assert "told rank 1" in str(error), error
+        assert (error.rank, error.peer) == (1, 0)
+    rank.barrier()  # it has told the others
+    if rank.rank != 1:
+        error = broken(workspace, 1.0)
+        assert "two calls of that rank on this workspace ran at once" in str(error), error
+        assert (error.rank, error.peer) == (rank.rank, 0)
+    rank.barrier()
+    workspace.close()
+
+
+def check_a_difference_that_is_gone(rank: Any) -> None:
+    """A peer has found a difference, and signatures are alike since: it is told as the peer tells it, not as a wait.
+    Before its note is there, no rank is blamed."""
+    workspace = rank.new_workspace(**SMALL, monitor=False)
+    one_call(rank, workspace)
+    rank.barrier()
+    if rank.rank == 1:
+        _, words = board_row(rank, workspace, source=0)
+        write_word(rank, workspace, BROKEN, told(MISMATCH, author=0))
+        text = str(broken(workspace, 1.0))
+        assert "a peer called something else where rank 0 called all_reduce(" in text, text
+        for word, value in enumerate((MISMATCH, 1, words[0], 0)):
+            write_word(rank, workspace, NOTES + 4 * word, value)
+        error = broken(workspace, 1.0)
+        assert type(error).__name__ == "CallMismatch", error
+        assert "rank 1 (this one) called all_reduce(" in str(error), error
+        assert "they have signed alike since, so two calls of one of them ran at once" in str(error), error
+        assert (error.rank, error.peer) == (1, 1)
     rank.barrier()
     workspace.close()
 
