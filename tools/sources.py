@@ -49,6 +49,23 @@ ROOMS = {
         "tools/sources.py",
         "tools/wheels.py",
     ),
+    # The quantising epilogues, which have kernels of their own.
+    "quantised": (
+        "csrc/epilogues/block_scale*",
+        "csrc/epilogues/per_token_fp8*",
+        "csrc/epilogues/quantised.h",
+        "csrc/epilogues/row_peak*",
+        "csrc/epilogues/static_fp8*",
+        "csrc/protocol/numerics_fp*",
+        "csrc/protocol/scale_layout.h",
+        "csrc/torch/block_scaled.h",
+        "csrc/torch/quantised.h",
+        "csrc/torch/ops/*fp4.cpp",
+        "csrc/torch/ops/*fp8.cpp",
+        "csrc/torch/ops/row_peak.cpp",
+        "mnnvl_ar/reference/fp*.py",
+        "mnnvl_ar/scales.py",
+    ),
     # Words: converted, added, sent and seen to have arrived.
     "arithmetic": (
         "csrc/protocol/numerics*",
@@ -66,6 +83,7 @@ ROOMS = {
         "mnnvl_ar/errors.py",
         "mnnvl_ar/monitor.py",
     ),
+    "cases of diagnosis": ("tests/common/cases/diagnosis.py",),
     "memory": ("mnnvl_ar/arguments.py", "mnnvl_ar/memory/", "mnnvl_ar/workspace.py"),
     # From an op's arguments to its outputs, how that is compiled, and what its bits are compared with.
     "kernels": (
@@ -81,7 +99,6 @@ ROOMS = {
         "mnnvl_ar/ops.py",
         "mnnvl_ar/ranks.py",
         "mnnvl_ar/reference/",
-        "mnnvl_ar/scales.py",
         "mnnvl_ar/tuning/",
         "setup.py",
     ),
@@ -152,15 +169,15 @@ COMING: tuple[str, ...] = ()
 LIBRARY = ("arithmetic", "kernels")
 # Kind of result -> the rooms that it rests on, beside the one of its own name.
 PARTS = {
-    "numerics": (*LIBRARY, "cases"),
-    "bits": (*LIBRARY, "cases"),
-    "software multicast": (*LIBRARY, "cases"),
+    "numerics": (*LIBRARY, "quantised", "cases"),
+    "bits": (*LIBRARY, "quantised", "cases"),
+    "software multicast": (*LIBRARY, "quantised", "cases"),
     "replays": (*LIBRARY, "cases"),
     "sanitizers": (*LIBRARY, "cases"),
     "cost of safety": (*LIBRARY, "cases"),
-    "workspaces": (*LIBRARY, "cases", "memory", "diagnosis"),
+    "workspaces": (*LIBRARY, "quantised", "cases", "memory", "diagnosis", "cases of diagnosis"),
     "faults": (*LIBRARY, "cases", "memory", "diagnosis"),
-    "twin": (*LIBRARY, "cases", "memory", "diagnosis", "faults"),
+    "twin": (*LIBRARY, "cases", "memory", "diagnosis", "cases of diagnosis", "faults"),
 }
 
 

@@ -59,7 +59,27 @@ MNNVL_AR_HD void store_scale(const BlockScales& s, uint32_t offset, uint32_t sca
   }
 }
 
-// By `workers` threads, of which this is number `worker`: what pads the rows of this launch, and, if the call's last row is among
+// The last tiles of a call, of which `used` rows are there: 32 units of 16 bytes each, in which rows 32 apart stand side by side, so
+// that padding is the end of a unit. A thread of a warp has one unit of many tiles: its loop is all that a small call waits for.
+MNNVL_AR_HD void pad_tiles(uint8_t* first, uint32_t count, uint32_t used, uint32_t worker, uint32_t workers) {
+  const uint32_t across = workers % 32 == 0 ? 32 : 1;
+  MNNVL_AR_ROLLED
+  for (uint32_t unit = worker % across; unit < 32; unit += across) {
+    const uint32_t kept = unit < used ? (used - unit + 31) / 32 : 0;  // words of the unit that are there
+    if (kept == 4) continue;
+    uint8_t* place = first + worker / across * 512 + unit * 16;
+    MNNVL_AR_ROLLED
+    for (uint32_t tile = worker / across; tile < count; tile += workers / across) {
+      if (kept == 0) store16(place, Vector{});
+      if (kept == 1) store_word(place + 4, 0u);
+      if (kept == 1 || kept == 2) store_word(place + 8, uint64_t{0});
+      if (kept == 3) store_word(place + 12, 0u);
+      place += workers / across * 512;
+    }
+  }
+}
+
+// By `workers` threads, whole warps or a single one, of which this is number `worker`: what pads the rows of this launch, and, if the call's last row is among
 // them, what stands behind that.
 MNNVL_AR_HD void pad_scales(const BlockScales& s, const Tensors& t, uint32_t worker, uint32_t workers) {
   if (s.order == ScaleOrder::columns || s.order == ScaleOrder::rows) return;
@@ -79,21 +99,9 @@ MNNVL_AR_HD void pad_scales(const BlockScales& s, const Tensors& t, uint32_t wor
     }
     return;
   }
-  const uint32_t used = s.rows % 128;  // rows of the last tiles, which are 32 units of 16 bytes, each of four rows
+  const uint32_t used = s.rows % 128;
   if (used == 0) return;
-  uint8_t* const tiles = at(s.data, protocol::tiled_scale_at(s.rows - used, 0u, words));
-  MNNVL_AR_ROLLED
-  for (uint32_t i = worker; i < 32 * words; i += workers) {
-    const uint32_t unit = i % 32;
-    if (unit >= used) {
-      store16(tiles + i * 16, Vector{});
-      continue;
-    }
-    MNNVL_AR_ROLLED
-    for (uint32_t quarter = 1; quarter < 4; ++quarter) {
-      if (unit + quarter * 32 >= used) store_word(tiles + i * 16 + quarter * 4, 0u);
-    }
-  }
+  pad_tiles(at(s.data, protocol::tiled_scale_at(s.rows - used, 0u, words)), words, used, worker, workers);
 }
 
 }  // namespace mnnvl_ar::epilogues

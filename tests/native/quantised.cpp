@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "epilogues/block_scales.h"
 #include "protocol/numerics.h"
 #include "protocol/numerics_fp4.h"
 #include "protocol/numerics_fp8.h"
@@ -189,6 +190,29 @@ Bytes packed(const Bytes& scales, uint8_t padding) {
   return out;
 }
 
+// How often each byte of a tensor of byte scales is stored to by the launch of rows [first, first + rows) of a call of `call_rows`,
+// when so many threads pad it.
+py::array_t<uint32_t> padded(bool in_tiles, uint32_t call_rows, uint32_t columns, uint32_t first, uint32_t rows,
+                             uint32_t workers) {
+  namespace epilogues = mnnvl_ar::epilogues;
+  using epilogues::ScaleOrder;
+  const uint64_t size = in_tiles ? byte_scales_size(ByteScales::swizzled_128x4, call_rows, columns)
+                                 : packed_scales_size(call_rows, columns);
+  std::vector<uint8_t> bytes(size);
+  const ScaleOrder order = in_tiles ? ScaleOrder::tiles : ScaleOrder::aligned_columns;
+  const epilogues::BlockScales scales(bytes.data(), order, true, call_rows, columns);
+  Tensors tensors{};
+  tensors.tokens = rows, tensors.first_token = first, tensors.call_tokens = call_rows;
+  py::array_t<uint32_t> counts(static_cast<py::ssize_t>(size));
+  std::fill_n(counts.mutable_data(), size, 0);
+  for (uint32_t worker = 0; worker < workers; ++worker) {
+    std::fill(bytes.begin(), bytes.end(), 1);
+    epilogues::pad_scales(scales, tensors, worker, workers);
+    for (uint64_t i = 0; i < size; ++i) counts.mutable_data()[i] += bytes[i] == 0;
+  }
+  return counts;
+}
+
 }  // namespace
 
 void bind_quantised(py::module_& m) {
@@ -220,5 +244,6 @@ void bind_quantised(py::module_& m) {
   m.def("swizzled", [](const Bytes& s, uint8_t padding) { return laid_out(ByteScales::swizzled_128x4, s, padding); });
   m.def("linear", [](const Bytes& s, uint8_t padding) { return laid_out(ByteScales::linear, s, padding); });
   m.def("packed", &packed);
+  m.def("padded", &padded);
   m.def("tma_stride", &tma_stride);
 }

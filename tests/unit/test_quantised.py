@@ -349,6 +349,29 @@ def test_another_padding_or_layout_is_seen() -> None:
     assert layouts.packed(scales).stride() != layouts.packed(scales).contiguous().stride()
 
 
+@given(
+    in_tiles=st.booleans(),
+    count=st.integers(1, 300),
+    columns=st.integers(1, 70),
+    cut=st.integers(0, 300),
+    workers=st.sampled_from([1, 32, 64, 96, 1024]),
+)
+@example(in_tiles=True, count=1, columns=64, cut=0, workers=64)
+@example(in_tiles=True, count=40, columns=5, cut=39, workers=96)
+@settings(max_examples=80)
+def test_padding_is_stored_once(in_tiles: bool, count: int, columns: int, cut: int, workers: int) -> None:
+    """Every byte that is no scale, by one of the threads of one of the launches, and no other byte."""
+    lay_out = protocol.swizzled if in_tiles else protocol.packed
+    is_scale = torch.from_numpy(lay_out(torch.ones(count, columns, dtype=torch.uint8).numpy(), 0))
+    launches = [(0, cut), (cut, count - cut)] if cut < count else [(0, count)]
+    stored = sum(
+        torch.from_numpy(protocol.padded(in_tiles, count, columns, first, rows, workers).astype("int64"))
+        for first, rows in launches
+        if rows
+    )
+    assert torch.equal(stored, 1 - is_scale.to(torch.int64))
+
+
 def test_fp32_layouts_hold_the_same_scales() -> None:
     norm = plain("bfloat16")[:5]
     want_code, want = reference.per_token_group_fp8(norm)
