@@ -143,9 +143,11 @@ class Workspace:
             return Request(layout.nbytes, layout.fills, layout.probe_offset, self.device, transport, alike, retry)
 
         def undo() -> None:
-            if self.handle:
-                ops._workspace_close(self.handle, True)
-            watchers.forget(self.handle)
+            try:
+                if self.handle:
+                    ops._workspace_close(self.handle, True)
+            finally:
+                watchers.forget(self.handle)
 
         def use(pointers: tuple[int, ...], multicast_pointer: int) -> Callable[[], object]:
             if monitor:
@@ -278,7 +280,7 @@ class Workspace:
         it back all the same, and ends calls that still wait for a peer, in other threads too; a graph that is replayed
         afterwards computes nothing: its outputs are NaN, and the monitor says so (of the addresses, which then lead to
         2 MiB, the rest is as above). Where a graph is being captured nobody can wait for the calls: then `force` raises
-        `RuntimeError`, and may be tried again.
+        `RuntimeError`, the workspace is broken, and is to be closed again; the capture may be lost.
 
         With transport "multicast" the addresses lead nowhere when this returns, but the memory goes only when all ranks
         have closed or put to sleep their workspaces, as those that have not may still send to it; or with the process.

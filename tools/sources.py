@@ -83,6 +83,12 @@ ROOMS = {
         "mnnvl_ar/errors.py",
         "mnnvl_ar/monitor.py",
     ),
+    "cases of bits": (
+        *OF_BENCH,
+        "tests/common/cases/many.py",
+        "tests/common/cases/outputs.py",
+        "tests/common/cases/quantised.py",
+    ),
     "cases of diagnosis": ("tests/common/cases/diagnosis.py",),
     "memory": ("mnnvl_ar/arguments.py", "mnnvl_ar/memory/", "mnnvl_ar/workspace.py"),
     # From an op's arguments to its outputs, how that is compiled, and what its bits are compared with.
@@ -143,10 +149,6 @@ ROOMS = {
         "tests/gpu/test_gpu_graphs.py",
         "tests/gpu/test_many_ranks.py",
         "tests/gpu/test_quantised_peers.py",
-        *OF_BENCH,
-        "tests/common/cases/many.py",
-        "tests/common/cases/outputs.py",
-        "tests/common/cases/quantised.py",
         "tests/ranks/test_bound.py",
         "tests/ranks/test_outputs.py",
         "tests/ranks/test_pieces.py",
@@ -170,8 +172,8 @@ LIBRARY = ("arithmetic", "kernels")
 # Kind of result -> the rooms that it rests on, beside the one of its own name.
 PARTS = {
     "numerics": (*LIBRARY, "quantised", "cases"),
-    "bits": (*LIBRARY, "quantised", "cases"),
-    "software multicast": (*LIBRARY, "quantised", "cases"),
+    "bits": (*LIBRARY, "quantised", "cases", "cases of bits"),
+    "software multicast": (*LIBRARY, "quantised", "cases", "cases of bits"),
     "replays": (*LIBRARY, "cases"),
     "sanitizers": (*LIBRARY, "cases"),
     "cost of safety": (*LIBRARY, "cases"),

@@ -33,7 +33,8 @@ inline Copier copier(int64_t device) {
   if (made.stream == nullptr) {
     made.context = launch::primary_context(static_cast<int>(device));
     const launch::InContext in(made.context);
-    if (cudaStreamCreateWithFlags(&made.stream, cudaStreamNonBlocking) != cudaSuccess) made.stream = nullptr;
+    if (!in.ok() || cudaStreamCreateWithFlags(&made.stream, cudaStreamNonBlocking) != cudaSuccess)
+      made.stream = nullptr;
   }
   return made;
 }

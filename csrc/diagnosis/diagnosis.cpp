@@ -80,9 +80,8 @@ bool find_two_at_once(const Evidence& evidence, Finding& f) {
     if (first->tokens == a.call.tokens && first->description == a.call.description) continue;
     if (!is_plausible(*first) || !is_plausible(a.call)) continue;
     f.code = FaultCode::two_at_once;
-    f.peer = a.rank;
+    f.peer = f.waiter = a.rank;
     f.call = a.call;
-    f.relayed = a.rank != f.rank;
     return true;
   }
   return false;
@@ -130,13 +129,16 @@ bool take_difference(const Evidence& evidence, const std::vector<uint8_t>& contr
   const uint32_t author = author_of_mark(broken);
   if (code_of_mark(broken) != FaultCode::call_mismatch || author >= ranks) return false;
   const Note& note = notes[author];
-  f.conclusive = note.code == FaultCode::call_mismatch && note.peer < ranks;
   f.waiter = author;
   f.call = evidence.ranks[author].newest;
-  f.peer = f.conclusive ? note.peer : kMaxRanks;
-  if (!f.conclusive) return true;
-  if (const Sent* call = call_of(evidence, author, note.epoch)) f.call = *call;
-  if (const Sent* call = call_of(evidence, note.peer, note.epoch)) f.peer_call = *call;
+  f.peer = kMaxRanks;
+  if (note.code != FaultCode::call_mismatch || note.peer >= ranks) return true;
+  const Sent* const its = call_of(evidence, author, note.epoch);
+  const Sent* const peers = call_of(evidence, note.peer, note.epoch);
+  f.peer = note.peer;
+  if (its != nullptr) f.call = *its;
+  if (peers != nullptr) f.peer_call = *peers;
+  f.conclusive = its != nullptr && peers != nullptr;
   return true;
 }
 
@@ -168,12 +170,12 @@ void find_culprit(const Evidence& evidence, const FaultRecord& record, const std
   }
 }
 
-// Of a mark: whether its author is the rank at fault, who alone can know this.
+// Of a mark: whether its author is taken for the rank at fault, who mostly is the only one to know this.
 bool is_of_author(FaultCode code) {
   return code == FaultCode::launch_shape || code == FaultCode::two_at_once || code == FaultCode::ended;
 }
 
-// What only the rank at fault can know: it says who it is and what is wrong, in a note or in the mark on our block.
+// What the rank at fault has said: who it is and what is wrong, in a note or in the mark on our block.
 bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
                     Finding& f) {
   uint32_t broken;
@@ -195,7 +197,7 @@ bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& contro
 }
 
 // Whom a mark of ours names: this rank, or who is at fault where that is taken for the author.
-uint32_t author_of(const Finding& f) { return f.relayed && is_of_author(f.code) ? f.peer : f.rank; }
+uint32_t author_of(const Finding& f) { return is_of_author(f.code) ? f.peer : f.rank; }
 
 bool is_departure(const Note& note) { return is_heard_by_all(note.code); }
 
@@ -231,8 +233,10 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
   f.code = code != FaultCode::none ? code : FaultCode::peer_fault;
   uint32_t broken;
   std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
-  if (broken == static_cast<uint32_t>(FaultCode::asleep)) {  // what stands in for a block
-    f.code = FaultCode::asleep;
+  const auto own = static_cast<FaultCode>(broken);
+  // What stands in for a block; and end_calls(), unless something was found before.
+  if (own == FaultCode::asleep || (own == FaultCode::ended && f.relayed)) {
+    f.code = own;
     f.peer = f.rank;
     f.relayed = false;
     f.conclusive = true;

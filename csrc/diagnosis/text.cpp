@@ -73,10 +73,11 @@ std::string headline(const Finding& f) {
         return "a peer called something else where " + rank_text(f, f.waiter) + " called " + call_text(f.call);
       }
       const std::string difference = difference_text(f.peer_call, f.call);
-      const bool alike = difference.empty() && name_of_call(f.peer_call) == name_of_call(f.call);
+      const bool alike = difference.empty() && name_of_call(f.peer_call) == name_of_call(f.call) &&
+                         f.peer_call.epoch == f.call.epoch && f.call.epoch != kNoEpoch;
       return rank_text(f, f.peer) + " called " + name_of_call(f.peer_call) + " where " + rank_text(f, f.waiter) +
              " called " + call_text(f.call) + difference +
-             (alike ? "; they have signed alike since, so two calls of one of them ran at once" : "");
+             (alike ? "; both sign the same by now, so one of them has signed that call twice" : "");
     }
     case FaultCode::overlap:
       return rank_text(f, f.rank) + ": the previous call did not end within " + seconds_text(f.waited_ns) + " of " +

@@ -60,7 +60,8 @@ MNNVL_AR_HD void store_scale(const BlockScales& s, uint32_t offset, uint32_t sca
 }
 
 // The last tiles of a call, of which `used` rows are there: 32 units of 16 bytes each, in which rows 32 apart stand side by side, so
-// that padding is the end of a unit. A thread of a warp has one unit of many tiles: its loop is all that a small call waits for.
+// that padding is the end of a unit. If workers are whole warps a thread has one unit of many tiles, and its loop no branches: a
+// small call waits for it.
 MNNVL_AR_HD void pad_tiles(uint8_t* first, uint32_t count, uint32_t used, uint32_t worker, uint32_t workers) {
   const uint32_t across = workers % 32 == 0 ? 32 : 1;
   MNNVL_AR_ROLLED
@@ -79,7 +80,7 @@ MNNVL_AR_HD void pad_tiles(uint8_t* first, uint32_t count, uint32_t used, uint32
   }
 }
 
-// By `workers` threads, whole warps or a single one, of which this is number `worker`: what pads the rows of this launch, and, if the call's last row is among
+// By `workers` threads, of which this is number `worker`: what pads the rows of this launch, and, if the call's last row is among
 // them, what stands behind that.
 MNNVL_AR_HD void pad_scales(const BlockScales& s, const Tensors& t, uint32_t worker, uint32_t workers) {
   if (s.order == ScaleOrder::columns || s.order == ScaleOrder::rows) return;

@@ -41,5 +41,16 @@ InContext::~InContext() {
   if (pushed_ && pop != nullptr) pop(&popped);
 }
 
+// By the driver: the runtime says device 0 of a thread that has no context.
+bool OnDevice::is_on(int device) {
+  static const auto current = driver_function<CUresult (*)(CUcontext*)>("cuCtxGetCurrent", 4000);
+  static const auto device_of = driver_function<CUresult (*)(CUdevice*)>("cuCtxGetDevice", 2000);
+  CUcontext context = nullptr;
+  CUdevice here = -1;
+  if (current == nullptr || device_of == nullptr || current(&context) != CUDA_SUCCESS || context == nullptr)
+    return false;
+  return device_of(&here) == CUDA_SUCCESS && here == device;
+}
+
 }  // namespace mnnvl_ar::launch
 #endif

@@ -44,10 +44,7 @@ class OnDevice {
   bool ok() const { return there_ || context_.ok(); }
 
  private:
-  static bool is_on(int device) {
-    int here = -1;
-    return cudaGetDevice(&here) == cudaSuccess && here == device;
-  }
+  static bool is_on(int device);
 
   const bool there_;
   const InContext context_;

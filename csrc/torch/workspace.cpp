@@ -194,8 +194,13 @@ bool close(int64_t handle, bool force) {
   if (workspace.graphs != 0 && !force) return false;
   if (force) end_calls(workspace);
   const diagnosis::Quiet quiet = diagnosis::quiesce(workspace.blocks());
-  STD_TORCH_CHECK(!force || quiet != diagnosis::Quiet::capturing, "workspace: handle ", handle,
-                  " cannot give its memory back: a CUDA graph is being captured; close it again after that");
+  if (force && quiet == diagnosis::Quiet::capturing) {  // its calls have been ended, and it is open to be closed again
+    workspace.closed = false;
+    const std::lock_guard<std::mutex> counting(mutex);
+    count_open_blocks(workspace.settings.device);
+    STD_TORCH_CHECK(false, "workspace: handle ", handle,
+                    " cannot give its memory back: a CUDA graph is being captured; close it again after that");
+  }
   workspace.unmapped = quiet == diagnosis::Quiet::yes || force;
   if (workspace.unmapped) {
     workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());

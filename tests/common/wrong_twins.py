@@ -89,7 +89,7 @@ WRONG = {
             ("ring.py", "alone = (was[0] == epoch) & (was[1] == launched)", "alone = was[0] == was[0]"),
         ),
         "check_two_at_once",
-        "differs in|waited|did not end within|with tag",
+        "differs in|waited|did not end within",
         arguments=(True,),
     ),
     "none, but slow": Wrong((SLOW,), "check_two_at_once", "", arguments=(True,)),

@@ -28,9 +28,9 @@ def test_the_context_stays() -> None:
         pool.run(processors.check_the_context_stays, timeout=60)
 
 
-@pytest.mark.gpu(2)
-def test_a_thread_without_a_device() -> None:
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.gpu(2))])
+def test_a_thread_without_a_device(index: int) -> None:
     with RankPool(1, "cpu") as pool:  # which puts no rank on a GPU
-        (untried,) = pool.run(processors.check_a_thread_without_a_device, timeout=60)
+        (untried,) = pool.run(processors.check_a_thread_without_a_device, index, timeout=60)
     if untried:
         pytest.skip(untried)

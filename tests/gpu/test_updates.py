@@ -35,7 +35,8 @@ def test_update(strategy: int, tokens: tuple[int, int], max_ctas: int | None, sa
 def test_update_of_the_pdl_mode(modes: tuple[str, str]) -> None:
     with RankPool(1, "cuda") as pool:
         (said,) = pool.run(check_updates_of_the_mode, modes, timeout=40)
-    assert said in ("right", "another topology, says CUDA")
+    if said != "right":
+        pytest.skip(said)
 
 
 def check_updates_of_the_mode(rank: Any, modes: tuple[str, str]) -> str:
@@ -50,13 +51,13 @@ def check_updates_of_the_mode(rank: Any, modes: tuple[str, str]) -> str:
     workspace = rank.new_workspace(max_tokens=tokens, hidden=HIDDEN, dtype=torch.bfloat16, deadline=5.0)
     draw = torch.Generator(device=rank.device).manual_seed(3)
     source = torch.randn(tokens, HIDDEN, generator=draw, device=rank.device).to(torch.bfloat16)
-    x, out = torch.empty_like(source), torch.empty_like(source)
+    x, outs = torch.empty_like(source), [torch.empty_like(source) for _ in range(3)]
     stale = torch.full_like(source, 7.0)
 
     def capture(mode: str) -> tuple[Any, Any]:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph):
-            for _ in range(3):
+            for out in outs:
                 x.copy_(stale)
                 x.copy_(source)
                 ops.all_reduce_out(x, out, workspace.handle, pdl=int(Pdl[mode.upper()]))
@@ -70,9 +71,11 @@ def check_updates_of_the_mode(rank: Any, modes: tuple[str, str]) -> str:
         if int(code) != 0:
             return "another topology, says CUDA"
         for _ in range(20):
-            out.zero_()
+            for out in outs:
+                out.zero_()
             ask(runtime.cudaGraphLaunch(executable, stream))
-            assert torch.equal(out, source), f"{modes[which]}: wrong bits, and no error"
+            for out in outs:
+                assert torch.equal(out, source), f"{modes[which]}: wrong bits, and no error"
         workspace.check()
     return "right"
 

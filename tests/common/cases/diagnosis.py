@@ -269,7 +269,7 @@ def check_a_difference_that_is_gone(rank: Any) -> None:
         error = broken(workspace, 1.0)
         assert type(error).__name__ == "CallMismatch", error
         assert "rank 1 (this one) called all_reduce(" in str(error), error
-        assert "they have signed alike since, so two calls of one of them ran at once" in str(error), error
+        assert "both sign the same by now, so one of them has signed that call twice" in str(error), error
         assert (error.rank, error.peer) == (1, 1)
     rank.barrier()
     workspace.close()

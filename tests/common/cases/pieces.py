@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from common.cases.calls import ALIASING, Call, Prepared, check_calls, wanted
-from common.cases.diagnosis import broken
+from common.cases.lifecycle import broken
 from common.cases.rules import break_rule
 from common.rows import DTYPES, hostile_rows
 

@@ -107,8 +107,8 @@ def check_made_there(rank: Any) -> None:
 
 
 def check_the_context_stays(rank: Any) -> None:
-    """Making a workspace, its calls, their fault and its end leave the thread in the context that it was in: a second
-    workspace counts what the first one did."""
+    """Making a workspace, its calls and its end leave the thread in the context that it was in: a second workspace
+    counts what the first one did."""
     green = Green(rank)
     with green.current():
         first = rank.new_workspace(**SIZES)
@@ -122,41 +122,43 @@ def check_the_context_stays(rank: Any) -> None:
         second.close()
 
 
-def check_a_thread_without_a_device(rank: Any) -> str:
-    """A thread that never chose a device calls a workspace of the second GPU: no context comes to be on the first one,
-    and none stays with the thread. The control: what setting the device back does. Returns why it could not be tried,
-    or nothing."""
+def check_a_thread_without_a_device(rank: Any, index: int) -> str:
+    """A thread that never chose a device calls a workspace of that GPU, the same call twice: no context stays with the
+    thread, and none comes to be on the first GPU where that is another one. The control there: what setting the device
+    back does. Returns why it could not be tried, or nothing."""
     from cuda.bindings import driver as cuda
     from cuda.bindings import runtime
 
     import mnnvl_ar
 
-    def is_active(index: int) -> bool:
-        status, _, active = cuda.cuDevicePrimaryCtxGetState(index)
+    def is_active() -> bool:
+        status, _, active = cuda.cuDevicePrimaryCtxGetState(0)
         assert status == cuda.CUresult.CUDA_SUCCESS, status
         return bool(active)
 
-    there = torch.device("cuda", 1)
+    there = torch.device("cuda", index)
     x = torch.ones(2, 4096, dtype=torch.bfloat16, device=there)
-    if is_active(0):
+    if index != 0 and is_active():
         return "PyTorch has made a context on the first GPU"
     workspace = mnnvl_ar.Workspace(rank.group, **SIZES, device=there)
-    out = torch.empty_like(x)
+    outs = [torch.zeros_like(x) for _ in range(2)]
+    torch.cuda.synchronize(there)
     found: list[Any] = []
 
     def call() -> None:
-        mnnvl_ar.ops.all_reduce_out(x, out, workspace.handle)
-        found.append(int(cuda.cuCtxGetCurrent()[1]))
+        for out in outs:
+            mnnvl_ar.ops.all_reduce_out(x, out, workspace.handle)
+            found.append(int(cuda.cuCtxGetCurrent()[1]))
 
     thread = threading.Thread(target=call)
     thread.start()
     thread.join()
     torch.cuda.synchronize(there)
-    assert torch.equal(out, x)
-    assert found == [0]
-    assert not is_active(0)
+    assert all(torch.equal(out, x) for out in outs)
+    assert found == [0, 0]
     workspace.close()
-    assert not is_active(0)
-    runtime.cudaSetDevice(0)
-    assert is_active(0)
+    if index != 0:
+        assert not is_active()
+        runtime.cudaSetDevice(0)
+        assert is_active()
     return ""

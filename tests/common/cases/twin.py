@@ -276,10 +276,11 @@ def check_absent(rank: Any, absent: int) -> None:
 
 
 def check_two_at_once(rank: Any, must: bool = False) -> None:
-    """Two streams at once on one workspace: right bits, or an error that says so; `must`: that error. If they come one
-    after the other, but on ranks in another order, their tags tell."""
+    """Two streams at once on one workspace: right bits, or an error that says so; `must`: that error, of calls that are
+    signed alike, so that it is what the kernel has noticed. Otherwise, if they come one after the other, but on ranks
+    in another order, their tags tell."""
     workspace = rank.new_workspace(**{**WORKSPACE, "deadline": 2.0})
-    calls = [Prepared(rank, normed(tokens=8, hidden=8192, pdl=0, tag=tag, seed=tag + 3)) for tag in (0, 1)]
+    calls = [Prepared(rank, normed(tokens=8, hidden=8192, pdl=0, tag=0 if must else n, seed=n + 3)) for n in (0, 1)]
     streams = [stream_aside(rank.device) for _ in calls]
     refusals: list[str] = []
     for _ in range(200 if must else 6):  # the first that shows it ends it
