@@ -14,7 +14,7 @@ MAX_CLUSTER, MOST_WARPS = 8, 14  # CTAs that share a row, and their warps with r
 MOST_ROW_WARPS = 30  # where a cluster has one row, of two or four ranks
 GRID_FILLS = 16  # tokens from which rows compete for the device
 QUEUE_FILLS = 128  # tokens from which rows queue up
-NOISE = 1.03  # a shape must be this much quicker than the neighbour's to be worth another entry
+NOISE = 1.015  # a shape must be this much quicker than the neighbour's to be worth another entry
 
 
 @dataclass(frozen=True)
