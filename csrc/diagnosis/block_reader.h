@@ -18,8 +18,8 @@
 namespace mnnvl_ar::diagnosis {
 
 #if MNNVL_AR_CUDA
-// A device's primary context, and a stream in it for copies, which waits for nothing. Never destroyed: the driver may be gone before us
-// at exit.
+// A device's primary context, and a stream in it for copies, which waits for nothing. Never destroyed: the driver may be gone
+// before us at exit.
 struct Copier {
   CUcontext context = nullptr;
   cudaStream_t stream = nullptr;

@@ -30,6 +30,13 @@ int64_t when_of(const FaultRecord& record, bool is_host) {
   return then > now || now - then > 86400 * kSecond ? now : then;
 }
 
+// Of this rank's block: what has broken it, or 0.
+uint32_t mark_of(const std::vector<uint8_t>& control) {
+  uint32_t broken;
+  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  return broken;
+}
+
 std::vector<Note> read_notes(const std::vector<uint8_t>& control, uint32_t ranks) {
   std::vector<Note> notes(ranks);
   std::memcpy(notes.data(), control.data() + kNotesOffset, ranks * sizeof(Note));
@@ -123,8 +130,7 @@ bool find_difference(const Evidence& evidence, const std::vector<Note>& notes, c
 // A difference that a peer has found, and that is not to be seen any more. Its note says with whom.
 bool take_difference(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
                      Finding& f) {
-  uint32_t broken;
-  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  const uint32_t broken = mark_of(control);
   const auto ranks = static_cast<uint32_t>(notes.size());
   const uint32_t author = author_of_mark(broken);
   if (code_of_mark(broken) != FaultCode::call_mismatch || author >= ranks) return false;
@@ -178,8 +184,7 @@ bool is_of_author(FaultCode code) {
 // What the rank at fault has said: who it is and what is wrong, in a note or in the mark on our block.
 bool take_from_peer(const Evidence& evidence, const std::vector<uint8_t>& control, const std::vector<Note>& notes,
                     Finding& f) {
-  uint32_t broken;
-  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  const uint32_t broken = mark_of(control);
   const auto ranks = static_cast<uint32_t>(notes.size());
   for (uint32_t author = 0; author < ranks; ++author) {
     if (notes[author].code != FaultCode::damaged) continue;
@@ -231,8 +236,7 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
   const FaultCode code = record.code;
   f.relayed = code == FaultCode::peer_fault || code == FaultCode::none;
   f.code = code != FaultCode::none ? code : FaultCode::peer_fault;
-  uint32_t broken;
-  std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  const uint32_t broken = mark_of(control);
   const auto own = static_cast<FaultCode>(broken);
   // What stands in for a block; and end_calls(), unless something was found before.
   if (own == FaultCode::asleep || (own == FaultCode::ended && f.relayed)) {
@@ -300,7 +304,7 @@ bool look(const Blocks& blocks, Finding& finding) {
   std::vector<uint8_t> control(kControlBytes);
   uint32_t broken = 0;
   const bool is_readable = BlockReader(blocks).read(blocks.params.group.rank, 0, control.data(), kControlBytes);
-  if (is_readable) std::memcpy(&broken, control.data() + kBrokenOffset, sizeof(broken));
+  if (is_readable) broken = mark_of(control);
   // After the mark: if this rank has set it, the record is there.
   const FaultRecord record = read_record(*blocks.params.group.record);
   if (record.code == FaultCode::none && (!is_readable || (broken == 0 && damaged(blocks, control) == 0))) {

@@ -60,8 +60,8 @@ MNNVL_AR_HD void store_scale(const BlockScales& s, uint32_t offset, uint32_t sca
 }
 
 // The last tiles of a call, of which `used` rows are there: 32 units of 16 bytes each, in which rows 32 apart stand side by side, so
-// that padding is the end of a unit. If workers are whole warps a thread has one unit of many tiles, and its loop no branches: a
-// small call waits for it.
+// that padding is the end of a unit. Where workers are whole warps a thread has the same unit of each of its tiles, so
+// that its loop needs no branch.
 MNNVL_AR_HD void pad_tiles(uint8_t* first, uint32_t count, uint32_t used, uint32_t worker, uint32_t workers) {
   const uint32_t across = workers % 32 == 0 ? 32 : 1;
   MNNVL_AR_ROLLED

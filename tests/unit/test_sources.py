@@ -52,7 +52,7 @@ def test_what_gpu_tests_import_makes_them_stale() -> None:
 
 
 def test_what_exhaustive_includes_is_arithmetic() -> None:
-    """Or what quantises. Or a change of it would leave the figures of all words fresh."""
+    """Or of what quantises: else a change of it would leave the figures of all words fresh."""
     included = re.findall(r'#include "(.*)"', (ROOT / "tests/native/exhaustive.cu").read_text())
     assert included
     assert {sources.room_of(f"csrc/{name}") for name in included} == {"arithmetic", "quantised"}
