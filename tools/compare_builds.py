@@ -7,10 +7,11 @@ A build is a folder with `mnnvl_ar/` (its `_C.so` in it) and `tests/common/`: a 
 process of its own; the two measure each cell by turns, old and new in one pair, new and old in the next. What a process
 is given (where its memory lies, above all) moves a cell by a tenth of a microsecond, so every turn starts both anew.
 
-Cells: a world of one rank between two GEMMs, and in a chain of its own calls; virtual ranks (several streams of one
-GPU) in a chain. `--cells many`: 12, 16, 24 and 72 virtual ranks, whose calls are graphs of kernels without edges, a CTA
-a rank. Their time is mostly that of starting so many kernels, but the last one to start finds all rows there, and what
-it takes from then on is in line: so is the difference of two builds that wait for sources in different ways.
+Cells: a world of one rank between two GEMMs, as a workspace does it by default, and in a chain of its own calls, early;
+virtual ranks (several streams of one GPU) in a chain, early. `--cells many`: 12, 16, 24 and 72 virtual ranks, whose
+calls are graphs of kernels without edges, a CTA a rank. Their time is mostly that of starting so many kernels, but the
+last one to start finds all rows there, and what it takes from then on is in line: so is the difference of two builds
+that wait for sources in different ways.
 
 Printed are the medians of both and, of the differences new - old (each turn's mean over its pairs), the mean over turns
 with its 95 % interval (Student's t). A cell is slower when the whole interval is above 0. With 50 cells, one or two are
@@ -119,13 +120,20 @@ def timed(replay: Any, count: int, streams: list[Any]) -> float:
     return float(begin.elapsed_time(end)) * 1e3 / count
 
 
+def usual_pdl() -> Any:
+    """The PDL mode of a workspace whose maker did not choose one: by measurements, and before there were any, early."""
+    from mnnvl_ar.ops import Pdl
+
+    return getattr(Pdl, "AUTO", Pdl.EARLY)
+
+
 def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
     """x -> GEMM -> call -> GEMM -> ..., weights rotated so that L2 holds none of them."""
     import torch
 
     from common.virtual import VirtualGroup
 
-    group = VirtualGroup(1, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0")
+    group = VirtualGroup(1, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", pdl=usual_pdl(), max_ctas=0)
     call = calls_of(cell, group.handles[0])
     sets = max(2, min(count, most_bytes // (cell.hidden * cell.hidden * 2)))
     weights = [torch.randn(cell.hidden, cell.hidden, device="cuda").bfloat16() / cell.hidden for _ in range(sets)]
@@ -146,6 +154,15 @@ def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
     return lambda: (timed(graph.replay, count, []), group)[0]
 
 
+def shape_of(cell: Cell) -> dict[str, Any]:
+    """A world of one has the device to itself, and goes by its build's table. Virtual ranks share it: a table made for
+    whole devices would give the few CTAs of each to few rows, so both builds take the same, a CTA a row if there are
+    many."""
+    if cell.ranks == 1:
+        return {"max_ctas": 0}
+    return {"cluster": 4 if cell.tokens == 1 else 1}
+
+
 def chain(cell: Cell, count: int = 400) -> Any:
     """A graph of `count` calls a rank, each on the stream of its rank."""
     import torch
@@ -153,7 +170,9 @@ def chain(cell: Cell, count: int = 400) -> Any:
     from common.virtual import VirtualGroup
 
     count = max(20, min(count, 20_000 // cell.tokens))
-    group = VirtualGroup(cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", strategy=cell.strategy)
+    group = VirtualGroup(
+        cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", strategy=cell.strategy, **shape_of(cell)
+    )
     calls = [calls_of(cell, handle) for handle in group.handles]
     streams = [torch.cuda.Stream() for _ in calls]
 

@@ -90,6 +90,7 @@ ROOMS = {
         "tests/common/cases/quantised.py",
     ),
     "cases of diagnosis": ("tests/common/cases/diagnosis.py",),
+    "cases of life cycle": ("tests/common/cases/lifecycle.py",),
     "memory": ("mnnvl_ar/arguments.py", "mnnvl_ar/memory/", "mnnvl_ar/workspace.py"),
     # From an op's arguments to its outputs, how that is compiled, and what its bits are compared with.
     "kernels": (
@@ -172,14 +173,14 @@ LIBRARY = ("arithmetic", "kernels")
 # Kind of result -> the rooms that it rests on, beside the one of its own name.
 PARTS = {
     "numerics": (*LIBRARY, "quantised", "cases"),
-    "bits": (*LIBRARY, "quantised", "cases", "cases of bits"),
+    "bits": (*LIBRARY, "quantised", "cases", "cases of bits", "cases of life cycle"),
     "software multicast": (*LIBRARY, "quantised", "cases", "cases of bits"),
     "replays": (*LIBRARY, "cases"),
     "sanitizers": (*LIBRARY, "cases"),
     "cost of safety": (*LIBRARY, "cases"),
-    "workspaces": (*LIBRARY, "quantised", "cases", "memory", "diagnosis", "cases of diagnosis"),
+    "workspaces": (*LIBRARY, "quantised", "cases", "memory", "diagnosis", "cases of diagnosis", "cases of life cycle"),
     "faults": (*LIBRARY, "cases", "memory", "diagnosis"),
-    "twin": (*LIBRARY, "cases", "memory", "diagnosis", "cases of diagnosis", "faults"),
+    "twin": (*LIBRARY, "cases", "memory", "diagnosis", "cases of diagnosis", "cases of life cycle", "faults"),
 }
 
 
