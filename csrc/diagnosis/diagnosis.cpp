@@ -94,34 +94,51 @@ bool find_two_at_once(const Evidence& evidence, Finding& f) {
   return false;
 }
 
+// Ranks that say of themselves that they were to make another call of this number than `odd`, and had not signed one before the
+// workspace was broken.
+uint32_t witnesses_against(const Evidence& evidence, const std::vector<Note>& notes, const Announced& odd,
+                           uint32_t self) {
+  uint32_t found = 0;
+  for (uint32_t author = 0; author < notes.size(); ++author) {
+    const Note& note = notes[author];
+    const bool is_against =
+        note.code == FaultCode::call_mismatch && note.peer == odd.rank && note.epoch == odd.call.epoch;
+    found += is_against && author != self && call_of(evidence, author, note.epoch) == nullptr;
+  }
+  return found;
+}
+
 // Ranks whose calls of one number differ: fills in peer, the odd one out as far as that can be told, and waiter, one of the others.
+// Of two, each is right for itself. A rank that had not come to that call, where two others differ, cannot tell which is odd unless
+// a third one says so: what the two say of each other is the same.
 bool find_difference(const Evidence& evidence, const std::vector<Note>& notes, const Sent& mine, Finding& f) {
   const auto ranks = static_cast<uint32_t>(evidence.ranks.size());
+  const auto call_at = [&](uint32_t rank, uint32_t epoch) {
+    const Sent* const call = call_of(evidence, rank, epoch);
+    return call == nullptr && rank == f.rank && mine.epoch == epoch ? &mine : call;
+  };
   int best = -1;
   for (const Announced& odd : evidence.calls) {
     uint32_t alike = 0, others = 0, other = ranks;
-    const Sent* ours = nullptr;
     for (uint32_t r = 0; r < ranks; ++r) {
-      const Sent* call = call_of(evidence, r, odd.call.epoch);
-      if (call == nullptr && r == f.rank && mine.epoch == odd.call.epoch) call = &mine;
-      if (r == f.rank) ours = call;
+      const Sent* const call = call_at(r, odd.call.epoch);
       if (call == nullptr) continue;
       same(*call, odd.call) ? ++alike : ++others;
       if (!same(*call, odd.call) && other == ranks) other = r;
     }
-    if (others == 0 || alike > others) continue;
+    if (others == 0) continue;
+    others += witnesses_against(evidence, notes, odd, f.rank);
+    if (alike > others) continue;
+    const Sent* const ours = call_at(f.rank, odd.call.epoch);
     const bool differs_from_ours = ours != nullptr && !same(*ours, odd.call);
-    const bool is_noted = std::any_of(notes.begin(), notes.end(), [&](const Note& note) {
-      return note.code == FaultCode::call_mismatch && note.peer == odd.rank;
-    });
-    const int score = alike < others ? 3 : differs_from_ours ? 2 : ours == nullptr && is_noted ? 1 : 0;
+    const int score = alike < others ? 2 : differs_from_ours ? 1 : 0;
     if (score <= best) continue;
     best = score;
-    f.peer = odd.rank;
-    f.peer_call = odd.call;
     f.waiter = differs_from_ours ? f.rank : other;
-    const Sent* call = call_of(evidence, f.waiter, odd.call.epoch);
-    f.call = call != nullptr ? *call : mine;
+    f.call = *call_at(f.waiter, odd.call.epoch);
+    f.peer = score > 0 ? odd.rank : kMaxRanks;
+    f.other = odd.rank;
+    f.peer_call = odd.call;
   }
   f.conclusive = best > 0;
   return best >= 0;
@@ -276,13 +293,15 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
   };
   for (uint32_t rank = 0; rank < f.newest.size(); ++rank) number(rank, f.newest[rank]);
   number(f.waiter, f.call);
-  number(f.peer, f.peer_call);
+  number(f.other < kMaxRanks ? f.other : f.peer, f.peer_call);
   return f;
 }
 
-// Leaves a note with the peers, and marks every block that is not marked, so that nobody goes on.
+// Leaves a note with the peers, and marks every block that is not marked, so that nobody goes on. What a peer has told is no news,
+// but for a call of our own that its signature does not show: that is said for those who had not come to it.
 void tell_peers(const Blocks& blocks, const Finding& f) {
   const BlockReader memory(blocks);
+  const bool is_news = !f.relayed || (f.code == FaultCode::call_mismatch && f.waiter == f.rank);
   const Group& group = blocks.params.group;
   const Note note{
       f.code, f.peer, f.code == FaultCode::damaged ? static_cast<uint32_t>(f.offset) : f.call.epoch,
@@ -290,7 +309,7 @@ void tell_peers(const Blocks& blocks, const Finding& f) {
   for (uint32_t rank = 0; rank < group.ranks; ++rank) {
     uint32_t broken = 0;
     if (f.code == FaultCode::peer_died && rank == f.peer) continue;
-    if (!f.relayed) memory.write(rank, note_offset(group.rank), &note, sizeof(note));
+    if (is_news) memory.write(rank, note_offset(group.rank), &note, sizeof(note));
     if (f.code == FaultCode::peer_left) continue;  // to others it may owe nothing yet
     if (!memory.read(rank, kBrokenOffset, &broken, sizeof(broken)) || broken != 0) continue;
     broken = peer_mark(author_of(f), f.code);

@@ -29,12 +29,13 @@ struct Sent {
 struct Finding {
   FaultCode code = FaultCode::none;
   bool conclusive = false;
-  bool relayed = false;                 // a peer found it, and marked our block
-  uint32_t rank = 0;                    // this one
-  uint32_t waiter = 0;                  // who waited for `peer`, or made the other call
-  uint32_t peer = protocol::kMaxRanks;  // who did not come or called something else; kMaxRanks: not known
-  Sent call;                            // the waiter's
-  Sent peer_call;
+  bool relayed = false;                  // a peer found it, and marked our block
+  uint32_t rank = 0;                     // this one
+  uint32_t waiter = 0;                   // who waited for `peer`, or made the other call
+  uint32_t peer = protocol::kMaxRanks;   // who did not come or called something else; kMaxRanks: not known
+  uint32_t other = protocol::kMaxRanks;  // of two calls that differ: whose the other one is, at fault or not
+  Sent call;                             // the waiter's
+  Sent peer_call;                        // that of `peer`, or of `other`
   uint64_t waited_ns = 0;
   int64_t when_ns = 0;              // Unix time of the fault, or of its discovery
   uint64_t offset = 0;              // damaged: the first word

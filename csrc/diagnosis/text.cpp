@@ -69,15 +69,19 @@ std::string headline(const Finding& f) {
       return rank_text(f, f.waiter) + waited + " for " + rank_text(f, f.peer) + " in " + call_text(f.call);
     }
     case FaultCode::call_mismatch: {
-      if (f.peer >= kMaxRanks) {
+      const uint32_t other = f.peer < kMaxRanks ? f.peer : f.other;
+      if (other >= kMaxRanks) {
         return "a peer called something else where " + rank_text(f, f.waiter) + " called " + call_text(f.call);
       }
       const std::string difference = difference_text(f.peer_call, f.call);
       const bool alike = difference.empty() && name_of_call(f.peer_call) == name_of_call(f.call) &&
                          f.peer_call.epoch == f.call.epoch && f.call.epoch != kNoEpoch;
-      return rank_text(f, f.peer) + " called " + name_of_call(f.peer_call) + " where " + rank_text(f, f.waiter) +
+      return rank_text(f, other) + " called " + name_of_call(f.peer_call) + " where " + rank_text(f, f.waiter) +
              " called " + call_text(f.call) + difference +
-             (alike ? "; both sign the same by now, so one of them has signed that call twice" : "");
+             (alike ? "; both sign the same by now, so one of them has signed that call twice" : "") +
+             (f.peer < kMaxRanks
+                  ? ""
+                  : "; which of the two is wrong cannot be told, as no third rank has come to that call");
     }
     case FaultCode::overlap:
       return rank_text(f, f.rank) + ": the previous call did not end within " + seconds_text(f.waited_ns) + " of " +

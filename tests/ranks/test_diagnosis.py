@@ -9,6 +9,7 @@ from common.cases.diagnosis import (
     check_a_difference_that_is_gone,
     check_absent,
     check_absent_before_an_unordered_call,
+    check_bystander,
     check_deadline_set_meanwhile,
     check_different,
     check_different_in,
@@ -37,6 +38,11 @@ def test_absent_rank(ranks: Any, absent: int) -> None:
 )
 def test_other_call(ranks: Any, odd: int) -> None:
     ranks.run(check_different, odd)
+
+
+@pytest.mark.parametrize("ranks", [host(4), virtual(4), gpus(4)], indirect=True)
+def test_a_rank_that_had_not_come_to_a_call_that_differs(ranks: Any) -> None:
+    ranks.run(check_bystander)
 
 
 @pytest.mark.parametrize("ranks", [virtual(2), gpus(2)], indirect=True)

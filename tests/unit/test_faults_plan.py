@@ -3,6 +3,8 @@
 import pytest
 
 from tools.faults.plan import FAULTS, WORKSPACE, Plan, draw
+from tools.faults.rank import Outcome
+from tools.faults.run import judge
 
 
 def _plans(device: str, kind: str) -> list[Plan]:
@@ -24,3 +26,20 @@ def test_differs_from_its_call_on(kind: str, device: str) -> None:
         right, wrong = plan.calls((plan.victim + 1) % 4), plan.calls(plan.victim)
         assert right[: plan.at] == wrong[: plan.at]
         assert right[plan.at] != wrong[plan.at]
+        assert plan.differs_at == plan.at
+
+
+@pytest.mark.parametrize("kind", ["wrong op", "other eps", "slow"])
+def test_nobody_else_is_blamed(kind: str) -> None:
+    """But by one that had not come to a call in which others differ: it may say that it cannot tell."""
+    plan = _plans("cuda", kind)[0]
+    error = "PeerTimeout" if kind == "slow" else "CallMismatch"
+    other = (plan.victim + 1) % 4
+    behind = 0 if kind == "slow" else plan.differs_at
+    for made in range(behind + 2):
+        is_fine = {
+            peer: not judge(plan, other, Outcome(made, error=error, peer=peer, op_text=f"rank {plan.victim}"))
+            for peer in (-1, *range(4))
+        }
+        assert is_fine.pop(-1) == (made < behind)
+        assert [peer for peer, fine in is_fine.items() if fine] == [plan.victim]

@@ -86,6 +86,12 @@ class Plan:
         tenth of a second (tests/host/test_gone.py), but a process may take long to end on a busy machine."""
         return self.deadline / 2 if self.kind in HEARD else self.deadline
 
+    @property
+    def differs_at(self) -> int:
+        """Number of the first call that the victim makes otherwise than its peers, in kinds where it does."""
+        pairs = zip(self.calls(self.victim), self.calls(self.victim + 1), strict=False)
+        return next(number for number, (mine, theirs) in enumerate(pairs) if mine != theirs)
+
     def calls(self, rank: int) -> list[Call]:
         """The calls that `rank` makes. No two in a row are alike, or one of them could be skipped unnoticed."""
         random_ = random.Random(self.seed)

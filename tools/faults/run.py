@@ -68,6 +68,13 @@ class Tally:
                 print(f"{plan}", *problems, *wrong[:2], sep="\n    ", flush=True)
 
 
+def blamed(plan: Plan, outcome: Outcome) -> tuple[int, ...]:
+    """Whom a rank may name. Where two others differ in a call that it has not come to, it names both and blames none,
+    unless a third rank has come to that call."""
+    is_apart = KINDS[plan.kind] == "CallMismatch" and outcome.made < plan.differs_at
+    return (plan.victim, -1) if is_apart else (plan.victim,)
+
+
 def judge(plan: Plan, rank: int, outcome: Outcome) -> list[str]:
     """What is wrong with how a round ended for `rank`; empty if nothing is."""
     wanted, found = KINDS[plan.kind], []
@@ -79,7 +86,7 @@ def judge(plan: Plan, rank: int, outcome: Outcome) -> list[str]:
         return found
     if outcome.error not in wanted.split(" or "):
         found.append(f"got {outcome.error or 'no error'} of rank {outcome.peer}, wanted {wanted}: {outcome.text}")
-    elif wanted and outcome.peer != plan.victim:
+    elif wanted and outcome.peer not in blamed(plan, outcome):
         found.append(f"{wanted} names rank {outcome.peer}, wanted {plan.victim}: {outcome.text}")
     elif wanted and f"rank {plan.victim}" not in outcome.op_text:
         found.append(f"the op does not name rank {plan.victim}: {outcome.op_text}")

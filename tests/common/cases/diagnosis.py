@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import pickle
@@ -271,6 +272,41 @@ def check_a_difference_that_is_gone(rank: Any) -> None:
         assert "rank 1 (this one) called all_reduce(" in str(error), error
         assert "both sign the same by now, so one of them has signed that call twice" in str(error), error
         assert (error.rank, error.peer) == (1, 1)
+    rank.barrier()
+    workspace.close()
+
+
+def check_bystander(rank: Any) -> None:
+    """Two ranks differ in a call that a third has not come to: it names both, and blames neither, until a fourth has
+    come. That one's call shows who is odd, and it leaves word."""
+    workspace = rank.new_workspace(**SMALL, deadline=30.0, monitor=False)
+    one_call(rank, workspace)
+    rank.barrier()
+    if rank.rank < 2:
+        with contextlib.suppress(RuntimeError):
+            torch.ops.mnnvl_ar.all_reduce(torch.ones(2 + rank.rank, 64, device=rank.device), workspace.handle)
+        rank.synchronize()
+        error = broken(workspace, 1.0)
+        assert (type(error).__name__, error.peer) == ("CallMismatch", 1 - rank.rank), error
+    rank.barrier()
+    if rank.rank == 3:
+        error = broken(workspace, 1.0)
+        assert (type(error).__name__, error.peer) == ("CallMismatch", -1), error
+        assert "which of the two is wrong cannot be told" in str(error), error
+        for name in ("rank 0 called", "rank 1 called", "([2, 64]", "([3, 64]"):
+            assert name in str(error), error
+    rank.barrier()
+    if rank.rank == 2:
+        make_fail(rank, workspace)
+        error = broken(workspace, 1.0)
+        assert (type(error).__name__, error.peer) == ("CallMismatch", 1), error
+        assert "rank 1 called all_reduce([3, 64]" in str(error), error
+    rank.barrier()
+    if rank.rank == 3:
+        error = broken(workspace, 1.0)
+        assert (type(error).__name__, error.peer) == ("CallMismatch", 1), error
+        assert "rank 1 called all_reduce([3, 64]" in str(error), error
+        assert "cannot be told" not in str(error), error
     rank.barrier()
     workspace.close()
 
