@@ -186,17 +186,31 @@ def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
         listed: set[str] = set()  # sources whose changes are in `lines` already
         lines += [] if entries else [f"GPU record: {part}: not run"]
         for name, entry in entries:
-            known = record["sources"].get(entry["digest"], {})
-            changed = changes(rests_on(part, known), rests_on(part, now)) if _has_run(entry) else []
+            changed, left_out = _changed(record, entry, now), entry.get("left_out", {})
             state = "not run" if not _has_run(entry) else "STALE" if changed else "fresh"
-            failed, left_out = _failed(entry), entry.get("left_out", {})
             lines.append(f"GPU record: {part}: {state}: {name} ({entry['date']}{_counts(entry)})")
             lines += [f"  {line}" for line in changed if entry["digest"] not in listed]
             lines += [f"  left out: {len(left_out)} tests, such as {min(left_out)}"] if left_out else []
             listed.add(entry["digest"])
-            good = good and not changed and not failed and not left_out
+            good = good and not changed and not _failed(entry) and not left_out
     sizes = {size for entry in record["runs"].values() for size in entry["world_sizes"]}
     return good, lines + [f"GPU record: not run: {size} GPUs" for size in (2, 4, 8) if size not in sizes]
+
+
+def fresh(file: Path = FILE, root: Path = ROOT) -> set[str]:
+    """Keys of the runs and figures that need not be made again: whole, without a failure, and of today's sources."""
+    record, now = load(file), snapshot(root)
+    return {
+        key
+        for key, entry in (*record["runs"].items(), *record["figures"].items())
+        if _has_run(entry) and not (_changed(record, entry, now) or _failed(entry) or entry.get("left_out"))
+    }
+
+
+def _changed(record: dict[str, Any], entry: Entry, now: dict[str, str]) -> list[str]:
+    """Of what an entry rests on. What has not run rests on nothing."""
+    known = record["sources"].get(entry["digest"], {})
+    return changes(rests_on(entry["part"], known), rests_on(entry["part"], now)) if _has_run(entry) else []
 
 
 def _failed(entry: Entry) -> int:

@@ -51,6 +51,22 @@ def test_fresh(tree: Path) -> None:
     assert parts["workspaces"].startswith("fresh: 2 x GPU")
 
 
+def test_what_need_not_be_made_again(tree: Path) -> None:
+    """Whole, without a failure, of today's sources."""
+    file = tree / "record.json"
+    both = {"2 x GPU: bits", "2 x GPU: workspaces"}
+    assert gpu_record.fresh(file, tree) == both
+    content = json.loads(file.read_text())
+    for spoil in ({"left_out": {"tests/gpu/test_gpu_bits.py::test_a": 2}}, {"failed": True}, {"tests": {}}):
+        spoilt = json.loads(file.read_text())
+        spoilt["runs"]["2 x GPU: bits"].update(spoil)
+        file.write_text(json.dumps(spoilt))
+        assert gpu_record.fresh(file, tree) == both - {"2 x GPU: bits"}
+        file.write_text(json.dumps(content))
+    (tree / "mnnvl_ar/memory/vote.py").write_text("changed")
+    assert gpu_record.fresh(file, tree) == both - {"2 x GPU: workspaces"}
+
+
 def test_a_change_makes_it_stale_and_is_named(tree: Path) -> None:
     (tree / "csrc/protocol/ring.h").write_text("changed")
     (tree / "mnnvl_ar/ops.py").unlink()
