@@ -78,6 +78,7 @@ class Plan:
     recover: bool = False  # begin with `recover` of the last round's workspace, if it is there
     off: str = ""  # rules switched off
     graphs: bool = False  # calls are replayed CUDA graphs
+    looks: bool = False  # ranks check after each call, at odd moments: before a call that others have come to already
     more: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -136,4 +137,5 @@ def draw(number: int, world_size: int, deadline: float, seed: int, kinds: tuple[
         recover=random_.random() < 0.5 and kind not in HEARD,
         graphs=device == "cuda" and random_.random() < 0.5,
         more={"delay": random_.random() * 0.003, "late": 1.0 + random_.random()},
+        looks=random_.random() < 0.5 or device == "cuda",  # on a GPU only a check tells
     )

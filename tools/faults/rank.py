@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing.util
 import os
+import random
 import signal
 import threading
 import time
@@ -81,7 +82,7 @@ def _round_of(rank: Any, plan: Plan) -> Outcome:
     for call in SIZES[plan.device]:  # kept, so that no rank waits while another computes its reference
         wanted(call, rank.world_size)
     outcome, sudden = Outcome(), None
-    is_victim = rank.rank == plan.victim
+    is_victim, pauses = rank.rank == plan.victim, random.Random(plan.seed + rank.rank)
     graphs = _Graphs(rank, workspace) if plan.graphs else None
     rank.barrier()
     for number, call in enumerate(plan.calls(rank.rank)):
@@ -109,7 +110,8 @@ def _round_of(rank: Any, plan: Plan) -> Outcome:
             else:
                 prepared.launch(workspace.handle)
             rank.synchronize()
-            if rank.device.type == "cuda":
+            if plan.looks:
+                time.sleep(0.005 * pauses.random() * (pauses.random() < 0.3))
                 workspace.check()
         except RuntimeError as error:
             _explain(workspace, error, outcome, time.monotonic() - began)

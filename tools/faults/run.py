@@ -38,11 +38,11 @@ class Tally:
         self._lock, self._verbose = threading.Lock(), verbose
         self.injected: Counter[str] = Counter()
         self.named: Counter[str] = Counter()
-        self.hung = self.wrong = self.alarms = self.honest = self.calls = 0
+        self.hung = self.wrong = self.alarms = self.honest = self.calls = self.undecided = 0
         self.slowest = 0.0
 
     def add(self, plan: Plan, outcomes: Sequence[tuple[bool, Any]]) -> None:
-        problems, late = [], 0.0
+        problems, late, undecided = [], 0.0, 0
         hung = sum("still running" in str(value) for ok, value in outcomes if not ok)
         wrong = [line for ok, value in outcomes if ok for line in value.wrong]
         for rank, (ok, value) in enumerate(outcomes):
@@ -52,10 +52,12 @@ class Tally:
                 problems.append(f"rank {rank}: {str(value)[-600:]}")
                 continue
             late = max(late, value.took)
+            undecided += KINDS[plan.kind] == value.error == "CallMismatch" and value.peer == -1
             problems += [f"rank {rank}: {line}" for line in judge(plan, rank, value)]
         with self._lock:
             self.calls += sum(value.made for ok, value in outcomes if ok)
             self.hung += hung
+            self.undecided += undecided
             self.wrong += len(wrong)
             if plan.kind == "honest":
                 self.honest += 1
@@ -187,6 +189,7 @@ def main() -> int:
     for kind in tally.injected:
         print(f"  {kind:24} {tally.named[kind]:4} of {tally.injected[kind]} named")
     print(f"  honest delays: {tally.honest}, of which {tally.alarms} were complained of")
+    print(f"  {tally.undecided} ranks blamed neither of two that differ in a call which they had not come to")
     print(f"  {tally.calls} calls checked; the latest error came {tally.slowest:.2f} s after its deadline")
     print(f"  {time.monotonic() - began:.0f} s, deadline {deadline} s, world sizes {sizes}, {args.device}")
     print(f"faults: {injected} injected, {named} named, {tally.hung} hung, {tally.wrong} wrong bits")
