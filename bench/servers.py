@@ -48,6 +48,12 @@ def _failed(run: Run) -> str:
     return "" if run["passed"] else " **FAILED**"
 
 
+def _step(found: dict[str, Any]) -> str:
+    """Earlier runs have no quartiles."""
+    low, high = found.get("quartiles_ms", (0, 0))
+    return f"{found['median_ms']:.3f}" + (f" ({low:.2f} to {high:.2f})" if high else "")
+
+
 def _speed(runs: list[Run]) -> str:
     """A line a model and mode: milliseconds a step, and how its answers compare."""
     lines = []
@@ -64,7 +70,7 @@ def _speed(runs: list[Run]) -> str:
         cells = [
             f"{_title(run)}, {run['model']}",
             f"{run['mode'].replace('_', ' ')}{_failed(run)}",
-            *(f"{steps[b]['median_ms']:.3f}" if b in steps else "-" for b in ("1", "8", "64")),
+            *(_step(steps[b]) if b in steps else "-" for b in ("1", "8", "64")),
             f"{100 * same['equal_tokens']:.1f} %" if same else "-",
             f"{far['logprob_apart_mean']:.4f}" if far else "-",
             f"{run['start_up_s']:.0f} s" if run["start_up_s"] else "-",

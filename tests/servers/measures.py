@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from servers.models.architectures import Model
 from servers.prompts import Prompt
 
 REQUEST_PATIENCE = 150.0  # seconds for one request of the traffic
+STEPS_BEFORE = 16  # of a run whose steps are timed
 
 
 class Server(Protocol):
@@ -60,19 +62,26 @@ def answers_of(s: Subject, count: int, shortest: int, longest: int, tokens: int,
 
 
 def steps(s: Subject, batches: list[int], tokens: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds a step at each batch: the time of `tokens` more steps than one, over their number; medians, and the
-    quickest. Batches in turn, so that what drifts meets all of them."""
+    """Milliseconds a step at each batch, by how much longer `tokens` more steps take (`ms_a_step`). Both runs have some
+    steps before, in which requests are still coming in. Batches in turn, so that what drifts meets all of them."""
     asked = {batch: prompts.prompts(batch, 16, 128, s.model.vocabulary, seed=batch) for batch in batches}
-    times: dict[int, list[float]] = {batch: [] for batch in batches}
+    times: dict[int, list[tuple[float, float]]] = {batch: [] for batch in batches}
     for repeat in range(repeats + 1):
         for batch in batches:
-            first = _seconds(s, asked[batch], 1)
-            rest = _seconds(s, asked[batch], tokens + 1) - first
+            short, long = _seconds(s, asked[batch], STEPS_BEFORE), _seconds(s, asked[batch], STEPS_BEFORE + tokens)
             if repeat:  # the first round warms up
-                times[batch].append(1e3 * rest / tokens)
-    made = (repeats + 1) * len(batches) * (tokens + 2)
-    rows = {str(batch): {"median_ms": statistics.median(each), "best_ms": min(each)} for batch, each in times.items()}
+                times[batch].append((short, long))
+    made = (repeats + 1) * len(batches) * (2 * STEPS_BEFORE + tokens)
+    rows = {str(batch): ms_a_step(*zip(*each, strict=True), steps=tokens) for batch, each in times.items()}
     return {"batches": rows, "repeats": repeats, "steps_made": made}
+
+
+def ms_a_step(short: Sequence[float], long: Sequence[float], steps: int) -> dict[str, Any]:
+    """Of runs in seconds, the long ones by `steps` longer: median and quartiles of all differences between a long and a
+    short one. A few runs in which something else took time move the median by little (Hodges and Lehmann)."""
+    differences = [1e3 * (one - other) / steps for one in long for other in short]
+    low, median, high = statistics.quantiles(differences, n=4)
+    return {"median_ms": median, "quartiles_ms": [low, high]}
 
 
 def _seconds(s: Subject, asked: list[Prompt], tokens: int) -> float:

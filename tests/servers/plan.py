@@ -62,7 +62,7 @@ class Scenario:
 
 
 ANSWERS = Measure("answers", {"count": 48, "shortest": 16, "longest": 200, "tokens": 96, "top": 5})
-STEPS = Measure("steps", {"batches": [1, 8, 64], "tokens": 128, "repeats": 5})
+STEPS = Measure("steps", {"batches": [1, 8, 64], "tokens": 128, "repeats": 8})
 COMPOSITIONS = Measure("compositions", {"count": 16, "length": 64, "tokens": 48})
 SLEEP = Measure("sleep", {"count": 8})
 FEW_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
