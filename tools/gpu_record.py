@@ -101,8 +101,18 @@ def _sum(one: Entry, two: Entry) -> Entry:
         **two,
         "tests": tests,
         "world_sizes": sorted({*one["world_sizes"], *two["world_sizes"]}),
-        "left_out": {test: need for test, need in two.get("left_out", {}).items() if test in one.get("left_out", {})},
+        "left_out": left_out_of_both(one.get("left_out", {}), two.get("left_out", {})),
     }
+
+
+def left_out_of_both(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
+    """The tests, and the files of which nothing was collected, that neither of two runs has run, with the GPUs they
+    need. A run that left a file out left out whatever the other one left out of it."""
+
+    def lacks(run: dict[str, int], test: str) -> bool:
+        return test in run or test.split("::")[0] in run
+
+    return {test: need for test, need in {**one, **two}.items() if lacks(one, test) and lacks(two, test)}
 
 
 def _put_run(record: dict[str, Any], run: Entry) -> None:

@@ -253,3 +253,21 @@ def test_a_run_from_before_there_were_parts_is_replaced(tmp_path: Path) -> None:
     assert runs(whole).keys() == {"2 x GPU: all tests", "4 x GPU: bits"}
     gpu_record.join([process(tmp_path, "b", "2 x GPU", 5, "")], whole)
     assert runs(whole).keys() == {"2 x GPU: bits", "4 x GPU: bits"}
+
+
+A, B, OTHER = "tests/gpu/test_a.py::test_1", "tests/gpu/test_a.py::test_2", "tests/gpu/test_b.py::test_3"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "left"),
+    [
+        ({A: 1, B: 1}, {B: 1, OTHER: 2}, {B: 1}),
+        ({A: 1, B: 1}, {}, {}),
+        # A run of other files has left a file out, and with it what the first one left out of it.
+        ({A: 1}, {"tests/gpu/test_a.py": 0, "tests/gpu/test_b.py": 0}, {A: 1}),
+        ({"tests/gpu/test_a.py": 0}, {"tests/gpu/test_a.py": 0}, {"tests/gpu/test_a.py": 0}),
+        ({"tests/gpu/test_a.py": 0}, {OTHER: 2}, {}),
+    ],
+)
+def test_what_two_runs_left_out(one: dict[str, int], two: dict[str, int], left: dict[str, int]) -> None:
+    assert gpu_record.left_out_of_both(one, two) == gpu_record.left_out_of_both(two, one) == left
