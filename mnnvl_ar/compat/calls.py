@@ -89,7 +89,9 @@ def fused(
         raise TypeError(f"{next(iter(newer))}: mnnvl_ar's allreduce_fusion does not know this argument")
     if input.nbytes > workspace.promised:
         raise ValueError(f"input: has {input.nbytes} bytes, the workspace was made for {workspace.promised} at most")
-    pdl = _OFF if not launch_with_pdl else _LATE if trigger_completion_at_end else _AS_THE_WORKSPACE
+    pdl = _AS_THE_WORKSPACE if launch_with_pdl else _OFF
+    if launch_with_pdl and trigger_completion_at_end and workspace.lets_begin_early(input):
+        pdl = _LATE
     if pattern == NORM:
         if output is not None or quant_out is not None or scale_out is not None:
             raise _not_written(pattern, output=output, quant_out=quant_out, scale_out=scale_out)

@@ -143,6 +143,7 @@ def _made(asked: _Asked, pose: str, settings: Settings) -> FusionWorkspace:
                 asked.group,
                 *size,
                 concurrent=False,  # calls of a server follow each other; two at once end in an error that says so
+                pdl=settings.pdl,
                 timeout=settings.timeout,
                 deadline=policy.deadline(settings),
                 hold=settings.hold if answer else 0.0,
@@ -151,7 +152,7 @@ def _made(asked: _Asked, pose: str, settings: Settings) -> FusionWorkspace:
             policy.adopt(inner, settings)
             counted.watch(inner, settings)
             shared = Shared(inner, asked.group)
-        made = FusionWorkspace(shared, pose, *size)
+        made = FusionWorkspace(shared, pose, *size, pdl=settings.pdl)
     _log.info("%s", _described(made, shared, size, settings))
     return made
 

@@ -18,6 +18,8 @@ MNNVL_AR_STARTUP_DEADLINE  seconds that a call waits for its peers until the ser
                          in this library
 MNNVL_AR_DEADLINE        the same from then on, by default 20: shorter than the server's own limit for a step
 MNNVL_AR_CALLS           a folder in which each process says how many calls it has served (`counted`); by default none
+MNNVL_AR_PDL             the mode of calls that a server launches by PDL: "off", "late", "early", or by default "auto",
+                         what was measured to be quickest between some matrix multiplications: others may differ
 
 MNNVL_AR_ON_FAULT and what follows it are about this rank alone.
 """
@@ -33,6 +35,7 @@ from mnnvl_ar.handle import DEFAULT_DEADLINE
 
 BACKENDS = ("mnnvl", "trtllm")
 THROUGH = ("flashinfer", "ops")
+PDL = ("auto", "off", "late", "early")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Settings:
     deadline: float = 20.0
     through: str = THROUGH[0]
     calls: str = ""
+    pdl: str = PDL[0]
 
     @staticmethod
     def read(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -62,6 +66,9 @@ class Settings:
         through = environment.get("MNNVL_AR_THROUGH", THROUGH[0])
         if through not in THROUGH:
             raise ValueError(f"MNNVL_AR_THROUGH: is {through!r}, wanted {' or '.join(THROUGH)}")
+        pdl = environment.get("MNNVL_AR_PDL", PDL[0])
+        if pdl not in PDL:
+            raise ValueError(f"MNNVL_AR_PDL: is {pdl!r}, wanted {', '.join(PDL[:-1])} or {PDL[-1]}")
         return Settings(
             names,
             fallback == "1",
@@ -72,6 +79,7 @@ class Settings:
             _seconds(environment, "MNNVL_AR_DEADLINE", Settings.deadline),
             through,
             environment.get("MNNVL_AR_CALLS", ""),
+            pdl,
         )
 
     def ours(self, backend: str) -> str:

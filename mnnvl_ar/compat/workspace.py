@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from mnnvl_ar._library import ops
+from mnnvl_ar._library import named, ops
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.compat.shared import Shared
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.memory import AnyGroup
+from mnnvl_ar.ops import Pdl
 from mnnvl_ar.workspace import DTYPES
 
 
@@ -27,7 +28,9 @@ class FusionWorkspace:
     handle:            for `mnnvl_ar.ops`; 0 once it is destroyed
     """
 
-    def __init__(self, shared: Shared, backend: str, tokens: int, hidden: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shared: Shared, backend: str, tokens: int, hidden: int, dtype: torch.dtype, pdl: str = "auto"
+    ) -> None:
         inner = shared.take().workspace
         self.backend, self.world_size, self.rank = backend, inner.world_size, inner.rank
         self.tp_size, self.handle, self.mc_ptr = inner.world_size, inner.handle, inner.handle
@@ -40,7 +43,8 @@ class FusionWorkspace:
             "hidden_dim": hidden,
             "use_fp32_lamport": dtype is torch.float32,
         }
-        self._shared, self._inner_handle = shared, inner.handle
+        self._shared, self._inner_handle, self._pdl = shared, inner.handle, pdl
+        self._early: dict[tuple[torch.Size, torch.dtype], bool] = {}
         self._give_back = weakref.finalize(self, shared.give_back)  # at exit and for garbage, too
 
     @property
@@ -67,6 +71,20 @@ class FusionWorkspace:
         """Whether rows of this kind can be normed, any number of them, in pieces if need be; alike on all ranks."""
         # Not `Workspace.fits`, which raises where the workspace is closed or asleep.
         return dtype in DTYPES and bool(ops._workspace_fits(self._inner_handle, 1, hidden * dtype.itemsize))
+
+    def lets_begin_early(self, x: torch.Tensor) -> bool:
+        """Whether a call on `x` whose mode is left to the workspace lets the next kernel begin before its end."""
+        if self._pdl != "auto":
+            return self._pdl == "early"
+        key = x.shape, x.dtype
+        if key not in self._early:
+            row_bytes = x.shape[-1] * x.dtype.itemsize if x.dim() else 0
+            try:
+                choice = named(ops._workspace_choice, self._inner_handle, x.nbytes // max(1, row_bytes), row_bytes)
+            except RuntimeError:  # no rows that there is a call for: which says so
+                return False
+            self._early[key] = choice["pdl"] == Pdl.EARLY
+        return self._early[key]
 
     def destroy(self) -> None:
         """May be called twice, at exit, after the group is gone; not collective. Calls on it raise from then on."""

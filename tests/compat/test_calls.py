@@ -11,10 +11,11 @@ import torch
 from common.ranks import Rank, rank_pool
 from compat.front import HIDDEN, TOKENS, create, installed, rows, works
 from mnnvl_ar import ops, reference
-from mnnvl_ar.compat import calls
+from mnnvl_ar.compat import calls, creation
 from mnnvl_ar.compat.patterns import REFUSED
 from mnnvl_ar.errors import MnnvlArError, PeerTimeout, RanksDiffer
-from mnnvl_ar.ops import Pdl
+from mnnvl_ar.ops import Pdl, Strategy
+from mnnvl_ar.tuning import Entry, Table
 
 EPS = 1e-6
 # As vLLM passes them; they change nothing here.
@@ -168,20 +169,29 @@ def test_bad_input_is_refused_by_name_on_all_ranks() -> None:
     assert told[0] == told[1]
 
 
-def pdl(rank: Rank) -> list[int]:
-    """launch_with_pdl, trigger_completion_at_end -> how the op is launched."""
+# A row is quickest early, more of them late: as tables of measurements have it.
+MEASURED = Table(
+    entries=tuple(
+        Entry(rows(0, 1).nbytes, tokens, Strategy.ONE_SHOT, pdl=mode)
+        for tokens, mode in ((1, Pdl.EARLY), (9, Pdl.LATE))
+    )
+)
+
+
+def pdl(rank: Rank, tokens: int, **environment: str) -> list[int]:
+    """How the op is launched: by default, then for launch_with_pdl and trigger_completion_at_end as they may be."""
     seen: list[int] = []
 
     def note(*arguments: Any, pdl: int = int(Pdl.AUTO), **named: Any) -> Any:
         seen.append(pdl)
 
-    with installed() as comm:
+    with installed(**environment) as comm, mock.patch("mnnvl_ar.workspace.table_for", return_value=MEASURED):
         workspace = create(comm, rank)
         with (
             mock.patch.object(calls.ops, "all_reduce_out", note),
             mock.patch.object(calls.ops, "all_reduce_rms_norm_out", note),
         ):
-            x = rows(rank.rank)
+            x = rows(rank.rank, tokens)
             for given in ({}, *({"launch_with_pdl": on, "trigger_completion_at_end": at_end}
                                 for on in (False, True) for at_end in (True, False))):  # fmt: skip
                 comm.allreduce_fusion(input=x, workspace=workspace, pattern=0, output=x, **given)
@@ -193,10 +203,40 @@ def pdl(rank: Rank) -> list[int]:
     return seen[::2]
 
 
-def test_what_pdl_and_the_trigger_mean() -> None:
-    """As FlashInfer's defaults have it, neither; an early launch is only permitted, never asked for."""
-    off, late, workspaces = int(Pdl.OFF), int(Pdl.LATE), int(Pdl.AUTO)
-    assert rank_pool(2).run(pdl)[0] == [off, off, off, late, workspaces]
+@pytest.mark.parametrize(
+    ("tokens", "mode", "at_end"),
+    [
+        (1, "", Pdl.LATE),  # measured to be quickest early, which is forbidden
+        (5, "", Pdl.AUTO),
+        (1, "early", Pdl.LATE),
+        (5, "early", Pdl.LATE),
+        (1, "late", Pdl.AUTO),
+        (1, "off", Pdl.AUTO),
+    ],
+)
+def test_what_pdl_and_the_trigger_mean(tokens: int, mode: str, at_end: Pdl) -> None:
+    """As FlashInfer's defaults have it, neither. What a server says is a permission: what is not forbidden is left to
+    the workspace."""
+    environment = {"MNNVL_AR_PDL": mode} if mode else {}
+    wanted = [Pdl.OFF, Pdl.OFF, Pdl.OFF, at_end, Pdl.AUTO]
+    assert rank_pool(2).run(pdl, tokens, **environment)[0] == [int(each) for each in wanted]
+
+
+def launched(rank: Rank) -> list[str]:
+    """The PDL mode of the workspace that a server's environment gives."""
+    found = []
+    for mode in ("auto", "off", "late", "early"):
+        with (
+            installed(MNNVL_AR_PDL=mode) as comm,
+            mock.patch.object(creation, "Workspace", wraps=creation.Workspace) as made,
+        ):
+            create(comm, rank).destroy()
+            found.append(made.call_args.kwargs["pdl"])
+    return found
+
+
+def test_the_mode_that_the_environment_says() -> None:
+    assert rank_pool(2).run(launched) == [["auto", "off", "late", "early"]] * 2
 
 
 def test_our_own_errors_come_as_they_are() -> None:

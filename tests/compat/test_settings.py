@@ -8,7 +8,9 @@ from mnnvl_ar.compat.settings import Settings
 
 
 def test_defaults() -> None:
-    assert Settings.read({}) == Settings(("mnnvl", "trtllm"), True, 600.0, "", 10.0, 200.0, 20.0, "flashinfer", "")
+    assert Settings.read({}) == Settings(
+        ("mnnvl", "trtllm"), True, 600.0, "", 10.0, 200.0, 20.0, "flashinfer", "", "auto"
+    )
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,7 @@ def test_defaults() -> None:
         ({"MNNVL_AR_DEADLINE": "0.5"}, Settings(deadline=0.5)),
         ({"MNNVL_AR_THROUGH": "ops"}, Settings(through="ops")),
         ({"MNNVL_AR_CALLS": "/a/folder"}, Settings(calls="/a/folder")),
+        ({"MNNVL_AR_PDL": "early"}, Settings(pdl="early")),
     ],
 )
 def test_words(environment: dict[str, str], wanted: Settings) -> None:
@@ -48,6 +51,8 @@ def test_words(environment: dict[str, str], wanted: Settings) -> None:
         ("DEADLINE", "none"),
         ("THROUGH", "op"),
         ("THROUGH", ""),
+        ("PDL", "on"),
+        ("PDL", ""),
     ],
 )
 def test_words_without_sense(name: str, value: str) -> None:
