@@ -74,7 +74,15 @@ def traffic(requests: int, concurrency: int, repeated: bool = False) -> Measure:
 
 
 def scenarios() -> list[Scenario]:
-    return [*_vllm_speed(), *_vllm_traffic(), *_vllm_faults(), *_sglang(), *_vllm_models(), *_through_ops()]
+    return [
+        *_vllm_speed(),
+        *_vllm_traffic(),
+        *_vllm_faults(),
+        *_sglang(),
+        *_vllm_models(),
+        *_pdl_modes(),
+        *_through_ops(),
+    ]
 
 
 def _three_modes(
@@ -155,6 +163,13 @@ def _vllm_models() -> Iterator[Scenario]:
     ):
         yield from _three_modes(f"vllm/{name.replace('_', '-')}", "vllm", MODELS[name], measures)
     yield Scenario("vllm/sleep/ours", "vllm", MODELS["llama"], "ours", (SLEEP,), extra={"enable_sleep_mode": True})
+
+
+def _pdl_modes() -> Iterator[Scenario]:
+    """What `MNNVL_AR_PDL` changes in a server: its GEMMs may be others than those that "auto" was measured between."""
+    large = replace(MODELS["llama"], layers=32)
+    for mode in ("early", "late", "off"):
+        yield Scenario(*(f"vllm/pdl-{mode}/ours", "vllm", large, "ours", (STEPS,)), environment={"MNNVL_AR_PDL": mode})
 
 
 def _through_ops() -> Iterator[Scenario]:
