@@ -69,7 +69,8 @@ def _tests(
     choice: Choice, gpus: int, suffix: str, which: str, limit: float, folders: tuple[str, ...] = CASES
 ) -> Iterator[Job]:
     options, places = ["-k", which] if which else [], choice.places(folders)
-    command = ("-m", "pytest", "-q", "-m", "gpu", "--gpus", str(gpus), *places, *options, "--gpu-record")
+    pytest = ("-m", "pytest", "-q", "--durations", "10")
+    command = (*pytest, "-m", "gpu", "--gpus", str(gpus), *places, *options, "--gpu-record")
     if places:
         yield Job(f"tests of {gpus}{suffix}", gpus, limit, (sys.executable, *command), places != folders)
 

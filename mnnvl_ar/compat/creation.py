@@ -166,10 +166,11 @@ def _described(made: FusionWorkspace, shared: Shared, size: tuple[int, int, torc
     served = policy.deadline_served(settings)
     later = f", {served:g} s once it serves" if inner.deadline != served else ""
     others = f", shared with {shared.users - 1} more" if shared.users > 1 else ""
+    mode = f"; PDL {settings.pdl}" if settings.pdl != "auto" else ""
     return (
         f"mnnvl_ar {version()}: workspace {made.handle} for {made.backend}, rank {made.rank} of {made.world_size}, "
         f"up to [{tokens}, {hidden}] {dtype}: {inner.transport_reason}; {inner.nbytes} bytes of each GPU{others}; "
-        f"deadline {inner.deadline:g} s{later}; {fault}"
+        f"deadline {inner.deadline:g} s{later}{mode}; {fault}"
     )
 
 

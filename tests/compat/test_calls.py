@@ -222,21 +222,23 @@ def test_what_pdl_and_the_trigger_mean(tokens: int, mode: str, at_end: Pdl) -> N
     assert rank_pool(2).run(pdl, tokens, **environment)[0] == [int(each) for each in wanted]
 
 
-def launched(rank: Rank) -> list[str]:
-    """The PDL mode of the workspace that a server's environment gives."""
+def launched(rank: Rank) -> list[tuple[str, bool]]:
+    """The PDL mode of the workspace that a server's environment gives, and whether its line says so."""
     found = []
     for mode in ("auto", "off", "late", "early"):
         with (
             installed(MNNVL_AR_PDL=mode) as comm,
             mock.patch.object(creation, "Workspace", wraps=creation.Workspace) as made,
+            mock.patch.object(creation._log, "info") as line,
         ):
             create(comm, rank).destroy()
-            found.append(made.call_args.kwargs["pdl"])
+            found.append((made.call_args.kwargs["pdl"], f"; PDL {mode};" in line.call_args.args[1]))
     return found
 
 
 def test_the_mode_that_the_environment_says() -> None:
-    assert rank_pool(2).run(launched) == [["auto", "off", "late", "early"]] * 2
+    wanted = [("auto", False), ("off", True), ("late", True), ("early", True)]
+    assert rank_pool(2).run(launched) == [wanted] * 2
 
 
 def test_our_own_errors_come_as_they_are() -> None:
