@@ -73,7 +73,7 @@ class Tally:
 def blamed(plan: Plan, outcome: Outcome) -> tuple[int, ...]:
     """Whom a rank may name. Where two others differ in a call that it has not come to, it names both and blames none,
     unless a third rank has come to that call."""
-    is_apart = KINDS[plan.kind] == "CallMismatch" and outcome.made < plan.differs_at
+    is_apart = KINDS[plan.kind] == "CallMismatch" and plan.world_size > 2 and outcome.made < plan.differs_at
     return (plan.victim, -1) if is_apart else (plan.victim,)
 
 
