@@ -50,8 +50,8 @@ def _failed(run: Run) -> str:
 
 def _step(found: dict[str, Any]) -> str:
     """Earlier runs have no quartiles."""
-    low, high = found.get("quartiles_ms", (0, 0))
-    return f"{found['median_ms']:.3f}" + (f" ({low:.2f} to {high:.2f})" if high else "")
+    quartiles = found.get("quartiles_ms")
+    return f"{found['median_ms']:.3f}" + (" ({:.2f} to {:.2f})".format(*quartiles) if quartiles else "")
 
 
 def _speed(runs: list[Run]) -> str:

@@ -132,13 +132,24 @@ def usual_pdl() -> Any:
     return getattr(Pdl, "AUTO", Pdl.EARLY)
 
 
+def shape_of(cell: Cell) -> dict[str, Any]:
+    """A world of one has the device to itself, and goes by its build's table. Virtual ranks share it: a table made for
+    whole devices would give the few CTAs of each to few rows, so both builds take the same, a CTA a row if there are
+    many."""
+    if cell.ranks == 1:
+        return {"max_ctas": 0}
+    return {"cluster": 4 if cell.tokens == 1 else 1}
+
+
 def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
     """x -> GEMM -> call -> GEMM -> ..., weights rotated so that L2 holds none of them."""
     import torch
 
     from common.virtual import VirtualGroup
 
-    group = VirtualGroup(1, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", pdl=usual_pdl(), max_ctas=0)
+    group = VirtualGroup(
+        cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", pdl=usual_pdl(), **shape_of(cell)
+    )
     call = calls_of(cell, group.handles[0])
     sets = max(2, min(count, most_bytes // (cell.hidden * cell.hidden * 2)))
     weights = [torch.randn(cell.hidden, cell.hidden, device="cuda").bfloat16() / cell.hidden for _ in range(sets)]
@@ -158,15 +169,6 @@ def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
     for _ in range(5):
         graph.replay()
     return lambda: (timed(graph.replay, count, []), group)[0]
-
-
-def shape_of(cell: Cell) -> dict[str, Any]:
-    """A world of one has the device to itself, and goes by its build's table. Virtual ranks share it: a table made for
-    whole devices would give the few CTAs of each to few rows, so both builds take the same, a CTA a row if there are
-    many."""
-    if cell.ranks == 1:
-        return {"max_ctas": 0}
-    return {"cluster": 4 if cell.tokens == 1 else 1}
 
 
 def chain(cell: Cell, count: int = 400) -> Any:

@@ -143,8 +143,8 @@ class Running:
     def outcome(self) -> str:
         text = self.log.read_text(errors="replace").strip().split("\n")
         status = self.process.returncode
-        cut = f"interrupted after {time.monotonic() - self.began:.0f} s" if self.interrupted else "FAILED"
-        said = "passed" if self.is_good else cut
+        ran = min(self.job.limit, self.interrupted - self.began)  # the campaign's time may have been over before
+        said = "passed" if self.is_good else f"interrupted after {ran:.0f} s" if self.interrupted else "FAILED"
         return f"{self.job.name}: {said} (exit {status}), {time.monotonic() - self.began:.0f} s: {text[-1][-200:]}"
 
 

@@ -137,7 +137,7 @@ bool find_difference(const Evidence& evidence, const std::vector<Note>& notes, c
     f.waiter = differs_from_ours ? f.rank : other;
     f.call = *call_at(f.waiter, odd.call.epoch);
     f.peer = score > 0 ? odd.rank : kMaxRanks;
-    f.other = odd.rank;
+    f.other = score > 0 ? kMaxRanks : odd.rank;
     f.peer_call = odd.call;
   }
   f.conclusive = best > 0;
@@ -293,7 +293,7 @@ Finding conclude(const Blocks& blocks, const FaultRecord& record, const std::vec
   };
   for (uint32_t rank = 0; rank < f.newest.size(); ++rank) number(rank, f.newest[rank]);
   number(f.waiter, f.call);
-  number(f.other < kMaxRanks ? f.other : f.peer, f.peer_call);
+  number(std::min(f.peer, f.other), f.peer_call);
   return f;
 }
 

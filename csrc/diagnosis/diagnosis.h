@@ -33,7 +33,7 @@ struct Finding {
   uint32_t rank = 0;                     // this one
   uint32_t waiter = 0;                   // who waited for `peer`, or made the other call
   uint32_t peer = protocol::kMaxRanks;   // who did not come or called something else; kMaxRanks: not known
-  uint32_t other = protocol::kMaxRanks;  // of two calls that differ: whose the other one is, at fault or not
+  uint32_t other = protocol::kMaxRanks;  // whose the other call is, where two differ and neither is known to be wrong
   Sent call;                             // the waiter's
   Sent peer_call;                        // that of `peer`, or of `other`
   uint64_t waited_ns = 0;

@@ -1,4 +1,5 @@
 // A finding in words: one paragraph that names ranks and calls.
+#include <algorithm>
 #include <cstdio>
 
 #include "diagnosis/diagnosis.h"
@@ -69,7 +70,7 @@ std::string headline(const Finding& f) {
       return rank_text(f, f.waiter) + waited + " for " + rank_text(f, f.peer) + " in " + call_text(f.call);
     }
     case FaultCode::call_mismatch: {
-      const uint32_t other = f.peer < kMaxRanks ? f.peer : f.other;
+      const uint32_t other = std::min(f.peer, f.other);  // one of them at most is known
       if (other >= kMaxRanks) {
         return "a peer called something else where " + rank_text(f, f.waiter) + " called " + call_text(f.call);
       }

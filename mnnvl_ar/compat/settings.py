@@ -32,10 +32,11 @@ from dataclasses import dataclass
 
 from mnnvl_ar.arguments import seconds
 from mnnvl_ar.handle import DEFAULT_DEADLINE
+from mnnvl_ar.ops import Pdl
 
 BACKENDS = ("mnnvl", "trtllm")
 THROUGH = ("flashinfer", "ops")
-PDL = ("auto", "off", "late", "early")
+PDL = tuple(mode.name.lower() for mode in Pdl)  # the first is the default
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ ANSWERS = Measure("answers", {"count": 48, "shortest": 16, "longest": 200, "toke
 STEPS = Measure("steps", {"batches": [1, 8, 64], "tokens": 128, "repeats": 8})
 COMPOSITIONS = Measure("compositions", {"count": 16, "length": 64, "tokens": 48})
 SLEEP = Measure("sleep", {"count": 8})
+LLAMA_32 = replace(MODELS["llama"], layers=32)
 FEW_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 JIT = 100.0  # seconds that FlashInfer compiles its trtllm, once a machine
 
@@ -97,8 +98,7 @@ def _three_modes(
 
 
 def _vllm_speed() -> Iterator[Scenario]:
-    large = replace(MODELS["llama"], layers=32)
-    yield from _three_modes("vllm/llama-32", "vllm", large, (ANSWERS, STEPS), seconds=190.0)
+    yield from _three_modes("vllm/llama-32", "vllm", LLAMA_32, (ANSWERS, STEPS), seconds=190.0)
 
 
 def _speculation(method: str, tokens: int) -> dict[str, Any]:
@@ -167,9 +167,9 @@ def _vllm_models() -> Iterator[Scenario]:
 
 def _pdl_modes() -> Iterator[Scenario]:
     """What `MNNVL_AR_PDL` changes in a server: its GEMMs may be others than those that "auto" was measured between."""
-    large = replace(MODELS["llama"], layers=32)
     for mode in ("early", "late", "off"):
-        yield Scenario(*(f"vllm/pdl-{mode}/ours", "vllm", large, "ours", (STEPS,)), environment={"MNNVL_AR_PDL": mode})
+        name, environment = f"vllm/pdl-{mode}/ours", {"MNNVL_AR_PDL": mode}
+        yield Scenario(name, "vllm", LLAMA_32, "ours", (STEPS,), environment=environment)
 
 
 def _through_ops() -> Iterator[Scenario]:

@@ -64,7 +64,7 @@ def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [each.name for each in bad] == ["bad", "slow"]
     said = capsys.readouterr().out
     assert "bad: FAILED (exit 3)" in said
-    assert re.search(r"slow: interrupted after [1-9]\d? s", said)
+    assert "slow: interrupted after 1 s" in said
     assert time.monotonic() - began < 15
 
 

@@ -111,7 +111,8 @@ def _round_of(rank: Any, plan: Plan) -> Outcome:
                 prepared.launch(workspace.handle)
             rank.synchronize()
             if plan.looks:
-                time.sleep(0.005 * pauses.random() * (pauses.random() < 0.3))
+                if pauses.random() < 0.3:
+                    time.sleep(0.005 * pauses.random())
                 workspace.check()
         except RuntimeError as error:
             _explain(workspace, error, outcome, time.monotonic() - began)
