@@ -23,6 +23,8 @@ from mnnvl_ar.ranks import Rank, RankPool, Running
 POLL = 0.2
 WRONG = 3  # exit status of a rank that measured everything, and found a wrong result of ours
 
+_kept: list[socket.socket] = []  # of free_port
+
 
 def run(command: Sequence[str], processes: int, *, deadline: float) -> int:
     """Runs `command` (a script and its arguments) in `processes` ranks; what it takes in addition:
@@ -103,8 +105,11 @@ def _watch(running: Running, file: Path, deadline: float) -> tuple[int, str]:
 
 
 def free_port() -> int:
-    """A port that nobody on this host listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody on this host listens at, and that no other process is given while this one lives: it stays
+    bound here, in the way (`SO_REUSEADDR`) that lets a store listen there all the same."""
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    _kept.append(kept)
+    port: int = kept.getsockname()[1]
+    return port

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from bench import options, peers, progress, results, table
+from bench import launched, options, peers, progress, results, table
 from bench.buffers import Inputs, Outputs, make_inputs, make_outputs, reset
 from bench.cells import Cell, grid
 from bench.check import Oracle, verdict
@@ -155,6 +155,7 @@ class Session:
         inputs = make_inputs(cell, self.team.rank, calls, self.team.device)
         context = around(cell, inputs, self.team.rank, self.team.device)
         base = self.base(cell, context, inputs, calls)
+        about = self.about(cell, context, inputs)
         sums = self.oracle.sums(self.team, inputs)
         want = self.oracle.expected(cell, inputs, sums, calls)
         ready = []
@@ -203,6 +204,7 @@ class Session:
                 "ok": wrong is None,
                 "calls": calls,
                 "rounds": rounds,
+                **about,
                 **variant.extra,
             }
             rows.append(row if wrong is None else {**row, "error": wrong})
@@ -225,6 +227,15 @@ class Session:
         replay = base_of(context, cell, inputs, calls, self.team.device)
         self.settle()
         return replay
+
+    def about(self, cell: Cell, context: Context, inputs: Inputs) -> dict[str, object]:
+        """What stands around the calls: the mode that is quickest behind one GEMM may be the slowest behind another."""
+        if cell.context != "gemm" or self.team.device.type != "cuda":
+            return {}
+        found, failure = attempt(lambda: launched.kernels(context.step(None, make_outputs(cell, inputs))))
+        if failure is not None:
+            self.run_.results.skipped[f"names of kernels, {cell}"] = failure
+        return {"gemms": found}
 
     def prepare(
         self, cell: Cell, context: Context, variant: Variant, inputs: Inputs, calls: int

@@ -7,7 +7,7 @@ GPUs for: large ones first, except for the fault runs, which come last since the
 its time limit, or the campaign's, is interrupted (pytest then still records what has run) and killed 10 s later. Exit
 status: 0 if every job ran and passed.
 
---stale: only kinds of results that the committed record has not whole, of today's sources and of these GPUs. After a
+--stale: only kinds of results that the committed record has not whole, of today's sources and of such GPUs. After a
 change of the host's diagnosis, say, that is half of it.
 """
 
@@ -49,17 +49,19 @@ PROGRAMS = ("tests/bench", "tests/host")  # which run whole programs: the bench 
 
 
 class Choice:
-    """What is to be run. fresh: keys of the record that need not be made again; None: everything is to be run."""
+    """What is to be run. gpu: the name of those that are here. fresh: keys of the record that need not be made again;
+    None: everything is to be run."""
 
-    def __init__(self, hardware: str = "", fresh: set[str] | None = None) -> None:
-        self.hardware, self.fresh = hardware, fresh
+    def __init__(self, gpu: str = "", fresh: set[str] | None = None) -> None:
+        self.gpu, self.fresh = gpu, fresh
 
-    def places(self, folders: tuple[str, ...]) -> tuple[str, ...]:
-        """Of folders of tests: themselves, or the files that are to be run."""
+    def places(self, gpus: int, folders: tuple[str, ...]) -> tuple[str, ...]:
+        """Of folders of tests: themselves, or the files of which those that need so many GPUs are to be run."""
         if self.fresh is None:
             return folders
         files = sorted(str(file.relative_to(ROOT)) for each in folders for file in (ROOT / each).glob("test_*.py"))
-        return tuple(file for file in files if f"{self.hardware}: {gpu_record.part_of(file)}" not in self.fresh)
+        hardware = gpu_record.hardware(gpus, self.gpu)
+        return tuple(file for file in files if f"{hardware}: {gpu_record.part_of(file)}" not in self.fresh)
 
     def has(self, figure: str) -> bool:
         return self.fresh is None or figure not in self.fresh
@@ -68,7 +70,7 @@ class Choice:
 def _tests(
     choice: Choice, gpus: int, suffix: str, which: str, limit: float, folders: tuple[str, ...] = CASES
 ) -> Iterator[Job]:
-    options, places = ["-k", which] if which else [], choice.places(folders)
+    options, places = ["-k", which] if which else [], choice.places(gpus, folders)
     pytest = ("-m", "pytest", "-q", "--durations", "10")
     command = (*pytest, "-m", "gpu", "--gpus", str(gpus), *places, *options, "--gpu-record")
     if places:
@@ -224,7 +226,7 @@ def main() -> int:
     options = parser.parse_args()
     gpus = visible_gpus()
     words = [word.strip() for word in options.only.split(",")]
-    choice = Choice(gpu_record.hardware(), gpu_record.fresh()) if options.stale else Choice()
+    choice = Choice(gpu_record.gpu_name(), gpu_record.fresh()) if options.stale else Choice()
     wanted = [job for job in jobs(len(gpus), choice) if any(word in job.name for word in words)]
     if not wanted:
         print(f"nothing to run: {len(gpus)} GPUs here")
@@ -235,7 +237,7 @@ def main() -> int:
 
         def keep(one: Path) -> None:  # at once, so that a campaign that is cut short has a record too
             written.extend([one] if one.exists() else [])
-            gpu_record.join(sorted(written), options.record, gpu_record.hardware(), len(gpus))
+            gpu_record.join(sorted(written), options.record)
 
         bad = run(wanted, gpus, options.seconds, options.logs, Path(records), keep)
     print(f"{len(wanted) - len(bad)} of {len(wanted)} jobs passed; {options.record} written, logs in {options.logs}")

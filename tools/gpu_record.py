@@ -2,14 +2,15 @@
 
     python -m tools.gpu_record --check             fresh, stale or not run, by kind of result, and what changed since;
                                                    exits 1 when something is stale, failed or was left out
-    python -m tools.gpu_record --join A.json ...   takes over what other records hold; runs of the same hardware and the
-                                                   same sources are added up
+    python -m tools.gpu_record --join A.json ...   takes over what other records hold; runs of the same GPUs and
+                                                   sources are added up
 
-The file: `runs` of tests, an entry for each hardware ("8 x NVIDIA H200") and part; `figures` of other programs by key;
-and `sources`. A part is a kind of result (`sources.PARTS`): it says which files an entry rests on. `digest` of an entry
-names the snapshot in `sources` of the files it was run from, with a digest of each, so that a check can say what
-changed. A run replaces the one of the same hardware and part and leaves the others alone. `make gpu-test`
-(tools/gpu_campaign.py) joins the records of all its processes.
+The file: `runs` of tests, an entry for each number and kind of GPUs that tests need ("2 x NVIDIA H200") and part;
+`figures` of other programs by key; and `sources`. How many more GPUs the machine had does not count: a test that needs
+one gives the same result beside seven others. A part is a kind of result (`sources.PARTS`): it says which files an
+entry rests on. `digest` of an entry names the snapshot in `sources` of the files it was run from, with a digest of
+each, so that a check can say what changed. A run replaces the one of the same GPUs and part and leaves the others
+alone. `make gpu-test` (tools/gpu_campaign.py) joins the records of all its processes.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tools.sources import PARTS, ROOT, digest, rests_on, room_of, snapshot
 
 FILE = Path(__file__).with_name("gpu_record.json")
-# Part of runs that were recorded before there were parts: all tests of a hardware in one entry.
+# Part of runs that were recorded before there were parts: all tests in one entry.
 ALL_TESTS = "all tests"
 NO_TESTS = {"passed": 0, "failed": 0, "skipped": 0}
 Entry = dict[str, Any]
@@ -47,19 +48,23 @@ def merge(part: str, key: str, figures: dict[str, Any], file: Path = FILE, *, go
 
 
 def write_run(file: Path, outcomes: Mapping[str, tuple[int, str]], left_out: Mapping[str, int]) -> None:
-    """Records a run of tests on the GPUs at hand.
+    """Records a run of tests on the GPUs that this process sees.
 
     outcomes: by test ("tests/gpu/test_x.py::test_y"), the number of GPUs that it needs and "passed", "failed" or
-    "skipped". left_out: tests that neither ran nor were skipped for want of GPUs, and the GPUs that they need.
+    "skipped". left_out: tests that did not run, and the GPUs that they need; 0 of a file of which that is not known.
+    Tests that need more GPUs than are seen are nowhere: they could not be run.
     """
-    record, about = load(file), _about()
+    record, about, (here, name) = load(file), _about(), _gpus()
     for part in sorted({part_of(test) for test in (*outcomes, *left_out)}):
-        tests: dict[str, dict[str, int]] = {}
-        for gpus, outcome in (what for test, what in outcomes.items() if part_of(test) == part):
-            tests.setdefault(str(gpus), dict(NO_TESTS))[outcome] += 1
-        run = {**about, "tests": tests, "left_out": {test: n for test, n in left_out.items() if part_of(test) == part}}
-        run["world_sizes"] = sorted(int(gpus) for gpus, count in tests.items() if count["passed"])
-        _put_run(record, {**run, **_made(record, part)})
+        ran = {test: what for test, what in outcomes.items() if part_of(test) == part}
+        left = {test: need or here for test, need in left_out.items() if part_of(test) == part}
+        for need in sorted({gpus for gpus in (*(gpus for gpus, _ in ran.values()), *left.values()) if gpus <= here}):
+            tests = dict(NO_TESTS)
+            for outcome in (outcome for gpus, outcome in ran.values() if gpus == need):
+                tests[outcome] += 1
+            run = {**about, "hardware": hardware(need, name), "gpus": need, "tests": tests}
+            run["left_out"] = sorted(test for test, gpus in left.items() if gpus == need)
+            _put_run(record, {**run, **_made(record, part)})
     _write(file, record)
 
 
@@ -69,21 +74,13 @@ def part_of(test: str) -> str:
     return room if room in PARTS else "other tests"
 
 
-def join(others: Iterable[Path], file: Path = FILE, hardware: str | None = None, gpus: int | None = None) -> None:
-    """Takes over all entries of `others`. Their runs of one hardware, part and digest add up to one run.
-
-    hardware: counts every run of `others` as one on this, such as "4 x NVIDIA H200" for tests that saw two of the four.
-    gpus: so many there are in all; tests that need more were not left out, but could not be run.
-    """
+def join(others: Iterable[Path], file: Path = FILE) -> None:
+    """Takes over all entries of `others`. Their runs of the same GPUs, part and digest add up to one run."""
     record, runs = load(file), dict[tuple[str, str], Entry]()
     for other in map(load, others):
         record["sources"].update(other["sources"])
         record["figures"].update(other["figures"])
         for run in other["runs"].values():
-            if hardware is not None:
-                run["hardware"] = hardware
-            if gpus is not None:
-                run["left_out"] = {test: need for test, need in run.get("left_out", {}).items() if need <= gpus}
             key = run["hardware"], run["part"]
             runs[key] = _sum(runs[key], run) if key in runs and runs[key]["digest"] == run["digest"] else run
     for run in runs.values():
@@ -93,26 +90,18 @@ def join(others: Iterable[Path], file: Path = FILE, hardware: str | None = None,
 
 def _sum(one: Entry, two: Entry) -> Entry:
     """One run, of which two processes made some of the tests each."""
-    tests = {
-        gpus: {key: one["tests"].get(gpus, NO_TESTS)[key] + two["tests"].get(gpus, NO_TESTS)[key] for key in NO_TESTS}
-        for gpus in sorted({*one["tests"], *two["tests"]}, key=int)
-    }
-    return {
-        **two,
-        "tests": tests,
-        "world_sizes": sorted({*one["world_sizes"], *two["world_sizes"]}),
-        "left_out": left_out_of_both(one.get("left_out", {}), two.get("left_out", {})),
-    }
+    tests = {key: one["tests"][key] + two["tests"][key] for key in NO_TESTS}
+    return {**two, "tests": tests, "left_out": left_out_of_both(one["left_out"], two["left_out"])}
 
 
-def left_out_of_both(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
-    """The tests, and the files of which nothing was collected, that neither of two runs has run, with the GPUs they
-    need. A run that left a file out left out whatever the other one left out of it."""
+def left_out_of_both(one: Sequence[str], two: Sequence[str]) -> list[str]:
+    """The tests, and the files of which nothing was collected, that neither of two runs has run. A run that left a file
+    out left out whatever the other one left out of it."""
 
-    def lacks(run: dict[str, int], test: str) -> bool:
+    def lacks(run: Sequence[str], test: str) -> bool:
         return test in run or test.split("::")[0] in run
 
-    return {test: need for test, need in {**one, **two}.items() if lacks(one, test) and lacks(two, test)}
+    return [test for test in sorted({*one, *two}) if lacks(one, test) and lacks(two, test)]
 
 
 def _put_run(record: dict[str, Any], run: Entry) -> None:
@@ -127,7 +116,7 @@ def _put_run(record: dict[str, Any], run: Entry) -> None:
 
 def _has_run(entry: Entry) -> bool:
     """Always true of figures."""
-    return "tests" not in entry or any(count["passed"] or count["failed"] for count in entry["tests"].values())
+    return "tests" not in entry or bool(entry["tests"]["passed"] or entry["tests"]["failed"])
 
 
 def _made(record: dict[str, Any], part: str) -> Entry:
@@ -150,12 +139,21 @@ def _entries(record: dict[str, Any]) -> Iterator[tuple[str, Entry]]:
     yield from record["figures"].items()
 
 
-def hardware() -> str:
-    """What this process sees, such as "8 x NVIDIA H200"."""
+def hardware(gpus: int, name: str) -> str:
+    """As entries are named: "8 x NVIDIA H200"."""
+    return f"{gpus} x {name}"
+
+
+def _gpus() -> tuple[int, str]:
+    """How many this process sees, and what they are."""
     import torch
 
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return " + ".join(f"{names.count(name)} x {name}" for name in sorted(set(names))) or "no GPU"
+    count = torch.cuda.device_count()
+    return count, " and ".join(sorted({torch.cuda.get_device_name(i) for i in range(count)})) or "no GPU"
+
+
+def gpu_name() -> str:
+    return _gpus()[1]
 
 
 def _about() -> Entry:
@@ -168,7 +166,6 @@ def _about() -> Entry:
     except (OSError, subprocess.CalledProcessError):
         driver = "unknown"
     return {
-        "hardware": hardware(),
         "driver": driver,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -185,8 +182,8 @@ def changes(then: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
     """(fresh?, what to say, part by part). Fresh: there is a run, the files that each entry rests on are as they were,
-    and no test failed or was left out. Parts and world sizes that nobody ran are listed as not run; they do not count
-    against it, since not everybody has eight GPUs."""
+    and no test failed or was left out. Parts and numbers of GPUs that nobody ran are listed as not run; they do not
+    count against it, since not everybody has eight GPUs."""
     record, now = load(file), snapshot(root)
     if not record["runs"]:
         return False, [f"GPU record: none in {file.name}; make it by `make gpu-test` where there are GPUs"]
@@ -196,14 +193,14 @@ def check(file: Path = FILE, root: Path = ROOT) -> tuple[bool, list[str]]:
         listed: set[str] = set()  # sources whose changes are in `lines` already
         lines += [] if entries else [f"GPU record: {part}: not run"]
         for name, entry in entries:
-            changed, left_out = _changed(record, entry, now), entry.get("left_out", {})
+            changed, left_out = _changed(record, entry, now), entry.get("left_out", [])
             state = "not run" if not _has_run(entry) else "STALE" if changed else "fresh"
             lines.append(f"GPU record: {part}: {state}: {name} ({entry['date']}{_counts(entry)})")
             lines += [f"  {line}" for line in changed if entry["digest"] not in listed]
-            lines += [f"  left out: {len(left_out)} tests, such as {min(left_out)}"] if left_out else []
+            lines += [f"  left out: {len(left_out)} tests, such as {left_out[0]}"] if left_out else []
             listed.add(entry["digest"])
             good = good and not changed and not _failed(entry) and not left_out
-    sizes = {size for entry in record["runs"].values() for size in entry["world_sizes"]}
+    sizes = {entry["gpus"] for entry in record["runs"].values() if _has_run(entry)}
     return good, lines + [f"GPU record: not run: {size} GPUs" for size in (2, 4, 8) if size not in sizes]
 
 
@@ -225,14 +222,13 @@ def _changed(record: dict[str, Any], entry: Entry, now: dict[str, str]) -> list[
 
 def _failed(entry: Entry) -> int:
     """Tests; of figures 1, if what they are of was not as it should be."""
-    return sum((int(entry.get("failed", False)), *(count["failed"] for count in entry.get("tests", {}).values())))
+    return int(entry.get("failed", False)) + int(entry.get("tests", NO_TESTS)["failed"])
 
 
 def _counts(entry: Entry) -> str:
     if "tests" not in entry:
         return ", FAILED" if _failed(entry) else ""
-    passed = sum(count["passed"] for count in entry["tests"].values())
-    return f", {passed} passed, {_failed(entry)} failed, world sizes {entry['world_sizes']}"
+    return f", {entry['tests']['passed']} passed, {_failed(entry)} failed"
 
 
 def main() -> None:

@@ -1,11 +1,16 @@
 """bench/run.py as a whole, on the host: real processes, our host transport beside gloo."""
 
 import json
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
-from bench import report, results
+import pytest
+from torch.distributed import TCPStore
+
+from bench import launch, report, results
 from bench.quantised import KINDS
 
 
@@ -81,3 +86,12 @@ def test_auto_goes_by_the_tables_that_are_given(root: Path, tmp_path: Path):
     assert done.returncode == 1
     assert "strategy table host.json" in done.stderr  # it was read, and is none
     assert run(root, *grid).returncode == 0
+
+
+def test_a_free_port_is_kept_for_the_store_that_is_to_listen_there():
+    port = launch.free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    store = TCPStore("127.0.0.1", port, None, True, timedelta(seconds=5), wait_for_workers=False)
+    store.set("a", "b")
+    assert store.get("a") == b"b"

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bench.launch import free_port
 from common.ranks import PRELOADED
 
 ROOT = Path(__file__).parents[2]
@@ -62,12 +62,6 @@ RAISE = "if rank == 1: at_call_5(injected)"
 def environment(**more: str) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", **more}
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
 
 
 def live(environ: dict[str, str], arguments: list[str], out: str, err: str) -> None:
@@ -215,9 +209,8 @@ def test_several_hosts_without_gpus() -> None:
 def test_containers_with_a_gpu_each(hosts: int) -> None:
     ranks = Ranks(2, "--json", "--seconds", "0", fault=ONE_GPU + (APART if hosts == 2 else ""))
     found = ranks.found()
-    assert [[g["ranks"] for g in host["gpus"]] for host in found["hosts"]] == (
-        [[[0], [1]]] if hosts == 1 else [[[0]], [[1]]]
-    )
+    seen = [[g["ranks"] for g in host["gpus"]] for host in found["hosts"]]
+    assert seen == ([[[0], [1]]] if hosts == 1 else [[[0]], [[1]]]), (found["problems"], ranks.err)
     assert found["outlook"]["transport"].startswith("multicast")
     problems = " ".join(found["problems"])
     assert ranks.status == {0: hosts - 1, 1: 0}, ranks.err

@@ -124,7 +124,7 @@ def check_census(before: dict[str, int], what: str, patience: float = 5.0) -> No
         grown = {name: (before[name], now[name]) for name in _LEAKABLE if now[name] > before[name]}
         if not grown:
             return
-        assert time.monotonic() < until, f"{what}: grew from, to: {grown}"
+        assert time.monotonic() < until, f"{what}: grew from, to: {grown}; {ranks.descriptors()}"
         time.sleep(0.01)
 
 

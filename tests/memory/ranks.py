@@ -86,12 +86,18 @@ def census() -> dict[str, int]:
     }
 
 
-def _listening() -> int:
-    """This process's sockets that wait for connections, unix or TCP. What others of this host hold is not counted."""
-    ours = set()
+def descriptors() -> dict[int, str]:
+    """What each of this process's descriptors leads to."""
+    found = {}
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            ours.add(os.readlink(f"/proc/self/fd/{fd}"))
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def _listening() -> int:
+    """This process's sockets that wait for connections, unix or TCP. What others of this host hold is not counted."""
+    ours = {*descriptors().values()}
     found = 0
     for table, state, listens, inode in (("unix", 3, "00010000", 6), ("tcp", 3, "0A", 9), ("tcp6", 3, "0A", 9)):
         with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{table}") as lines:  # no tcp6 without IPv6

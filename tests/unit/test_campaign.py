@@ -109,30 +109,34 @@ def test_a_folder_that_nobody_asks_for_is_found(tmp_path: Path) -> None:
 
 def names_and_files(gpus: int, fresh: set[str]) -> dict[str, set[str]]:
     """Jobs by name; of tests, the files they are given."""
-    jobs = campaign.jobs(gpus, campaign.Choice("2 x GPU", fresh))
+    jobs = campaign.jobs(gpus, campaign.Choice("GPU", fresh))
     return {each.name: {word for word in each.command if word.startswith("tests/")} for each in jobs}
 
 
+EVERY = {f"{gpus} x GPU: {part}" for gpus in (1, 2) for part in (*sources.PARTS, "other tests")}
+
+
 def test_of_what_is_fresh_nothing_is_run_again() -> None:
-    every = {f"2 x GPU: {part}" for part in (*sources.PARTS, "other tests")}
     figures = {"soak, 2 ranks", "cost of safety, 2 ranks", "compute-sanitizer clean", "faults, cuda, 2 ranks"}
     figures.add("twin beside the library, 2 virtual ranks")
-    assert names_and_files(2, every | figures) == {}
-    assert {*names_and_files(2, every)} == {
+    assert names_and_files(2, EVERY | figures) == {}
+    assert {*names_and_files(2, EVERY)} == {
         "soak of 2", "cost of safety of 2", "sanitizers", "the twin's times", "faults of 2"
     }  # fmt: skip
-    asked = names_and_files(2, (every | figures) - {"2 x GPU: workspaces"})
-    assert {*asked} == {name for name in names_and_files(2, figures) if "tests" in name and "programs" not in name}
-    for files in asked.values():
-        assert {gpu_record.part_of(file) for file in files} == {"workspaces"}
-        assert "tests/gpu/test_gpu_lifecycle.py" in files
-    other = names_and_files(2, (every | figures) - {"2 x GPU: other tests"})
+    for gpus in (1, 2):
+        asked = names_and_files(2, (EVERY | figures) - {f"{gpus} x GPU: workspaces"})
+        every = {name for name in names_and_files(2, figures) if "tests" in name and "programs" not in name}
+        assert {*asked} == {name for name in every if f"of {gpus}" in name}
+        for files in asked.values():
+            assert {gpu_record.part_of(file) for file in files} == {"workspaces"}
+            assert "tests/gpu/test_gpu_lifecycle.py" in files
+    other = names_and_files(2, (EVERY | figures) - {"1 x GPU: other tests", "2 x GPU: other tests"})
     assert {*other} == {"tests of 2, programs", "tests of 1, programs"}
 
 
 def test_a_record_of_other_gpus_leaves_nothing_out() -> None:
-    every = {f"4 x GPU: {part}" for part in (*sources.PARTS, "other tests")}
-    assert {*names_and_files(2, every)} == {each.name for each in campaign.jobs(2)}
+    other = {key.replace("GPU", "other GPU") for key in EVERY}
+    assert {*names_and_files(2, other)} == {each.name for each in campaign.jobs(2)}
 
 
 @pytest.mark.parametrize("is_part", [True, False])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -23,9 +24,9 @@ def tree(tmp_path: Path) -> Path:
     files = sources.snapshot(tmp_path)
     runs = {}
     for part in ("bits", "workspaces"):
-        tests = {"2": {"passed": 3, "failed": 0, "skipped": 1}}
+        tests = {"passed": 3, "failed": 0, "skipped": 1}
         about = {"hardware": "2 x GPU", "part": part, "digest": sources.digest(files), "date": "2026-01-01"}
-        runs[f"2 x GPU: {part}"] = {**about, "world_sizes": [2], "tests": tests}
+        runs[f"2 x GPU: {part}"] = {**about, "gpus": 2, "tests": tests, "left_out": []}
     content = {"runs": runs, "figures": {}, "sources": {sources.digest(files): files}}
     (tmp_path / "record.json").write_text(json.dumps(content))
     return tmp_path
@@ -57,7 +58,8 @@ def test_what_need_not_be_made_again(tree: Path) -> None:
     both = {"2 x GPU: bits", "2 x GPU: workspaces"}
     assert gpu_record.fresh(file, tree) == both
     content = json.loads(file.read_text())
-    for spoil in ({"left_out": {"tests/gpu/test_gpu_bits.py::test_a": 2}}, {"failed": True}, {"tests": {}}):
+    nothing = {"passed": 0, "failed": 0, "skipped": 4}
+    for spoil in ({"left_out": ["tests/gpu/test_gpu_bits.py::test_a"]}, {"failed": True}, {"tests": nothing}):
         spoilt = json.loads(file.read_text())
         spoilt["runs"]["2 x GPU: bits"].update(spoil)
         file.write_text(json.dumps(spoilt))
@@ -148,38 +150,47 @@ def test_figures_keep_runs_and_sources(tree: Path) -> None:
     assert content["sources"].keys() == {soak["digest"], content["runs"]["2 x GPU: bits"]["digest"]}
 
 
-def test_a_run_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_record, "_about", lambda: {"hardware": "2 x GPU"})
+def written(folder: Path, here: int, outcomes: dict[str, tuple[int, str]], left_out: dict[str, int]) -> dict[str, Any]:
+    file = folder / "record.json"
+    seen = mock.patch.object(gpu_record, "_gpus", return_value=(here, "GPU"))
+    with seen, mock.patch.object(gpu_record, "_about", return_value={}):
+        gpu_record.write_run(file, outcomes, left_out)
+    return runs(file)
+
+
+def test_a_run_is_written_by_part_and_by_what_tests_need(tmp_path: Path) -> None:
     bits, life, odd = (
         "tests/gpu/test_gpu_bits.py::test_a",
         "tests/gpu/test_gpu_lifecycle.py::test_b",
         "tests/x.py::test_c",
     )
     outcomes = {bits: (2, "passed"), bits + "d": (1, "skipped"), life: (2, "failed"), odd: (1, "passed")}
-    gpu_record.write_run(tmp_path / "record.json", outcomes, {life + "e": 2, "tests/gpu/test_replay.py": 0})
-    runs = json.loads((tmp_path / "record.json").read_text())["runs"]
-    assert runs.keys() == {f"2 x GPU: {part}" for part in ("bits", "workspaces", "other tests", "replays")}
-    one, two = {"passed": 0, "failed": 0, "skipped": 1}, {"passed": 1, "failed": 0, "skipped": 0}
-    assert runs["2 x GPU: bits"]["tests"] == {"1": one, "2": two}
-    assert runs["2 x GPU: bits"]["world_sizes"] == [2]
-    assert runs["2 x GPU: workspaces"]["tests"] == {"2": {"passed": 0, "failed": 1, "skipped": 0}}
-    left_out = {run["part"]: run["left_out"] for run in runs.values()}
-    assert left_out == {
-        "bits": {},
-        "workspaces": {life + "e": 2},
-        "other tests": {},
-        "replays": {"tests/gpu/test_replay.py": 0},
+    found = written(tmp_path, 2, outcomes, {life + "e": 1, "tests/gpu/test_replay.py": 0})
+    assert {key: (run["tests"], run["left_out"]) for key, run in found.items()} == {
+        "2 x GPU: bits": ({"passed": 1, "failed": 0, "skipped": 0}, []),
+        "1 x GPU: bits": ({"passed": 0, "failed": 0, "skipped": 1}, []),
+        "2 x GPU: workspaces": ({"passed": 0, "failed": 1, "skipped": 0}, []),
+        "1 x GPU: workspaces": ({"passed": 0, "failed": 0, "skipped": 0}, [life + "e"]),
+        "1 x GPU: other tests": ({"passed": 1, "failed": 0, "skipped": 0}, []),
+        "2 x GPU: replays": ({"passed": 0, "failed": 0, "skipped": 0}, ["tests/gpu/test_replay.py"]),
     }
+    assert {key: f"{run['gpus']} x GPU" for key, run in found.items()} == {key: key[:7] for key in found}
 
 
-def process(folder: Path, name: str, hardware: str, passed: int, left_out: str, part: str = "bits") -> Path:
+def test_tests_that_need_more_gpus_than_there_are_are_nowhere(tmp_path: Path) -> None:
+    test = "tests/gpu/test_gpu_bits.py::test_a"
+    found = written(tmp_path, 1, {test: (1, "passed"), test + "b": (2, "skipped")}, {test + "c": 4})
+    assert found.keys() == {"1 x GPU: bits"}
+    assert found["1 x GPU: bits"]["tests"] == {"passed": 1, "failed": 0, "skipped": 0}
+
+
+def process(folder: Path, name: str, gpus: int, passed: int, left_out: str, part: str = "bits") -> Path:
     """The record of one process, of today's sources."""
     file = folder / f"{name}.json"
     about = {"part": part, "digest": sources.digest(sources.snapshot()), "date": "2026-01-01"}
-    tests = {"2": {"passed": passed, "failed": 0, "skipped": 1}}
-    run = {**about, "hardware": hardware, "world_sizes": [passed] if passed else [], "tests": tests}
-    run["left_out"] = dict.fromkeys(left_out, 2)
-    content = {"runs": {f"{hardware}: {part}": run}, "figures": {name: about}, "sources": {}}
+    tests = {"passed": passed, "failed": 0, "skipped": 1}
+    run = {**about, "hardware": f"{gpus} x GPU", "gpus": gpus, "tests": tests, "left_out": [*left_out]}
+    content = {"runs": {f"{gpus} x GPU: {part}": run}, "figures": {name: about}, "sources": {}}
     file.write_text(json.dumps(content | {"sources": {about["digest"]: sources.snapshot()}}))
     return file
 
@@ -189,69 +200,54 @@ def runs(file: Path) -> dict[str, Any]:
     return found
 
 
+def passed(file: Path) -> dict[str, int]:
+    return {key: run["tests"]["passed"] for key, run in runs(file).items()}
+
+
 def test_processes_of_one_run_are_put_together(tmp_path: Path) -> None:
-    whole = tmp_path / "record.json"
-    process(tmp_path, "record", "4 x GPU", 100, "")  # an older run of the same machine is replaced, not added to
-    parts = [process(tmp_path, "a", "2 x GPU", 2, "yz"), process(tmp_path, "b", "4 x GPU", 4, "xz")]
-    gpu_record.join(parts, whole, hardware="4 x GPU")
-    content = json.loads(whole.read_text())
-    assert content["runs"].keys() == {"4 x GPU: bits"}
-    run = content["runs"]["4 x GPU: bits"]
-    assert run["tests"] == {"2": {"passed": 6, "failed": 0, "skipped": 2}}
-    assert (run["world_sizes"], run["left_out"]) == ([2, 4], {"z": 2})
-    assert content["figures"].keys() == {"a", "b", "record"}
+    whole = process(tmp_path, "record", 4, 100, "")  # an older run of as many GPUs is replaced, not added to
+    parts = [process(tmp_path, "a", 4, 2, "yz"), process(tmp_path, "b", 4, 4, "xz"), process(tmp_path, "c", 1, 7, "")]
+    gpu_record.join(parts, whole)
+    assert passed(whole) == {"4 x GPU: bits": 6, "1 x GPU: bits": 7}
+    run = runs(whole)["4 x GPU: bits"]
+    assert (run["tests"]["skipped"], run["left_out"]) == (2, ["z"])
+    assert json.loads(whole.read_text())["figures"].keys() == {"a", "b", "c", "record"}
     assert not gpu_record.check(whole)[0], "z was left out by both"
-    gpu_record.join([*parts, process(tmp_path, "c", "1 x GPU", 1, "")], whole, hardware="4 x GPU")
+    gpu_record.join([*parts, process(tmp_path, "d", 4, 1, "")], whole)
     good, lines = gpu_record.check(whole)
     assert good, lines
     assert "GPU record: not run: 8 GPUs" in lines
 
 
-def test_tests_that_need_more_gpus_than_there_are_were_not_left_out(tmp_path: Path) -> None:
-    whole = tmp_path / "record.json"
-    gpu_record.join([process(tmp_path, "a", "1 x GPU", 1, "x")], whole, "1 x GPU", gpus=1)
-    assert runs(whole)["1 x GPU: bits"]["left_out"] == {}
-
-
-def test_a_part_that_the_hardware_cannot_run_is_not_run(tmp_path: Path) -> None:
-    whole = tmp_path / "record.json"
-    gpu_record.join([process(tmp_path, "a", "1 x GPU", 0, "x")], whole, "1 x GPU", gpus=1)
-    good, lines = gpu_record.check(whole)
-    assert good
-    assert any(line.startswith("GPU record: bits: not run: 1 x GPU") for line in lines)
-
-
 def test_what_was_left_out_altogether_is_told(tmp_path: Path) -> None:
     whole = tmp_path / "record.json"
-    gpu_record.join([process(tmp_path, "a", "2 x GPU", 0, "x")], whole, "2 x GPU", gpus=2)
-    assert not gpu_record.check(whole)[0]
+    gpu_record.join([process(tmp_path, "a", 2, 0, "x")], whole)
+    good, lines = gpu_record.check(whole)
+    assert not good
+    assert any(line.startswith("GPU record: bits: not run: 2 x GPU") for line in lines)
 
 
 def test_a_run_of_one_part_leaves_the_other_parts_alone(tmp_path: Path) -> None:
-    whole = process(tmp_path, "record", "2 x GPU", 7, "")
-    only = [process(tmp_path, "a", "2 x GPU", 0, "x"), process(tmp_path, "b", "2 x GPU", 5, "", "replays")]
-    gpu_record.join(only, whole, "2 x GPU", gpus=2)
-    assert {key: run["world_sizes"] for key, run in runs(whole).items()} == {
-        "2 x GPU: bits": [7],
-        "2 x GPU: replays": [5],
-    }
+    whole = process(tmp_path, "record", 2, 7, "")
+    gpu_record.join([process(tmp_path, "a", 2, 0, "x"), process(tmp_path, "b", 2, 5, "", "replays")], whole)
+    assert passed(whole) == {"2 x GPU: bits": 7, "2 x GPU: replays": 5}
 
 
 def test_what_was_left_out_at_first_may_have_been_skipped_later(tmp_path: Path) -> None:
     """A campaign joins all of its records anew whenever a job ends. No test of the part ran in either."""
     whole = tmp_path / "record.json"
-    first, second = process(tmp_path, "a", "2 x GPU", 0, "x"), process(tmp_path, "b", "2 x GPU", 0, "")
-    gpu_record.join([first], whole, "2 x GPU", gpus=2)
-    gpu_record.join([first, second], whole, "2 x GPU", gpus=2)
-    assert runs(whole)["2 x GPU: bits"]["left_out"] == {}
+    first, second = process(tmp_path, "a", 2, 0, "x"), process(tmp_path, "b", 2, 0, "")
+    gpu_record.join([first], whole)
+    gpu_record.join([first, second], whole)
+    assert runs(whole)["2 x GPU: bits"]["left_out"] == []
 
 
 def test_a_run_from_before_there_were_parts_is_replaced(tmp_path: Path) -> None:
-    whole = process(tmp_path, "record", "2 x GPU", 7, "", gpu_record.ALL_TESTS)
+    whole = process(tmp_path, "record", 2, 7, "", gpu_record.ALL_TESTS)
     assert gpu_record.check(whole)[0], "it is read as resting on everything"
-    gpu_record.join([process(tmp_path, "a", "4 x GPU", 5, "")], whole)
+    gpu_record.join([process(tmp_path, "a", 4, 5, "")], whole)
     assert runs(whole).keys() == {"2 x GPU: all tests", "4 x GPU: bits"}
-    gpu_record.join([process(tmp_path, "b", "2 x GPU", 5, "")], whole)
+    gpu_record.join([process(tmp_path, "b", 2, 5, "")], whole)
     assert runs(whole).keys() == {"2 x GPU: bits", "4 x GPU: bits"}
 
 
@@ -261,13 +257,13 @@ A, B, OTHER = "tests/gpu/test_a.py::test_1", "tests/gpu/test_a.py::test_2", "tes
 @pytest.mark.parametrize(
     ("one", "two", "left"),
     [
-        ({A: 1, B: 1}, {B: 1, OTHER: 2}, {B: 1}),
-        ({A: 1, B: 1}, {}, {}),
+        ([A, B], [B, OTHER], [B]),
+        ([A, B], [], []),
         # A run of other files has left a file out, and with it what the first one left out of it.
-        ({A: 1}, {"tests/gpu/test_a.py": 0, "tests/gpu/test_b.py": 0}, {A: 1}),
-        ({"tests/gpu/test_a.py": 0}, {"tests/gpu/test_a.py": 0}, {"tests/gpu/test_a.py": 0}),
-        ({"tests/gpu/test_a.py": 0}, {OTHER: 2}, {}),
+        ([A], ["tests/gpu/test_a.py", "tests/gpu/test_b.py"], [A]),
+        (["tests/gpu/test_a.py"], ["tests/gpu/test_a.py"], ["tests/gpu/test_a.py"]),
+        (["tests/gpu/test_a.py"], [OTHER], []),
     ],
 )
-def test_what_two_runs_left_out(one: dict[str, int], two: dict[str, int], left: dict[str, int]) -> None:
+def test_what_two_runs_left_out(one: list[str], two: list[str], left: list[str]) -> None:
     assert gpu_record.left_out_of_both(one, two) == gpu_record.left_out_of_both(two, one) == left
