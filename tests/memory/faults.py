@@ -115,7 +115,7 @@ def wrongs(kind: str, mode: str, step: str, here: bool, rank: int) -> dict[str, 
     return first | ({step: mode} if here else {})
 
 
-def check_census(before: dict[str, int], what: str, patience: float = 5.0) -> None:
+def check_census(before: ranks.Census, what: str, patience: float = 5.0) -> None:
     """Nothing has grown since `before`. A thread that has been joined may still be on its way out of the kernel's list:
     Python's `join` returns when the thread has done its last Python, so what has grown gets a while to shrink."""
     until = time.monotonic() + patience
@@ -124,7 +124,7 @@ def check_census(before: dict[str, int], what: str, patience: float = 5.0) -> No
         grown = {name: (before[name], now[name]) for name in _LEAKABLE if now[name] > before[name]}
         if not grown:
             return
-        assert time.monotonic() < until, f"{what}: grew from, to: {grown}; {ranks.descriptors()}"
+        assert time.monotonic() < until, f"{what}: grew from, to: {grown}, opened: {now.opened_since(before)}"
         time.sleep(0.01)
 
 

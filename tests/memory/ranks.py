@@ -71,36 +71,50 @@ def meet(store: dist.Store, name: str, world_size: int) -> None:
         time.sleep(0.002)
 
 
-def census() -> dict[str, int]:
-    """What this process holds and could leak."""
+class Census(dict[str, int]):
+    """What this process holds and could leak, by kind. descriptors: what each of them leads to."""
+
+    def __init__(self, counts: dict[str, int], descriptors: dict[int, str]) -> None:
+        super().__init__(counts)
+        self.descriptors = descriptors
+
+    def opened_since(self, before: Census) -> list[str]:
+        """Descriptors that have come, or lead elsewhere; of sockets, what the kernel says of them."""
+        new = {fd: at for fd, at in self.descriptors.items() if before.descriptors.get(fd) != at}
+        return [f"{fd}: {at} {_sockets().get(at, '')}".strip() for fd, at in new.items()]
+
+
+def census() -> Census:
+    descriptors = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            descriptors[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
     with open("/proc/self/maps") as maps:
         mapped = sum("memfd:" in line for line in maps)
     with open("/proc/self/status") as status:
         size = re.search(r"VmSize:\s+(\d+) kB", status.read())
-    return {
-        "fds": len(os.listdir("/proc/self/fd")),
+    counts = {
+        "fds": len(descriptors),
         "mapped": mapped,
         "threads": len(os.listdir("/proc/self/task")),
-        "sockets": _listening(),
+        "sockets": sum(_listens(line) for at, line in _sockets().items() if at in descriptors.values()),
         "MiB": int(size[1]) >> 10 if size else 0,
     }
+    return Census(counts, descriptors)
 
 
-def descriptors() -> dict[int, str]:
-    """What each of this process's descriptors leads to."""
+def _sockets() -> dict[str, str]:
+    """Lines of the kernel's tables of unix and TCP sockets, this process's and others', by what a descriptor leads
+    to."""
     found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
-    return found
-
-
-def _listening() -> int:
-    """This process's sockets that wait for connections, unix or TCP. What others of this host hold is not counted."""
-    ours = {*descriptors().values()}
-    found = 0
-    for table, state, listens, inode in (("unix", 3, "00010000", 6), ("tcp", 3, "0A", 9), ("tcp6", 3, "0A", 9)):
+    for table, inode in (("unix", 6), ("tcp", 9), ("tcp6", 9)):
         with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{table}") as lines:  # no tcp6 without IPv6
-            rows = [line.split() for line in lines][1:]
-            found += sum(row[state] == listens and f"socket:[{row[inode]}]" in ours for row in rows)
+            for line in [*lines][1:]:
+                found[f"socket:[{line.split()[inode]}]"] = f"{table} {line.strip()}"
     return found
+
+
+def _listens(line: str) -> bool:
+    """Of such a line: whether it waits for connections."""
+    table, *row = line.split()
+    return row[3] == {"unix": "00010000", "tcp": "0A", "tcp6": "0A"}[table]
