@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "nothing"
 OF_BENCH = ("bench/quantised.py", "bench/variant.py", "bench/peers/vllm_quantised.py")  # what tests of bits import
+KERNELS_OF = "bench/launched.py"  # what tests of launches import
 
 # Room -> the patterns of its files. A file is in the first room with a pattern that matches. A pattern that ends in "/"
 # takes all that lies beneath; in the others * stands for any characters, "/" too.
@@ -144,12 +145,17 @@ ROOMS = {
     ),
     "faults": ("tools/faults/",),
     "software multicast": ("tests/common/cases/own_rows.py", "tests/gpu/test_software_multicast.py"),
+    "quantised outputs": (
+        KERNELS_OF,
+        "tests/common/cases/quantised_launches.py",
+        "tests/gpu/test_quantised_launches.py",
+        "tests/gpu/test_quantised_peers.py",
+    ),
     "bits": (
         "tests/gpu/test_gpu_bits.py",
         "tests/gpu/test_gpu_controls.py",
         "tests/gpu/test_gpu_graphs.py",
         "tests/gpu/test_many_ranks.py",
-        "tests/gpu/test_quantised_peers.py",
         "tests/ranks/test_bound.py",
         "tests/ranks/test_outputs.py",
         "tests/ranks/test_pieces.py",
@@ -175,6 +181,7 @@ PARTS = {
     "numerics": (*LIBRARY, "quantised", "cases"),
     "bits": (*LIBRARY, "quantised", "cases", "cases of bits", "cases of life cycle"),
     "software multicast": (*LIBRARY, "quantised", "cases", "cases of bits"),
+    "quantised outputs": (*LIBRARY, "quantised", "cases", "cases of bits"),
     "replays": (*LIBRARY, "cases"),
     "sanitizers": (*LIBRARY, "cases"),
     "cost of safety": (*LIBRARY, "cases"),
@@ -233,7 +240,7 @@ def _paths(root: Path) -> list[str]:
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    for name in ("csrc", "mnnvl_ar", "setup.py", "tests", "tools", *OF_BENCH):
+    for name in ("csrc", "mnnvl_ar", "setup.py", "tests", "tools", *OF_BENCH, KERNELS_OF):
         for path in (root / name, *(root / name).rglob("*")):
             if path.is_file() and path.suffix not in (".new", ".so") and "__pycache__" not in path.parts:
                 yield path

@@ -27,6 +27,7 @@ from . import hosts, multicast, processors
 from .block import Block, Handshake, Undo
 from .descriptors import require
 from .failures import MULTICAST, Failure, Refusals
+from .place import ONE_STORE
 from .request import Request
 from .verbs import multicast_refusal
 from .vote import Outcome, StepFailed, Steps, Voter
@@ -100,9 +101,12 @@ class BringUp:
         self.request = self._prepare()
         self.transport = "host" if self.request.device.type == "cpu" else "unicast"
 
-    def _ready(self) -> None:
+    def _ready(self) -> Outcome | None:
         if self._use is not None:
             self._made.push(self._use(self._block.pointers, self._block.multicast_pointer))
+        voter = self._steps.voter
+        why = voter.contested()  # last, so that as many as can be have come by then
+        return Outcome(Failure(voter.rank, "ready", why, ONE_STORE)) if why else None
 
     def _rendezvous(self) -> None:
         """Every rank says who it is and what it asks for; then all that must be equal is."""

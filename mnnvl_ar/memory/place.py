@@ -76,6 +76,12 @@ class Note:
     final: bool = False
 
 
+ONE_STORE = (
+    "Two groups go by one store: give each its own, as torch.distributed.new_group does, or wrap it in a "
+    "torch.distributed.PrefixStore. Or an earlier process of that rank still lives."
+)
+
+
 class GroupShared(Exception):
     """Another process has the place of this one: two groups go by one store."""
 
@@ -98,6 +104,10 @@ class Place:
 
     def leave(self) -> None:
         """At the end, if this rank came. Never raises."""
+
+    def contested(self) -> str:
+        """Which other process has wanted to be this rank since it came; empty if none has. Never raises."""
+        return ""
 
     def publish(self, address: Address) -> None:
         """On rank 0: over whatever was published before, by an earlier bring-up, too."""
@@ -137,7 +147,9 @@ class GroupStore(Place):
 
     What an earlier bring-up has left in a store must not be taken for this one's. An address is tried. A failure names
     the attempts that it is for, and a rank writes down its attempt when it comes, with its process: another process
-    that lives and is the same rank shows that two groups share the store.
+    that lives and is the same rank shows that two groups share the store. Who finds its place taken cannot know which
+    of the ranks that came before are of its own group, and neither can they: so it leaves a mark for the one that has
+    the place, who looks for it once more before anything is used.
     """
 
     def __init__(self, members: Members, timeout: float) -> None:
@@ -147,7 +159,7 @@ class GroupStore(Place):
 
     def come(self) -> None:
         """Writes down who is this rank. `GroupShared` if another process is."""
-        key, mine = f"{KEY}/{self.rank}", {"attempt": self._attempt, **process.this()}
+        key, mine = f"{KEY}/{self.rank}", {"attempt": self._attempt, "last": self._attempt, **process.this()}
         before, text = self._get(key) or "", json.dumps(mine)
 
         def take(store: Any) -> str:
@@ -156,6 +168,7 @@ class GroupStore(Place):
         while True:
             other = json.loads(before) if before else {}
             if process.is_another(other):
+                self._set(f"{KEY}/{self.rank}/contested", json.dumps({"attempt": other["last"], **process.this()}))
                 raise GroupShared(f"rank {self.rank} of this group is already {process.name_of(other)}")
             found = self._bounded(take)
             if found == text:
@@ -164,7 +177,15 @@ class GroupStore(Place):
 
     def leave(self) -> None:
         with contextlib.suppress(BringUpError):
-            self._set(f"{KEY}/{self.rank}", json.dumps({"attempt": "", **process.this()}))
+            self._set(f"{KEY}/{self.rank}", json.dumps({"attempt": "", "last": self._attempt, **process.this()}))
+
+    def contested(self) -> str:
+        with contextlib.suppress(BringUpError):
+            text = self._get(f"{KEY}/{self.rank}/contested")
+            other = json.loads(text) if text else {"attempt": ""}
+            if other["attempt"] == self._attempt:
+                return f"{process.name_of(other)} wanted to be rank {self.rank} of this group, too"
+        return ""
 
     def publish(self, address: Address) -> None:
         self._set(KEY, json.dumps(asdict(address)))

@@ -31,16 +31,12 @@ from .connection import Connection, ConnectionClosed, user_of
 from .descriptors import SCARCE, Reserve
 from .failures import Failure, failure_of, lost, silent
 from .group import Members
-from .place import STEP, Address, GroupShared, Note, Place, place_of
+from .place import ONE_STORE, STEP, Address, GroupShared, Note, Place, place_of
 from .vote import Coordinator, Participant, Voter
 
 _LISTEN_SECONDS, _LOOK_SECONDS = 0.04, 0.02  # between two looks at the place, on rank 0 and on the others
 _STRANGERS = 32  # beside the ranks: the oldest has to go when more have connected and said nothing
 _MOST_SECONDS = 9e9
-_ONE_STORE = (
-    "Two groups go by one store: give each its own, as torch.distributed.new_group does, or wrap it in a "
-    "torch.distributed.PrefixStore. Or an earlier process of that rank still lives."
-)
 _OUT_OF_REACH = (
     f"If that is the wrong address, set {hosts.ADDRESS_VARIABLE} on rank 0 to one that other hosts reach; else look at "
     "firewalls: a random TCP port has to be open between the hosts."
@@ -57,14 +53,16 @@ def meet(members: Members, timeout: float) -> Voter:
     try:
         place.come()
     except GroupShared as shared:
-        failure = Failure(place.rank, STEP, str(shared), _ONE_STORE)
+        failure = Failure(place.rank, STEP, str(shared), ONE_STORE)
         address = place.find()
         if address is not None:
             place.tell(Note(address.name, place.rank, failure, final=True))
         raise failure.error() from shared
     try:
         kind = Listener(place, members, who, timeout) if place.rank == 0 else _Guest(place, members, who, timeout)
-        return kind.meet()
+        voter = kind.meet()
+        voter.contested = place.contested
+        return voter
     finally:
         place.leave()
 
@@ -280,7 +278,7 @@ class Listener:
                 continue
             what = {"met": "what they were named when they met before"}.get(name, name)
             cause = f"it is of another group: {what} is {theirs!r} there, and {ours!r} on rank 0"
-            self._fail(Failure(hello.rank, STEP, cause, _ONE_STORE))
+            self._fail(Failure(hello.rank, STEP, cause, ONE_STORE))
 
     def _fail(self, failure: Failure, *, by_place: bool = True, patient: bool = True) -> None:
         """Tells all ranks. patient: those too that have yet to come, as long as there is time."""

@@ -49,11 +49,12 @@ class Verdict:
 
 class Voter:
     """One rank's end of the votes of one bring-up. `deadline` (time.monotonic) bounds all of them together. `host`:
-    equal to rank 0's exactly if descriptors can be passed to it."""
+    equal to rank 0's exactly if descriptors can be passed to it. `contested`: as `Place.contested`."""
 
     def __init__(self, rank: int, world_size: int, timeout: float, deadline: float, host: str) -> None:
         self.rank, self.world_size, self.timeout, self.deadline, self.host = rank, world_size, timeout, deadline, host
         self.last_words: dict[int, Message] = {}  # of ranks that left in place of a vote (`lifeline.py`)
+        self.contested: Callable[[], str] = str
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
         """Collective. Takes the outcome's descriptors over; those in the verdict belong to the caller."""

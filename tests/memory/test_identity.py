@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import struct
 import threading
 from typing import Any
 from unittest import mock
@@ -72,35 +75,58 @@ def test_control_a_rank_that_forgot_is_not() -> None:
     assert ranks.values(ranks.launch(2, named_body, {"met": "?"})) == [("", "")] * 2
 
 
-def shared_store_body(rank: int, size: int, store: dist.Store, rounds: int, watched: bool) -> list[str]:
-    """Processes 0 and 1 are a group, and 2 and 3 another one, over one raw store, at once."""
-    told = []
-    come = GroupStore.come if watched else lambda self: self._set(f"mnnvl_ar/address/{self.rank}", '{"attempt": ""}')
-    with mock.patch.object(GroupStore, "come", come):
-        for number in range(rounds):
-            group = dist.ProcessGroup(dist.PrefixStore(f"round {number}", store), rank % 2, 2)
-            ranks.meet(store, f"begin {number}", size)
-            try:
-                memory = make(group, timeout=3.0, alike={"group": ""})
-            except BringUpError as error:
-                told.append(str(error))
-            else:
-                told.append("")
-                memory.close()
-            ranks.meet(store, f"end {number}", size)
-    return told
+def shared_store_body(rank: int, size: int, store: dist.Store, first: list[int], watched: bool) -> Any:
+    """Processes 0 and 1 are a group, and 2 and 3 another one, over one raw store. Those of `first` come before the
+    others, which are refused while the former still bring up. Returns what this one was told, or, if it was told
+    nothing, the sum over the group that it got of 10 to the power of each process."""
+    group = dist.ProcessGroup(dist.PrefixStore("raw", store), rank % 2, 2)
+
+    def use(pointers: tuple[int, ...], _: int) -> Any:
+        ranks.meet(store, "all have come", size)
+        ctypes.memmove(pointers[rank % 2], struct.pack("d", 10.0**rank), 8)
+        return lambda: None
+
+    if rank not in first:
+        ranks.meet(store, "the first are in", size)
+    come = GroupStore.come
+
+    def come_first(place: GroupStore) -> None:
+        come(place)
+        ranks.meet(store, "the first are in", size)
+
+    with contextlib.ExitStack() as stack:
+        if rank in first:
+            stack.enter_context(mock.patch.object(GroupStore, "come", come_first))
+        if not watched:
+            stack.enter_context(mock.patch.object(GroupStore, "contested", return_value=""))
+            stack.enter_context(mock.patch.object(GroupStore, "tell"))
+        try:
+            memory = make(group, timeout=5.0, use=use, alike={"group": ""})
+        except BringUpError as error:
+            if rank not in first:
+                ranks.meet(store, "all have come", size)
+            return str(error)
+    store.set(f"written {rank}", "")
+    store.wait([f"written {other}" for other in first])
+    found = sum(struct.unpack("d", ctypes.string_at(pointer, 8))[0] for pointer in memory.pointers)
+    memory.close()
+    return found
 
 
-def test_two_groups_over_one_store_do_not_both_get_memory() -> None:
-    told = ranks.values(ranks.launch(4, shared_store_body, 5, True, seconds=120))
-    for outcomes in zip(*told, strict=True):
-        assert any("is already process" in text for text in outcomes), outcomes
-        assert outcomes.count("") <= 2, outcomes  # never two groups that both look well
+@pytest.mark.parametrize("first", [[0, 3], [2, 1], [0, 1]], ids=str)
+def test_two_groups_over_one_store_get_no_memory(first: list[int]) -> None:
+    """Whichever two come first, of one group or of two: nobody can tell, so neither pair goes on."""
+    told = ranks.values(ranks.launch(4, shared_store_body, first, True))
+    for rank, text in enumerate(told):
+        refused = f"rank {rank % 2} of this group is already process" in str(text)
+        contested = "of this group, too" in str(text) or "is already process" in str(text)
+        assert contested if rank in first else refused, told
+        assert "PrefixStore" in text, told
 
 
-def test_control_unwatched_they_do() -> None:
-    told = ranks.values(ranks.launch(4, shared_store_body, 1, False, seconds=120))
-    assert not any("is already process" in texts[0] for texts in told)
+def test_control_unwatched_they_get_each_others_sums() -> None:
+    told = ranks.values(ranks.launch(4, shared_store_body, [0, 3], False))
+    assert told[0] == told[3] == 1001.0, told
 
 
 def twice_body(rank: int, size: int, store: dist.Store) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tools.faults.plan import FAULTS, WORKSPACE, Plan, draw
+from tools.faults.plan import FAULTS, ORDERLY, WORKSPACE, Plan, draw
 from tools.faults.rank import Outcome
 from tools.faults.run import judge
 
@@ -46,3 +46,14 @@ def test_nobody_else_is_blamed(kind: str) -> None:
         }
         assert is_fine.pop(-1) == (world > 2 and made < behind)
         assert [peer for peer, fine in is_fine.items() if fine] == [plan.victim]
+
+
+@pytest.mark.parametrize("kind", ORDERLY)
+def test_who_leaves_in_good_order_ends_later_calls_alone(kind: str) -> None:
+    plan = _plans("cpu", kind)[0]
+    other, said = (plan.victim + 1) % 4, f"rank {plan.victim}"
+    judged = {
+        made: judge(plan, other, Outcome(made, error="PeerGone", peer=plan.victim, op_text=said))
+        for made in (plan.at - 1, plan.at, plan.at + 1)
+    }
+    assert [not problems for problems in judged.values()] == [False, True, False]

@@ -34,6 +34,7 @@ KINDS = {
     "honest": "",  # late, but within the deadline: no rank may raise an error
 }
 HEARD = ("death", "close", "sleep", "exit")  # of by the connections to the rank at fault
+ORDERLY = ("close", "sleep", "exit")  # a rank that leaves between two calls, and says so
 LETHAL = ("kill", "death", "exit", "exit before first call", "exit in a call")
 # What one rank's call with a norm has otherwise.
 OF_A_NORM: dict[str, dict[str, Any]] = {
