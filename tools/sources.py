@@ -148,8 +148,8 @@ ROOMS = {
     "quantised outputs": (
         KERNELS_OF,
         "tests/common/cases/quantised_launches.py",
-        "tests/gpu/test_quantised_launches.py",
         "tests/gpu/test_quantised_peers.py",
+        "tests/ranks/test_quantised_launches.py",
     ),
     "bits": (
         "tests/gpu/test_gpu_bits.py",

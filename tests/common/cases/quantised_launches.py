@@ -162,6 +162,3 @@ def check_refused(rank: Any, kind: str) -> None:
                 with pytest.raises(RuntimeError, match="shape"):
                     workspace.check()
                 workspace.close()
-
-
-LAUNCHES = {"grids": check_grids, "arguments": check_arguments, "graphs": check_graphs}
