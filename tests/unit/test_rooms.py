@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 INCLUDE = re.compile(r'^\s*#include [<"]([^>"]+)[>"]', re.MULTILINE)
-MOST_FILES = 8  # that a new epilogue touches
+MOST_FILES = 8  # that a new epilogue touches, beside those that say so in words
 
 
 def rooms_of(text: str) -> dict[str, str]:
@@ -95,8 +95,17 @@ def rooms_of_setup() -> dict[str, str | None]:
 
 
 def files_of_an_epilogue(text: str) -> list[str]:
-    part = text.split("### A new epilogue", 1)[1].split("\n#", 1)[0]
-    return re.findall(r"^\d+\. `([^`]+)`", part, re.MULTILINE)
+    """The numbered ones, each of which is one file."""
+    return re.findall(r"^\d+\. `([^`]+)`", part_of_an_epilogue(text), re.MULTILINE)
+
+
+def words_of_an_epilogue(text: str) -> list[str]:
+    lines = re.findall(r"^\* (`.*)$", part_of_an_epilogue(text), re.MULTILINE)
+    return [path for line in lines for path in re.findall(r"`([^`]+)`", line)]
+
+
+def part_of_an_epilogue(text: str) -> str:
+    return text.split("### A new epilogue", 1)[1].split("\n#", 1)[0]
 
 
 def files_that_name(root: Path, words: tuple[str, ...]) -> set[str]:
@@ -140,6 +149,16 @@ def test_a_new_epilogue_touches_few_files(text: str) -> None:
         missing = [path.replace("NAME", name) for path in listed]
         missing = [path for path in missing if name != "plain" or "torch/ops" not in path]  # that op is all_reduce.cpp
         assert [path for path in missing if not (ROOT / path).exists()] == []
+
+
+def test_the_words_of_a_new_epilogue_are_listed(text: str) -> None:
+    """Of a public one: every page and list that has its name is there, but for those about what uses it."""
+    listed = words_of_an_epilogue(text)
+    assert len(listed) == 5
+    assert [path for path in listed if "FP8" not in (ROOT / path).read_text().upper()] == []
+    pages = [*(ROOT / "docs/api").glob("*.md"), *(ROOT / "tests/unit").glob("*.txt")]
+    named = {str(path.relative_to(ROOT)) for path in pages if "static_fp8" in path.read_text()}
+    assert named == {*listed} - {"docs/numerics.md", "CHANGELOG.md"}
 
 
 def test_an_epilogue_is_named_in_the_listed_files_alone(text: str) -> None:
