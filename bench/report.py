@@ -150,7 +150,7 @@ def standing(runs: dict[str, dict[str, Any]], folder: Path) -> list[str]:
     lines = []
     for name, run in runs.items():
         lines.append(f"figures to reach, {name}:")
-        lines += [f"  {figure}" for figure in targets.judge(run["rows"])]
+        lines += [f"  {figure}" for figure in (*targets.judge(run["rows"]), *targets.quantised(run["rows"]))]
     lines.append("figures to reach, any run:")
     costs = [json.loads(file.read_text()) for file in sorted((folder / "cpu_cost").glob("*.json"))]
     ours = [row["cpu_us"] for cost in costs for row in cost["rows"] if row["variant"] == results.OURS]

@@ -8,9 +8,10 @@ all-reduce (peers/yardsticks.py). `ok`: the buffers that were timed held the rig
 class of machine without one (floor.py). More keys a row: mode, l2, context, skew_us, calls, rounds, strategy, pdl,
 transport, and `error` where ok is false; `low_us` and `high_us`, between which the median of all rounds that could be
 is with 95 %; `base_us`, what was taken off (contexts.py), 0 in a bare chain; `gemms`, of that context, the kernels
-around the calls and how each follows the one before (launched.py). Rows from before there were contexts have
-none of these keys, and are of a chain. What could not run and why, and the cells that the time was too short for, are
-in a text file beside it.
+around the calls and how each follows the one before (launched.py); `codes_off` and `scales_off`, of a peer that fuses
+a quantised output, the shares that are not the reference's of the peer's own norm, on the first rank (codes.py). Rows
+from before there were contexts have none of these keys, and are of a chain. What could not run and why, and the cells
+that the time was too short for, are in a text file beside it.
 """
 
 from __future__ import annotations

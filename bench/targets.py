@@ -1,4 +1,7 @@
-"""The figures to reach on H200 (bf16, fused, in a graph, same run), and how a result stands against them."""
+"""The figures to reach on H200 (bf16, fused, in a graph, same run), and how a result stands against them.
+
+Those of quantised ops are of cells in a chain and between GEMMs alike.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.results import Row, by_cell, is_usual, ours_and_best
+from bench.quantised import KINDS
+from bench.results import OURS, Row, by_cell, cell_key, is_ours, is_usual, ours_and_best
 
 SMALL_TOKENS = 128
 SMALL_GEOMEAN, SMALL_EACH, LARGE_EACH = 2.0, 1.3, 1.1
@@ -15,6 +19,11 @@ FLOOR_TOKENS = 8
 FLOOR_SMALL, FLOOR_LARGE = 1.4, 1.6
 CPU_US = 6.0
 WORKSPACE_MIB = 64
+# Of quantised ops: what a norm's codes cost besides the norm, and speed-ups over two kernels and over fused ones.
+CODES_TOKENS, CODES_US = 8, 0.15
+VLLM, OVER_VLLM = "mnnvl_ar+vllm", 1.5
+FLASHINFER, FUSED_TOKENS, OVER_FUSED = "flashinfer/", 64, 1.3
+WITH_NORM = "/with_norm"
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,33 @@ def judge(rows: Iterable[Row]) -> list[Figure]:
     return figures
 
 
+def quantised(rows: Iterable[Row]) -> list[Figure]:
+    """Every figure of the ops with a quantised output. A row that stores its norm is held against one that does too."""
+    rows = [row for row in rows if _counts_quantised(row)]
+    norms = {cell_key(row): row for row in rows if (row["op"], row["variant"]) == ("fused", OURS)}
+    cells = [cell for cell in by_cell(rows).values() if cell[0]["op"] in KINDS]
+    pairs = [(ours, cell) for cell in cells for ours in cell if ours["variant"] in (OURS, OURS + WITH_NORM)]
+    with_norm = [(ours, norms.get(cell_key({**ours, "op": "fused"}))) for ours, _ in pairs if _has_norm(ours)]
+    costs = [
+        (round(float(ours["p50_us"]) - float(norm["p50_us"]), 3), ours)
+        for ours, norm in with_norm
+        if norm is not None and ours["tokens"] <= CODES_TOKENS
+    ]
+    over_vllm = [(ours, [row for row in cell if row["variant"] == VLLM]) for ours, cell in pairs if not _has_norm(ours)]
+    over_fused = [
+        (ours, [row for row in cell if row["variant"].startswith(FLASHINFER) and _has_norm(row) == _has_norm(ours)])
+        for ours, cell in pairs
+        if ours["tokens"] <= FUSED_TOKENS
+    ]
+    wrong = [row for cell in cells for row in cell if is_ours(row["variant"]) and not row["ok"]]
+    return [
+        _beside_norm(costs),
+        _each("quantised, over ours and vLLM's op", _over_best(over_vllm), OVER_VLLM),
+        _each(f"quantised, over FlashInfer's fused, T <= {FUSED_TOKENS}", _over_best(over_fused), OVER_FUSED),
+        Figure("right quantised answers", f"{len(wrong)} rows wrong", "none", not wrong if cells else None),
+    ]
+
+
 def cpu_cost(us: float | None) -> Figure:
     got = "-" if us is None else f"{us:.2f} us"
     return Figure("CPU cost of an eager fused call", got, f"<= {CPU_US} us", None if us is None else us <= CPU_US)
@@ -68,12 +104,30 @@ def _counts(row: Row) -> bool:
     return bool(is_usual(row) and row["op"] == "fused" and row["dtype"] == "bfloat16")
 
 
+def _counts_quantised(row: Row) -> bool:
+    in_chain = {**row, "context": "chain"}
+    return bool(is_usual(in_chain) and row["op"] in ("fused", *KINDS) and row["dtype"] == "bfloat16")
+
+
+def _has_norm(row: Row) -> bool:
+    return str(row["variant"]).endswith(WITH_NORM)
+
+
 def _ratio(ours: Row, best: Row) -> float:
     return float(best["p50_us"]) / float(ours["p50_us"])
 
 
+def _over_best(pairs: list[tuple[Row, list[Row]]]) -> list[tuple[float, Row, Row]]:
+    """Of each row and its rivals: it beside the quickest of them that is right."""
+    right = [(ours, [row for row in rivals if row["ok"]]) for ours, rivals in pairs]
+    best = [(ours, min(rivals, key=lambda row: float(row["p50_us"]))) for ours, rivals in right if rivals]
+    return [(_ratio(ours, row), ours, row) for ours, row in best]
+
+
 def _name(row: Row) -> str:
-    return f"TP{row['tp']} H={row['hidden']} T={row['tokens']}"
+    op = "" if row["op"] == "fused" else f"{row['op']} "
+    context = row.get("context", "chain")
+    return f"{op}TP{row['tp']} H={row['hidden']} T={row['tokens']}" + ("" if context == "chain" else f" {context}")
 
 
 def _geomean(ratios: list[float]) -> Figure:
@@ -99,6 +153,16 @@ def _at_most(name: str, found: list[Row], wanted: float) -> Figure:
     got = min(float(row["p50_us"]) for row in found)
     over = f", {got / wanted - 1:.0%} over" if got > wanted else ""
     return Figure(name, f"{got:.2f} us{over}", f"<= {wanted} us", got <= wanted)
+
+
+def _beside_norm(costs: list[tuple[float, Row]]) -> Figure:
+    name, wanted = f"codes beside the norm, T <= {CODES_TOKENS}", f"<= {CODES_US} us"
+    if not costs:
+        return Figure(name, "-", wanted, None)
+    over = [us for us, _ in costs if us > CODES_US]
+    us, worst = max(costs, key=lambda cost: cost[0])
+    got = f"{us:.2f} us at worst ({_name(worst)}), {len(over)} of {len(costs)} cells over"
+    return Figure(name, got, wanted, not over)
 
 
 def _over_floor(name: str, wanted: float, cells: list[Row]) -> Figure:

@@ -16,16 +16,17 @@ PEERS = {
     "nccl_symmetric": "bench.peers.nccl:NcclSymmetric",
     "symm_mem": "bench.peers.symm_mem:SymmMem",
     "flashinfer": "bench.peers.flashinfer_trtllm:FlashInferTrtllm",
+    "flashinfer_quantised": "bench.peers.flashinfer_quantised:FlashInferQuantised",
     "vllm": "bench.peers.flashinfer_vllm:FlashInferVllm",
     "vllm_quantised": "bench.peers.vllm_quantised:VllmQuantised",
     "flashinfer_mnnvl": "bench.peers.flashinfer_mnnvl:FlashInferMnnvl",
     "gloo": "bench.peers.gloo:Gloo",
     "twin": "bench.peers.twin:Twin",  # only where it is asked for
 }
-ANY_OP = ("yardsticks", "vllm_quantised")  # the others cannot quantise
+ANY_OP = ("yardsticks", "flashinfer_quantised", "vllm_quantised")  # the others cannot quantise
 ON_GPU = (
     *("yardsticks", "nccl", "nccl_symmetric", "symm_mem", "flashinfer"),
-    *("vllm", "vllm_quantised", "flashinfer_mnnvl"),
+    *("flashinfer_quantised", "vllm", "vllm_quantised", "flashinfer_mnnvl"),
 )
 ON_HOST = ("gloo",)
 

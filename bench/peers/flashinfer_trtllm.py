@@ -17,7 +17,7 @@ import inspect
 import itertools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,6 +31,28 @@ from mnnvl_ar.memory import multicast_refusal
 SIZES = (2, 4, 8, 16)
 ONE_SHOT_WIRE_BYTES = 64 << 20  # beyond, it only costs bench time
 LAMPORT_BYTES = (2**31 - 1) & ~((1 << 21) - 1)
+
+
+class Form(NamedTuple):
+    """A way to run a call. early: trigger before the work, not after it; two-shot always does the latter."""
+
+    name: str
+    one_shot: bool
+    fp32_acc: bool
+    early: bool
+
+
+def forms(cell: Cell) -> list[Form]:
+    found = []
+    lamport = cell.nbytes * cell.tp
+    if (cell.tp - 1) * cell.nbytes <= ONE_SHOT_WIRE_BYTES and lamport <= LAMPORT_BYTES:
+        triggers = (True,) if cell.op == "plain" else (True, False)
+        for fp32_acc, early in itertools.product((False, True), triggers):
+            name = "flashinfer/one_shot" + ("_fp32" if fp32_acc else "") + ("" if early else "_late")
+            found.append(Form(name, True, fp32_acc, early))
+    if cell.tokens > cell.tp:
+        found.append(Form("flashinfer/two_shot", False, fp32_acc=False, early=False))
+    return found
 
 
 class FlashInferTrtllm:
@@ -50,17 +72,7 @@ class FlashInferTrtllm:
             self._made[fp32] = self._workspace(fp32)
 
     def variants(self, cell: Cell) -> list[Variant]:
-        variants = []
-        lamport = cell.nbytes * cell.tp
-        if (cell.tp - 1) * cell.nbytes <= ONE_SHOT_WIRE_BYTES and lamport <= LAMPORT_BYTES:
-            triggers = (True, False) if cell.op == "fused" else (True,)
-            for fp32_acc, early in itertools.product((False, True), triggers):
-                name = "flashinfer/one_shot" + ("_fp32" if fp32_acc else "") + ("" if early else "_late")
-                variants.append(Variant(name, self._bind(True, fp32_acc, early), extra=self.about))
-        if cell.tokens > cell.tp:
-            two_shot = self._bind(False, fp32_acc=False, early=False)
-            variants.append(Variant("flashinfer/two_shot", two_shot, extra=self.about))
-        return variants
+        return [Variant(form.name, self._bind(form), extra=self.about) for form in forms(cell)]
 
     def functional(self, cell: Cell, inputs: Inputs) -> Callable[[], object]:
         """One fused one-shot call into fresh outputs, for bench/cpu_cost.py. As users call it, decorators and all."""
@@ -100,8 +112,7 @@ class FlashInferTrtllm:
         return made[0], made[1]
 
     def _fixed(self, cell: Cell, inputs: Inputs, one_shot: bool, fp32_acc: bool, early: bool) -> dict[str, Any]:
-        """The arguments that are the same for every call of a cell. early: trigger before the work, not after it;
-        two-shot always does the latter."""
+        """The arguments that are the same for every call of a cell."""
         fused = cell.op == "fused"
         patterns = self.comm.AllReduceFusionPattern
         return {
@@ -123,15 +134,20 @@ class FlashInferTrtllm:
             "layout_code": None,
         }
 
-    def _bind(self, one_shot: bool, fp32_acc: bool, early: bool) -> Callable[[Cell, Inputs, Outputs], Call]:
-        run = _unwrapped(self.comm.trtllm_allreduce_fusion)
+    def op(self) -> Callable[..., None]:
+        """Its op without the decorator that warns of deprecation at every call and would cost the peer CPU time."""
+        run: Callable[..., None] = inspect.unwrap(self.comm.trtllm_allreduce_fusion)
+        return run
+
+    def _bind(self, form: Form) -> Callable[[Cell, Inputs, Outputs], Call]:
+        run = self.op()
 
         def bind(cell: Cell, inputs: Inputs, outputs: Outputs) -> Call:
             fused = cell.op == "fused"
-            fixed = self._fixed(cell, inputs, one_shot, fp32_acc, early)
+            fixed = self._fixed(cell, inputs, *form[1:])
             sources = outputs.residuals
-            if fused and early and len(sources) == 1:
-                sources = _unchained(run, inputs, outputs, fixed)
+            if fused and form.early and len(sources) == 1:
+                sources = unchained(run, inputs, outputs.outs[0], fixed)
 
             def call(i: int) -> None:
                 out = outputs.outs[i % len(outputs.outs)]
@@ -149,9 +165,12 @@ class FlashInferTrtllm:
         return bind
 
 
-def _unchained(run: Callable[..., None], inputs: Inputs, outputs: Outputs, fixed: dict[str, Any]) -> list[torch.Tensor]:
+def unchained(
+    run: Callable[..., None], inputs: Inputs, norm: torch.Tensor, fixed: dict[str, Any]
+) -> list[torch.Tensor]:
     """What the calls of a chain would find in its only residual, each in a tensor of its own: as the inputs cancel,
-    it repeats with them. The last call then leaves what the chain would have left, up to rounding. Collective."""
+    it repeats with them. The last call then leaves what the chain would have left, up to rounding. Collective.
+    fixed: arguments of calls that store their norm, which goes to `norm`."""
     alone = {**fixed, "launch_with_pdl": False, "trigger_completion_at_end": True}
     sources = [inputs.residuals[0]]
     for x in inputs.xs[:-1]:
@@ -161,13 +180,8 @@ def _unchained(run: Callable[..., None], inputs: Inputs, outputs: Outputs, fixed
             allreduce_out=None,
             residual_in=sources[-1],
             residual_out=following,
-            norm_out=outputs.outs[0],
+            norm_out=norm,
             **alone,
         )
         sources.append(following)
     return sources
-
-
-def _unwrapped(function: Any) -> Any:
-    """Without the decorator that warns of deprecation at every call and would cost the peer CPU time."""
-    return inspect.unwrap(function)

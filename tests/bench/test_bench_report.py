@@ -52,6 +52,51 @@ def test_what_was_not_measured_is_neither_reached_nor_missed():
     assert {figure.reached for figure in targets.judge(cold)} == {None}
 
 
+def quantised_rows(cost: float = 0.1, vllm: float = 1.6, fused: float = 1.4, **other: Any) -> list[dict[str, Any]]:
+    """Of one cell: the norm alone takes 3 us, its codes besides `cost` more, ours without it 3 us; peers in its terms.
+    FlashInfer's quickest is wrong."""
+    times = {"mnnvl_ar": 3.0, "mnnvl_ar/with_norm": 3.0 + cost, "mnnvl_ar+vllm": 3.0 * vllm}
+    times |= {"flashinfer/one_shot": 3.0 * fused, "flashinfer/two_shot/with_norm": (3.0 + cost) * fused}
+    cell = {"tp": 2, "tokens": 8, "hidden": 4096, "dtype": "bfloat16", **other}
+    made = [{**cell, "op": "mxfp8", "variant": name, "p50_us": us, "ok": True} for name, us in times.items()]
+    wrong = {**cell, "op": "mxfp8", "variant": "flashinfer/one_shot_fp32", "p50_us": 1.0, "ok": False}
+    return [{**cell, "op": "fused", "variant": "mnnvl_ar", "p50_us": 3.0, "ok": True}, *made, wrong]
+
+
+BESIDE, OVER_VLLM = "codes beside the norm, T <= 8", "quantised, over ours and vLLM's op"
+OVER_FUSED, RIGHT = "quantised, over FlashInfer's fused, T <= 64", "right quantised answers"
+
+
+def test_figures_of_quantised_ops():
+    figures = by_name(targets.quantised(quantised_rows()))
+    assert {name: figure.reached for name, figure in figures.items()} == dict.fromkeys(
+        (BESIDE, OVER_VLLM, OVER_FUSED, RIGHT), True
+    )
+    assert figures[BESIDE].got == "0.10 us at worst (mxfp8 TP2 H=4096 T=8), 0 of 1 cells over"
+    assert "1.40x at worst" in figures[OVER_FUSED].got
+    assert "0 of 2 cells short" in figures[OVER_FUSED].got
+    for name, rows in (
+        (BESIDE, quantised_rows(cost=0.2)),
+        (OVER_VLLM, quantised_rows(vllm=1.4)),
+        (OVER_FUSED, quantised_rows(fused=1.2)),
+        (RIGHT, [{**row, "ok": row["ok"] and row["variant"] != "mnnvl_ar/with_norm"} for row in quantised_rows()]),
+    ):
+        reached = {found: figure.reached for found, figure in by_name(targets.quantised(rows)).items()}
+        assert reached == {found: found != name for found in reached}, name
+
+
+def test_figures_of_quantised_ops_are_of_small_sizes_and_of_both_contexts():
+    figures = by_name(targets.quantised(quantised_rows(cost=0.2, fused=1.0, tokens=128)))
+    assert [figures[name].reached for name in (BESIDE, OVER_VLLM, OVER_FUSED)] == [None, True, None]
+    both = quantised_rows() + quantised_rows(cost=0.5, context="gemm")
+    assert by_name(targets.quantised(both))[BESIDE].got == (
+        "0.50 us at worst (mxfp8 TP2 H=4096 T=8 gemm), 1 of 2 cells over"
+    )
+    for other in ({"l2": "cold"}, {"mode": "eager"}, {"skew_us": 2.0}, {"dtype": "float16"}):
+        assert {figure.reached for figure in targets.quantised(quantised_rows(**other))} == {None}
+    assert {figure.reached for figure in targets.quantised(synthetic.rows())} == {None}
+
+
 def test_the_table_goes_between_the_markers_and_nowhere_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
