@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from common.cases import gone
 from common.ranks import ROOT, RankPool
+from mnnvl_ar.memory.lifeline import Gone, Lifeline
 
 LIMIT = 10.0  # seconds, for what takes a tenth of one; the deadline is 60 s
+SECOND = 1.0  # that a death has to be named in: of DEATHS the middle one, as any machine may stand still once
+DEATHS = 3
 
 
 @pytest.fixture
@@ -25,23 +31,51 @@ def pool() -> Iterator[RankPool]:
     pool.discard()
 
 
-def of_the_others(pool: RankPool, victim: int, *arguments: Any) -> list[gone.Told]:
-    outcomes = pool.start(gone.killed, victim, *arguments).outcomes(80)
+def of_the_others(pool: RankPool, victim: int, *arguments: Any, function: Any = gone.killed) -> list[gone.Told]:
+    outcomes = pool.start(function, victim, *arguments).outcomes(80)
     assert "exit code -9" in outcomes[victim].value
     others = [outcome for rank, outcome in enumerate(outcomes) if rank != victim]
     assert all(ok for ok, _ in others), others
     return [value for _, value in others]
 
 
-@pytest.mark.parametrize("others_call", [True, False], ids=["in a call", "between calls"])
-@pytest.mark.parametrize("victim", [0, 2])
-def test_a_dead_process_is_named_at_once(pool: RankPool, victim: int, others_call: bool, record_property: Any) -> None:
-    found = of_the_others(pool, victim, others_call)
+def seconds_until_all_know(found: list[gone.Told], victim: int) -> float:
     for kind, peer, text, took in found:
         assert (kind, peer) == ("PeerGone", victim), text
         assert f"the process of rank {victim} has died" in text
         assert took < LIMIT
-    record_property("seconds", max(took for *_, took in found))
+    return max(took for *_, took in found)
+
+
+@pytest.mark.parametrize("others_call", [True, False], ids=["in a call", "between calls"])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_dead_process_is_named_within_a_second(
+    pool: RankPool, victim: int, others_call: bool, record_property: Any
+) -> None:
+    took = [seconds_until_all_know(of_the_others(pool, victim, others_call), victim) for _ in range(DEATHS)]
+    assert statistics.median(took) < SECOND, took
+    record_property("seconds", took)
+
+
+def killed_with_rank_0_late(rank: Any, *arguments: Any) -> gone.Told | None:
+    """`gone.killed`, where rank 0 hears so much later, as if its monitor had no turn."""
+    heard, look = list[float](), Lifeline.look
+
+    def late(line: Lifeline) -> list[Gone]:
+        if line._ready() and not heard:
+            heard.append(time.monotonic())
+        return look(line) if heard and time.monotonic() > heard[0] + 1.2 * SECOND else []
+
+    with mock.patch.object(Lifeline, "look", late if rank.rank == 0 else look):
+        return gone.killed(rank, *arguments)
+
+
+@pytest.mark.parametrize("others_call", [True, False], ids=["in a call", "between calls"])
+def test_control_a_rank_0_that_hears_late_delays_it_for_all(pool: RankPool, others_call: bool) -> None:
+    """It is seen if the second is exceeded; and the news goes by way of rank 0's monitor, as the documents say."""
+    found = of_the_others(pool, 2, others_call, function=killed_with_rank_0_late)
+    seconds_until_all_know(found, 2)
+    assert all(took > SECOND for *_, took in found), found
 
 
 def test_control_without_the_monitor_only_the_deadline_tells(pool: RankPool) -> None:
@@ -51,9 +85,8 @@ def test_control_without_the_monitor_only_the_deadline_tells(pool: RankPool) -> 
 
 
 def test_a_child_that_outlives_its_parent(pool: RankPool) -> None:
-    for kind, peer, text, took in of_the_others(pool, 1, True, 60.0, True, "closes"):
-        assert (kind, peer) == ("PeerGone", 1), text
-        assert took < LIMIT
+    took = [seconds_until_all_know(of_the_others(pool, 1, True, 60.0, True, "closes"), 1) for _ in range(DEATHS)]
+    assert statistics.median(took) < SECOND, took
 
 
 def test_control_a_child_that_holds_the_connections(pool: RankPool) -> None:

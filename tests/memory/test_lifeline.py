@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import statistics
 import time
 from typing import Any
 from unittest import mock
@@ -20,6 +21,8 @@ from memory.test_allocate import make
 from mnnvl_ar.memory import hosts, lifeline
 from mnnvl_ar.memory.connection import Connection
 from mnnvl_ar.memory.lifeline import ASLEEP, CLOSED, DIED, EXITED, Gone, Lifeline
+
+SECOND = 1.0  # that a death has to be heard of in
 
 
 @pytest.fixture
@@ -149,8 +152,8 @@ def test_what_a_bring_up_still_sends_is_no_word(star: list[Lifeline]) -> None:
     assert star[0].look() == [Gone(2, CLOSED)]
 
 
-def hosts_body(rank: int, size: int, store: dist.Store, victim: int) -> Any:
-    """Each rank is on a host of its own: they are connected by TCP."""
+def hosts_body(rank: int, size: int, store: dist.Store, victim: int, late: float) -> Any:
+    """Each rank is on a host of its own: they are connected by TCP. Rank 0 looks so many seconds `late`."""
     group = ranks.group(store, "first", rank, size)
     with (
         mock.patch.object(hosts, "identity", return_value=f"host{rank}/kernel {rank}/1"),
@@ -165,6 +168,8 @@ def hosts_body(rank: int, size: int, store: dist.Store, victim: int) -> Any:
     if rank == victim:
         store.set("killed", str(time.monotonic()))
         os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 0:
+        time.sleep(late)
     until = time.monotonic() + 30.0
     while time.monotonic() < until and not memory.lifeline.look():
         time.sleep(0.005)
@@ -174,14 +179,26 @@ def hosts_body(rank: int, size: int, store: dist.Store, victim: int) -> Any:
     return [c.is_local for c in connections], keepalive, gone, took
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_death_on_another_host(victim: int) -> None:
-    ends = ranks.launch(3, hosts_body, victim)
+def deaths_on_another_host(victim: int, late: float = 0.0) -> list[float]:
+    """Seconds until the death was heard of, by each other rank."""
+    ends = ranks.launch(3, hosts_body, victim, late)
     assert ends[victim].exitcode == -signal.SIGKILL
-    for rank, found in enumerate(ends):
-        if rank != victim:
-            local, keepalive, gone, took = found.value
-            assert not any(local)
-            assert all(keepalive)
-            assert gone == [Gone(victim, DIED)]
-            assert took < 10.0
+    others = [end.value for rank, end in enumerate(ends) if rank != victim]
+    for local, keepalive, gone, took in others:
+        assert not any(local)
+        assert all(keepalive)
+        assert gone == [Gone(victim, DIED)]
+        assert took < 10.0
+    return [took for *_, took in others]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_death_on_another_host_is_heard_within_a_second(victim: int) -> None:
+    """Of three the middle one: any machine may stand still once."""
+    took = [max(deaths_on_another_host(victim)) for _ in range(3)]
+    assert statistics.median(took) < SECOND, took
+
+
+def test_control_all_wait_for_a_rank_0_that_looks_late() -> None:
+    took = deaths_on_another_host(1, late=1.2 * SECOND)
+    assert min(took) > SECOND, took
