@@ -105,7 +105,7 @@ def jobs(here: int, choice: Choice | None = None) -> Iterator[Job]:
         yield from _tests(choice, 1, ", twin", "test_gpu_twin", 400)
         figure = "twin beside the library, 2 virtual ranks"
         yield from _tool(choice, "the twin's times", figure, 1, 120, "tools.twin_time")
-        yield from _tests(choice, 1, ", software multicast", "test_software_multicast", 400)
+        yield from _tests(choice, 1, ", software multicast", "test_software_multicast", 600)
         apart = ("controls", "test_gpu_twin", "test_software_multicast", *virtual)
         yield from _tests(choice, 1, ", others", f"not ({' or '.join(apart)})", 300)
         yield from _tests(choice, 1, ", programs", "", 300, PROGRAMS)

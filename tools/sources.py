@@ -18,7 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING = "nothing"
 OF_BENCH = ("bench/quantised.py", "bench/variant.py", "bench/peers/vllm_quantised.py")  # what tests of bits import
-KERNELS_OF = "bench/launched.py"  # what tests of launches import
 
 # Room -> the patterns of its files. A file is in the first room with a pattern that matches. A pattern that ends in "/"
 # takes all that lies beneath; in the others * stands for any characters, "/" too.
@@ -144,9 +143,23 @@ ROOMS = {
         "tests/ranks/test_no_gradient.py",
     ),
     "faults": ("tools/faults/",),
-    "software multicast": ("tests/common/cases/own_rows.py", "tests/gpu/test_software_multicast.py"),
+    # What calls of tests need to be seen by their kernels.
+    "cases of kernels": ("tests/common/cases/forms.py", "tests/common/cases/graph_nodes.py"),
+    "cases of software multicast": (
+        "tests/common/cases/aliased.py",
+        "tests/common/cases/hostile.py",
+        "tests/common/cases/lost_rows.py",
+        "tests/common/cases/own_*.py",
+        "tests/common/cases/software.py",
+    ),
+    "software multicast": (
+        "tests/gpu/test_software_multicast.py",
+        "tests/gpu/test_software_multicast_aliases.py",
+        "tests/gpu/test_software_multicast_faults.py",
+        "tests/gpu/test_software_multicast_kernels.py",
+    ),
+    "software multicast on GPUs": ("tests/gpu/test_software_multicast_ranks.py",),
     "quantised outputs": (
-        KERNELS_OF,
         "tests/common/cases/quantised_launches.py",
         "tests/gpu/test_quantised_peers.py",
         "tests/ranks/test_quantised_launches.py",
@@ -176,12 +189,17 @@ COMING: tuple[str, ...] = ()
 
 # What bits and times of a call rest on.
 LIBRARY = ("arithmetic", "kernels")
+OF_SOFTWARE_MULTICAST = (
+    *("quantised", "diagnosis", "cases", "cases of bits", "cases of diagnosis", "cases of life cycle"),
+    "cases of software multicast",
+)
 # Kind of result -> the rooms that it rests on, beside the one of its own name.
 PARTS = {
     "numerics": (*LIBRARY, "quantised", "cases"),
     "bits": (*LIBRARY, "quantised", "cases", "cases of bits", "cases of life cycle"),
-    "software multicast": (*LIBRARY, "quantised", "cases", "cases of bits"),
-    "quantised outputs": (*LIBRARY, "quantised", "cases", "cases of bits"),
+    "software multicast": (*LIBRARY, *OF_SOFTWARE_MULTICAST, "cases of kernels"),
+    "software multicast on GPUs": (*LIBRARY, *OF_SOFTWARE_MULTICAST, "replays", "memory"),
+    "quantised outputs": (*LIBRARY, "quantised", "cases", "cases of bits", "cases of kernels"),
     "replays": (*LIBRARY, "cases"),
     "sanitizers": (*LIBRARY, "cases"),
     "cost of safety": (*LIBRARY, "cases"),
@@ -240,7 +258,7 @@ def _paths(root: Path) -> list[str]:
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    for name in ("csrc", "mnnvl_ar", "setup.py", "tests", "tools", *OF_BENCH, KERNELS_OF):
+    for name in ("csrc", "mnnvl_ar", "setup.py", "tests", "tools", *OF_BENCH):
         for path in (root / name, *(root / name).rglob("*")):
             if path.is_file() and path.suffix not in (".new", ".so") and "__pycache__" not in path.parts:
                 yield path

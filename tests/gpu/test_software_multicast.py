@@ -1,9 +1,12 @@
 """Everything of multicast but the switch, on one GPU: stores to the multicast address are a loop over all blocks
 (tests/common/virtual.py). The cases are those of unicast: bits, graphs, quantised outputs, each guard switched off.
+Beside it: every kernel and form (test_software_multicast_kernels.py), faults and hostile timing (..._faults.py), blocks
+mapped twice (..._aliases.py), one GPU a rank (..._ranks.py).
 
 Virtual ranks of a test build, in processes of their own. By `pytest -m gpu -k software`.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +19,7 @@ from common.cases.graphs import check_graphs
 from common.cases.many import HIDDENS, TOKENS, calls_of_many
 from common.cases.mixed import mixed_calls
 from common.cases.rules import GPU_CHECKS
+from common.cases.software import in_virtual_ranks
 from common.cases.traffic import check_epochs, check_traffic
 from common.many_ranks import ManyRanks
 from common.ranks import TEST_LIBRARY, RankPool, RanksFailed
@@ -25,22 +29,10 @@ pytestmark = [
     pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build"),
     pytest.mark.skipif(torch.cuda.device_count() > 1, reason="alike on every machine; runs where there is one GPU"),
 ]
-SIZES = (1, 2, 3, 9)  # 3 and 9 are not unrolled
+SIZES, UNROLLED = (1, 2, 3, 9), (4, 8)  # 3 and 9 are not unrolled; 1 runs the kernels of 2
 WORKSPACE = {"max_tokens": 64, "hidden": 8192, "deadline": 5.0}
 PDLS = (0, 1, 2)
-
-_kept: dict[tuple[int, str], Any] = {}  # in the process of the virtual ranks
-
-
-def in_virtual_ranks(
-    rank: Any, world_size: int, function: Callable[..., Any], *arguments: Any, multicast: str = "software", **named: Any
-) -> None:
-    """Run by a single process, which makes its virtual ranks itself, and keeps them."""
-    from common.virtual_ranks import VirtualRanks
-
-    if (world_size, multicast) not in _kept:
-        _kept[world_size, multicast] = VirtualRanks(world_size, multicast=multicast)
-    _kept[world_size, multicast].run(function, *arguments, timeout=60, **named)
+of_every_size = pytest.mark.parametrize("run", [*SIZES, *UNROLLED], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +53,7 @@ def run(process: RankPool, request: pytest.FixtureRequest) -> Any:
     return run
 
 
+@of_every_size
 def test_own_rows_come_too(run: Any) -> None:
     run(own_rows.check_own_rows)
 
@@ -80,10 +73,12 @@ def test_control_one_that_is_awake_does(run: Any) -> None:
         run(own_rows.check_nothing_is_sent, asleep=False)
 
 
+@of_every_size
 def test_mixed_calls(run: Any) -> None:
     run(check_calls, mixed_calls(64, run.size, 1 << 15, (-1, *PDLS)), WORKSPACE)
 
 
+@of_every_size
 def test_rows_that_queue_up_and_batches(run: Any) -> None:
     calls = [
         Call(op, tokens, hidden, "bf16", strategy=strategy, pdl=pdl, seed=tokens)
@@ -95,6 +90,7 @@ def test_rows_that_queue_up_and_batches(run: Any) -> None:
     run(check_calls, calls, {**WORKSPACE, "strategy": "one_shot"})
 
 
+@of_every_size
 def test_traffic_and_epochs(run: Any) -> None:
     sizes = {"hiddens": (64, 264, 2880, 7168), "most_tokens": 32, "pdls": (-1, *PDLS)}
     run(check_traffic, 200, [WORKSPACE, {**WORKSPACE, "strategy": "two_shot"}], run.size, **sizes)
@@ -112,7 +108,10 @@ def test_more_ranks_than_are_awaited_at_once(process: RankPool, world_size: int)
     process.run(more_than_sixteen, world_size, timeout=120)
 
 
-@pytest.mark.parametrize("pdls", [(0,), (1,), (2,), PDLS])
+GRAPHS = [*itertools.product(SIZES, [(0,), (1,), (2,), PDLS]), *itertools.product(UNROLLED, [PDLS])]
+
+
+@pytest.mark.parametrize(("run", "pdls"), GRAPHS, indirect=["run"])
 def test_graphs_and_eager_calls(run: Any, pdls: tuple[int, ...]) -> None:
     sizes = {"hiddens": (64, 2880, 7168), "most_tokens": 32, "pdls": pdls}
     run(check_graphs, 80, [WORKSPACE, {**WORKSPACE, "strategy": "two_shot"}], run.size + 10 * len(pdls), **sizes)
@@ -124,6 +123,13 @@ def test_quantised(run: Any, kind: str, check: str) -> None:
     if check == "poison" and run.size == 1:
         pytest.skip("one rank waits for nobody")
     run(quantised.CHECKS[check], kind)
+
+
+@pytest.mark.parametrize("run", UNROLLED, indirect=True)
+@pytest.mark.parametrize("kind", list(quantised.KINDS))
+def test_quantised_of_four_and_eight(run: Any, kind: str) -> None:
+    for check in ("outputs", "pieces"):
+        run(quantised.CHECKS[check], kind)
 
 
 @pytest.mark.parametrize("rule", list(GPU_CHECKS))

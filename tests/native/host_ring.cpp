@@ -6,7 +6,8 @@
 //
 // Each rank makes CALLS calls, both ops and strategies, all dtypes, sizes that grow and shrink, at its own speed.
 // Inputs are small integers, so that the sum is exact and known to all. `small` makes every block one vector
-// shorter than its slots need: the control for AddressSanitizer.
+// shorter than its slots need: the control for AddressSanitizer. In a test build no rank clears its slots: the control
+// for the sums.
 //
 // Exit: 0 all sums right; 2 a wrong one or ranks that differ; 3
 // a fault (a deadline of a minute).
@@ -24,6 +25,7 @@
 #include "epilogues/plain.h"
 #include "epilogues/rms_norm.h"
 #include "host/one_rank.h"
+#include "host_blocks.h"
 #include "protocol/numerics.h"
 
 using namespace mnnvl_ar;
@@ -37,6 +39,11 @@ using protocol::Vector;
 
 namespace {
 
+#ifdef MNNVL_AR_TEST_BUILD
+constexpr uint64_t kDeadlineNs = 1'000'000'000u;  // of ranks whose peer has ended with a wrong sum
+#else
+constexpr uint64_t kDeadlineNs = 60'000'000'000u;
+#endif
 constexpr uint32_t kLargest = protocol::kSlots;       // calls of the largest size, which fill every slot once
 constexpr uint32_t kMaxTokens = 6, kMaxVectors = 70;  // more than two groups of 32 vectors
 
@@ -64,22 +71,6 @@ struct Plan {
     return static_cast<float>(scramble(draw(call, 5 + rank) + i) % 9) - 4.0f;
   }
 };
-
-// One rank's block, aligned as 16-byte vectors need it and not a byte longer.
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Block = std::unique_ptr<uint8_t, Free>;
-
-Block make_block(uint64_t slot_bytes, uint64_t missing) {
-  const uint64_t size = protocol::block_bytes(slot_bytes) - missing;
-  Block block(static_cast<uint8_t*>(std::aligned_alloc(16, size)));
-  std::memset(block.get(), 0, protocol::kControlBytes);
-  std::memset(block.get() + protocol::kBoardOffset, 0xff, protocol::kBoardBytes);  // kNoEpoch
-  auto* words = reinterpret_cast<uint32_t*>(block.get() + protocol::kControlBytes);
-  for (uint64_t i = 0; i < (size - protocol::kControlBytes) / 4; ++i) words[i] = protocol::kSentinel;
-  return block;
-}
 
 template <class D>
 std::vector<Vector> rows(uint32_t vectors, auto value) {
@@ -169,17 +160,15 @@ int main(int count, char** words) {
       std::max(protocol::one_shot_vectors(plan.largest()), protocol::two_shot_vectors(plan.largest()));
   const uint64_t slot_bytes = needed * protocol::kVectorBytes;
 
-  const protocol::Orders orders{.deadline_ns = 60'000'000'000u, .hold_ns = 0, .answered = 0};
+  const protocol::Orders orders{.deadline_ns = kDeadlineNs, .hold_ns = 0, .answered = 0};
   std::vector<Block> blocks;
   for (uint32_t rank = 0; rank < ranks; ++rank) blocks.push_back(make_block(slot_bytes, missing));
   std::vector<std::unique_ptr<Rank>> all;
   for (uint32_t rank = 0; rank < ranks; ++rank) {
-    protocol::Params p{};
-    protocol::Group& g = p.group;
-    g.rank = rank, g.ranks = ranks, g.slot_bytes = slot_bytes;
-    g.orders = &orders;
-    g.block = blocks[rank].get();
-    for (uint32_t i = 0; i < ranks; ++i) g.peers[i] = blocks[(rank + 1 + i) % ranks].get();
+    protocol::Params p = params_of(rank, blocks, slot_bytes, orders);
+#ifdef MNNVL_AR_TEST_BUILD
+    p.sabotage.broken = protocol::rule_bit(protocol::Rule::clear);
+#endif
     all.push_back(std::make_unique<Rank>(Rank{plan, rank, p}));
   }
   std::atomic<int> worst{0};

@@ -77,6 +77,7 @@ def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:
     assert not {"csrc/protocol/numerics*", "setup.py"} & {*found}
 
 
+SOFTWARE = ("software multicast", "software multicast on GPUs")
 # File -> the parts that rest on it. There need not be such a file: some are in rooms that are to come (COMING).
 RESTING = {
     "csrc/protocol/numerics.h": {*sources.PARTS},
@@ -87,14 +88,14 @@ RESTING = {
     "csrc/launch/launch.cu": {*sources.PARTS},
     "csrc/torch/run.cpp": {*sources.PARTS},
     "mnnvl_ar/tuning/h200.json": {*sources.PARTS},
-    "csrc/diagnosis/evidence.cpp": {"workspaces", "faults", "twin"},
-    "mnnvl_ar/memory/vote.py": {"workspaces", "faults", "twin"},
+    "csrc/diagnosis/evidence.cpp": {*SOFTWARE, "workspaces", "faults", "twin"},
+    "mnnvl_ar/memory/vote.py": {SOFTWARE[1], "workspaces", "faults", "twin"},
     "tests/common/cases/calls.py": {*sources.PARTS},
-    "tests/common/cases/lifecycle.py": {"bits", "workspaces", "twin"},
+    "tests/common/cases/lifecycle.py": {"bits", *SOFTWARE, "workspaces", "twin"},
     "tests/common/cases/rules.py": {*sources.PARTS},
     "tests/common/cases/asleep.py": {"workspaces"},
     "tests/gpu/test_gpu_bits.py": {"bits"},
-    "tools/replay/script.py": {"replays"},
+    "tools/replay/script.py": {"replays", SOFTWARE[1]},
     "tools/faults/plan.py": {"faults", "twin"},
     "tools/replay/README.md": set(),
     "csrc/host/one_rank.h": set(),
@@ -103,11 +104,11 @@ RESTING = {
     "mnnvl_ar/doctor/machine.py": set(),
     "docs/protocol.md": set(),
     "bench/plots.py": set(),
-    "bench/launched.py": {"quantised outputs"},
-    "bench/quantised.py": {"bits", "software multicast", "quantised outputs"},
-    "csrc/epilogues/block_scales.h": {"numerics", "bits", "software multicast", "quantised outputs", "workspaces"},
-    "tests/common/cases/diagnosis.py": {"workspaces", "twin"},
-    "tests/common/cases/own_rows.py": {"software multicast"},
+    "bench/quantised.py": {"bits", *SOFTWARE, "quantised outputs"},
+    "csrc/epilogues/block_scales.h": {"numerics", "bits", *SOFTWARE, "quantised outputs", "workspaces"},
+    "tests/common/cases/diagnosis.py": {*SOFTWARE, "workspaces", "twin"},
+    "tests/common/cases/own_rows.py": {*SOFTWARE},
+    "tests/common/cases/forms.py": {SOFTWARE[0], "quantised outputs"},
 }
 
 

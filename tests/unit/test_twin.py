@@ -256,19 +256,34 @@ def test_the_same_bytes_again(built: dict[str, sass.Kernel], tmp_path: Path) -> 
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-# What is put into a copy of the sources, and what of the machine code then says so.
+# What is put into a copy of the sources, for how many ranks, and what of the machine code then says so.
 WRONG = {
-    "an operator in the numerics": ("numerics.py", "q = add(q, mul(value, value))", "q = q + value * value", {"fma"}),
+    "an operator in the numerics": (
+        "numerics.py",
+        "q = add(q, mul(value, value))",
+        "q = q + value * value",
+        2,
+        {"fma"},
+    ),
     "a compare of floats": (
         "one_shot.py",
         "there = v[0] != sentinel",
         "there = numerics.as_float(v[0]) > Float32(1.5)",
+        2,
         {"compare", "float"},
+    ),
+    "half the registers, so that it spills": (
+        "one_shot.py",
+        "max_number_threads=(MOST_THREADS, 1, 1)",
+        "max_number_threads=(2 * MOST_THREADS, 1, 1)",
+        8,
+        {"local"},
     ),
     "another word of the record": (
         "fault.py",
         "        ptx.fence_acq_rel_sys()\n        ptx.store_relaxed_sys_u32(record",
         "        ptx.store_relaxed_sys_u32(record + 200, code)\n        ptx.store_relaxed_sys_u32(record",
+        2,
         {"report"},
     ),
 }
@@ -277,13 +292,13 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_fault_in_the_machine_code_is_found(what: str, tmp_path: Path) -> None:
     shutil.copytree(DSL, tmp_path / "mnnvl_ar" / "dsl")
-    file, old, new, kinds = WRONG[what]
+    file, old, new, ranks, kinds = WRONG[what]
     text = (DSL / file).read_text()
     assert text.count(old) == 1
     (tmp_path / "mnnvl_ar" / "dsl" / file).write_text(text.replace(old, new))
-    kernels = kernels_in(tmp_path / "out", "--ranks", "2", "--archs", "sm_90a", root=tmp_path)
-    (kernel,) = kernels.values()
-    assert {fault.split(":")[0] for fault in twin_faults(kernel, 2)} == kinds
+    kernels = kernels_in(tmp_path / "out", "--ranks", str(ranks), root=tmp_path)
+    found = {kernel.arch: {fault.split(":")[0] for fault in twin_faults(kernel, ranks)} for kernel in kernels.values()}
+    assert found == {"sm_90a": kinds, "sm_100a": kinds}
 
 
 def test_the_tutorials_epilogue(tmp_path: Path) -> None:
@@ -397,6 +412,15 @@ def test_what_the_library_refuses_is_refused_in_its_words(group: VirtualGroup) -
 def test_another_number_of_ranks_is_refused() -> None:
     group, x = VirtualGroup(3, 4, 64, torch.bfloat16, "cpu"), rows(2, 64)
     with pytest.raises(launch.TwinUnavailable, match="workspace: has 3 ranks, the twin has kernels for 2, 4, 8"):
+        all_reduce_rms_norm(x, x, x[0].clone(), 1e-6, group.handles[0], strategy=0)
+    group.close()
+
+
+def test_multicast_is_refused() -> None:
+    """On the host a workspace says that it has multicast, and has not: enough for who only looks."""
+    group, x = VirtualGroup(2, 4, 64, torch.bfloat16, "cpu", multicast="software"), rows(2, 64)
+    said = "workspace: uses multicast, the twin has unicast alone; make it with transport='unicast'"
+    with pytest.raises(launch.TwinUnavailable, match=said):
         all_reduce_rms_norm(x, x, x[0].clone(), 1e-6, group.handles[0], strategy=0)
     group.close()
 

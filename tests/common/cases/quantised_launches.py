@@ -6,6 +6,7 @@ Every function is run by all ranks. What an op computes is in tests/common/cases
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from typing import Any
 
@@ -13,13 +14,13 @@ import pytest
 import torch
 
 from common.cases.calls import Call
+from common.cases.forms import MADE_FOR, SMALL, TOKENS, WIDE, WIDE_BYTES, WIDE_TOKENS
+from common.cases.graph_nodes import captured, kernels_of
 from common.cases.outputs import UNWRITTEN, check_out_form
 from common.cases.quantised import KINDS, SCALES, Quantised, variants
 from common.cases.rules import DEADLINES
 
 FUSED = "all_reduce_rms_norm"
-# For two ranks by eight CTAs: a cluster a row, by one column a thread and by two; rows that queue up, by either.
-ROWS_OF_TWO = ((1, 4096), (4, 8192), (4, 7424), (4, 7936), (7, 6912), (9, 7168), (25, 7168), (13, 8192), (40, 264))
 
 
 def check_grids(rank: Any, kind: str) -> None:
@@ -47,19 +48,25 @@ def check_grids(rank: Any, kind: str) -> None:
 
 def check_forms(rank: Any, kind: str) -> None:
     """Of two virtual ranks: each form of a kernel (csrc/launch/form.h) is launched, by the names of the kernels."""
-    from bench import launched
-
-    calls = [(Call(FUSED, tokens, hidden, strategy=0, seed=tokens), {"max_ctas": 8}) for tokens, hidden in ROWS_OF_TWO]
-    calls += [(Call(FUSED, 40, 4096, strategy=1, seed=batch), {"max_ctas": 8, "batch": batch}) for batch in (1, 2, 4)]
-    turn, names = variants(kind), set[str]()
-    for number, (call, options) in enumerate(calls):
-        workspace = rank.workspace(max_tokens=64, hidden=8192, deadline=5.0, **options)
+    calls = [(SMALL, Call(FUSED, tokens, 64, strategy=strategy)) for tokens in TOKENS for strategy in (0, 1)]
+    calls += [(WIDE, Call(FUSED, tokens, WIDE_BYTES // 2, strategy=0)) for tokens in WIDE_TOKENS]
+    turn, names, graphs = variants(kind), set[bytes](), []  # graphs: kept, as in forms.check_every_kernel
+    for number, (options, call) in enumerate(calls):
+        workspace = rank.workspace(**MADE_FOR, **options)
         prepared = Quantised(rank, kind, call, with_norm=number % 2 == 0, options=next(turn))
-        check_out_form(rank, workspace.handle, [prepared])
-        if rank.rank == 0:
-            names |= {name for name, _ in launched.kernels(lambda _: prepared.launch(workspace.handle))}  # noqa: B023
+        graphs.append(
+            captured(
+                rank,
+                lambda made=prepared, handle=workspace.handle: made.launch(handle),
+                lambda graph: names.update(kernel.name for kernel in kernels_of(graph)),
+            )
+        )
+        graphs[-1].replay()
+        rank.synchronize()
+        wrong = prepared.wrong()
+        assert not wrong, "\n".join(wrong[:8])
         rank.barrier()
-    assert rank.rank != 0 or len(names) == 7, sorted(names)
+    assert len(names) == 7, sorted(names)
 
 
 def check_arguments(rank: Any, kind: str) -> None:
@@ -137,28 +144,19 @@ def wipe(call: Quantised) -> None:
 def check_refused(rank: Any, kind: str) -> None:
     """Of a world of one: a captured call is launched with one cluster more, and with one less, than it was planned for.
     It says so, and leaves NaN in every output and in all that pads one; nothing else is written."""
-    from cuda.bindings import driver
-
-    from tools.replay.kernels import ask
-
-    for strategy in (0, 1):
-        for options in KINDS[kind].options[:2]:
-            for change in (1, -1):
-                workspace = rank.new_workspace(max_tokens=64, hidden=4096, dtype=torch.bfloat16, deadline=5.0)
-                call = Quantised(rank, kind, Call(FUSED, 5, 2880, strategy=strategy), options=options)
-                graph = torch.cuda.CUDAGraph(keep_graph=True)
-                with torch.cuda.graph(graph):
-                    call.launch(workspace.handle)
-                raw = driver.CUgraph(graph.raw_cuda_graph())
-                ((node,), _) = ask(driver.cuGraphGetRootNodes(raw, 1))
-                about = ask(driver.cuGraphKernelNodeGetParams(node))
-                assert about.gridDimY > 1, "a cluster less is to be one"
-                about.gridDimY += change
-                ask(driver.cuGraphKernelNodeSetParams(node, about))
-                graph.instantiate()
-                graph.replay()
-                rank.synchronize()
-                assert call.is_poisoned(), (strategy, options, change, call.outputs, call.norm)
-                with pytest.raises(RuntimeError, match="shape"):
-                    workspace.check()
-                workspace.close()
+    for strategy, change, options in itertools.product((0, 1), (1, -1), KINDS[kind].options[:2]):
+        workspace = rank.new_workspace(max_tokens=64, hidden=4096, dtype=torch.bfloat16, deadline=5.0)
+        call = Quantised(rank, kind, Call(FUSED, 5, 2880, strategy=strategy), options=options)
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph):
+            call.launch(workspace.handle)
+        (kernel,) = kernels_of(graph)
+        assert kernel.about.gridDimY > 1, "a cluster less is to be one"
+        kernel.widen(change)
+        graph.instantiate()
+        graph.replay()
+        rank.synchronize()
+        assert call.is_poisoned(), (strategy, change, options, call.outputs, call.norm)
+        with pytest.raises(RuntimeError, match="was launched in another shape than it was planned in"):
+            workspace.check()
+        workspace.close()
