@@ -51,11 +51,13 @@ def write_run(file: Path, outcomes: Mapping[str, tuple[int, str]], left_out: Map
     """Records a run of tests on the GPUs that this process sees.
 
     outcomes: by test ("tests/gpu/test_x.py::test_y"), the number of GPUs that it needs and "passed", "failed" or
-    "skipped". left_out: tests that did not run, and the GPUs that they need; 0 of a file of which that is not known.
-    Tests that need more GPUs than are seen are nowhere: they could not be run.
+    "skipped". left_out: tests that did not run, and the GPUs that they need; 0 of a file of which that is not known,
+    as nothing of it was collected. Of a part of which nothing was, nothing is said. Tests that need more GPUs than are
+    seen are nowhere: they could not be run.
     """
     record, about, (here, name) = load(file), _about(), _gpus()
-    for part in sorted({part_of(test) for test in (*outcomes, *left_out)}):
+    known = (*outcomes, *(test for test, need in left_out.items() if need))
+    for part in sorted({part_of(test) for test in known}):
         ran = {test: what for test, what in outcomes.items() if part_of(test) == part}
         left = {test: need or here for test, need in left_out.items() if part_of(test) == part}
         for need in sorted({gpus for gpus in (*(gpus for gpus, _ in ran.values()), *left.values()) if gpus <= here}):

@@ -165,14 +165,14 @@ def test_a_run_is_written_by_part_and_by_what_tests_need(tmp_path: Path) -> None
         "tests/x.py::test_c",
     )
     outcomes = {bits: (2, "passed"), bits + "d": (1, "skipped"), life: (2, "failed"), odd: (1, "passed")}
-    found = written(tmp_path, 2, outcomes, {life + "e": 1, "tests/gpu/test_replay.py": 0})
+    unseen = {"tests/gpu/test_many_ranks.py": 0, "tests/gpu/test_replay.py": 0}  # one of a part that was run, one not
+    found = written(tmp_path, 2, outcomes, {life + "e": 1, **unseen})
     assert {key: (run["tests"], run["left_out"]) for key, run in found.items()} == {
-        "2 x GPU: bits": ({"passed": 1, "failed": 0, "skipped": 0}, []),
+        "2 x GPU: bits": ({"passed": 1, "failed": 0, "skipped": 0}, ["tests/gpu/test_many_ranks.py"]),
         "1 x GPU: bits": ({"passed": 0, "failed": 0, "skipped": 1}, []),
         "2 x GPU: workspaces": ({"passed": 0, "failed": 1, "skipped": 0}, []),
         "1 x GPU: workspaces": ({"passed": 0, "failed": 0, "skipped": 0}, [life + "e"]),
         "1 x GPU: other tests": ({"passed": 1, "failed": 0, "skipped": 0}, []),
-        "2 x GPU: replays": ({"passed": 0, "failed": 0, "skipped": 0}, ["tests/gpu/test_replay.py"]),
     }
     assert {key: f"{run['gpus']} x GPU" for key, run in found.items()} == {key: key[:7] for key in found}
 
