@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAST_PAIRS = 20
 # Student's t, 95 %, by degrees of freedom.
 T95 = {
     1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 11: 2.201, 15: 2.131
@@ -318,15 +319,16 @@ def main() -> int:
     parser.add_argument("--old", type=Path, required=True)
     parser.add_argument("--new", type=Path, default=ROOT)
     parser.add_argument("--turns", type=int, default=8, help="an even number, 6 or more")
-    parser.add_argument("--pairs", type=int, default=4, help="of each turn; 20 in all at least")
+    parser.add_argument("--pairs", type=int, default=4, help=f"of each turn; {LEAST_PAIRS} in all at least")
     parser.add_argument("--cells", choices=("small", "all", "many"), default="all")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--seconds", type=float, default=3600.0, help="no turn begins that is not expected to end by then"
     )
     options = parser.parse_args()
-    if options.turns < 6 or options.turns % 2 or options.turns * options.pairs < 20:
-        parser.error(f"--turns {options.turns} --pairs {options.pairs}: wanted 6, 8, ... turns and 20 pairs in all")
+    if options.turns < 6 or options.turns % 2 or options.turns * options.pairs < LEAST_PAIRS:
+        given = f"--turns {options.turns} --pairs {options.pairs}"
+        parser.error(f"{given}: wanted 6, 8, ... turns and {LEAST_PAIRS} pairs in all")
     wanted = list(cells(options.cells))
     turns: list[dict[Cell, list[Pair]]] = []
     folders, began, took = (options.old.resolve(), options.new.resolve()), time.monotonic(), 0.0
@@ -346,8 +348,11 @@ def main() -> int:
         )
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
-    slower = sum(row["slower"] for row in rows)
+    slower, pairs = sum(row["slower"] for row in rows), len(turns) * options.pairs
     print(f"{len(rows)} cells of {len(turns)} x {options.pairs} pairs: {slower} slower beyond the interval")
+    if pairs < LEAST_PAIRS:
+        print(f"{pairs} pairs say little, {LEAST_PAIRS} were wanted: no time for more turns")
+        return 2
     return int(slower > 0)
 
 

@@ -2,10 +2,11 @@
 
 Fake device memory is a memfd; a POSIX handle is its descriptor; a fabric handle is 64 bytes that lead to it through
 /proc; a multicast object is a file in which its members write down what they add, bind and unbind, and a store to it
-goes to all that is bound. What a real driver or PTX forbids raises here: mapping outside a reservation, mapping twice,
-giving back what is not held, releasing what is still bound, binding before all devices are there, sizes that are no
-multiples of what it asks for; a memset to a multicast address or a copy from one (only multimem instructions may touch
-it), and a store to a team of which a member is not bound.
+goes to all that is bound. What a real driver or PTX forbids raises here: mapping outside a reservation, mapping
+twice, giving back what is not held, releasing what is still bound, binding before all devices are there or twice,
+adding more devices than an object is for, sizes and addresses that are no multiples of what it asks for; a memset to a
+multicast address or a copy from one (only multimem instructions may touch it), and a store to a team of which a member
+is not bound.
 
 `live` counts what is held; an empty `held()` means that nothing leaked. `calls` lists the verbs used, `sizes` the bytes
 that the verbs which take memory or addresses were asked for.
@@ -127,7 +128,11 @@ class SimulatedDriver:
         self._enter("map", self._handles[handle], _owner(handle))
         inside = any(start <= address and address + nbytes <= start + size for start, (size, *_) in self._space.items())
         self._forbid(not inside, "map", "outside every reservation")
-        self._forbid(address in self._maps or address in self._multicast_maps, "map", "mapped already")
+        grain = self._grains[0] if self._handles[handle] == "multicast" else GRAIN
+        self._forbid(address % grain != 0, "map", "not a multiple of the granularity")
+        mapped = {start: size for maps in (self._maps, self._multicast_maps) for start, (size, _) in maps.items()}
+        overlaps = any(start < address + nbytes and address < start + size for start, size in mapped.items())
+        self._forbid(overlaps, "map", "mapped already")
         if self._handles[handle] == "multicast":
             self._forbid(nbytes > int(self._records(handle)[0][2]), "map", "larger than the object")
             self._multicast_maps[address] = (nbytes, fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 0))
@@ -191,8 +196,10 @@ class SimulatedDriver:
 
     def multicast_add_device(self, multicast: int) -> None:
         self._enter("multicast_add_device")
-        taken = [record for record in self._records(multicast) if record == ["add", self._name]]
-        self._forbid(bool(taken), "multicast_add_device", "device added twice")
+        about, *records = self._records(multicast)
+        added = [record for record in records if record[0] == "add"]
+        self._forbid(["add", self._name] in added, "multicast_add_device", "device added twice")
+        self._forbid(len(added) == int(about[1]), "multicast_add_device", "all devices that it is for are there")
         self._record(multicast, "add", self._name)
 
     def multicast_bind(self, multicast: int, handle: int, nbytes: int) -> None:
@@ -200,6 +207,7 @@ class SimulatedDriver:
         records = self._records(multicast)
         added = sum(record[0] == "add" for record in records)
         self._forbid(added != int(records[0][1]), "multicast_bind", "would wait for devices that were never added")
+        self._forbid(multicast in self._bound, "multicast_bind", "bound already")
         self._size("multicast_bind", nbytes, self._grains[0])
         room = min(os.fstat(handle).st_size, int(records[0][2]))
         self._forbid(nbytes > room, "multicast_bind", "larger than the memory, or than the object")

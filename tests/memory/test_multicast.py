@@ -254,6 +254,31 @@ def test_what_ptx_and_the_driver_forbid_is_refused() -> None:
     ]
 
 
+def test_what_one_rank_may_not_do_is_refused() -> None:
+    driver, other = SimulatedDriver(0, multicast=True), SimulatedDriver(1, multicast=True)
+    address, memory = driver.reserve(3 * GRAIN, GRAIN), driver.create(2 * GRAIN, "posix_fd")
+    driver.map(address, 2 * GRAIN, memory)
+    for place, why in ((address + GRAIN, "mapped already"), (address + 8, "not a multiple of the granularity")):
+        with pytest.raises(DriverError, match=why):
+            driver.map(place, GRAIN, memory)
+    object_ = driver.multicast_create(1, 2 * GRAIN, "posix_fd")
+    with pytest.raises(DriverError, match="would wait for devices"):
+        driver.multicast_bind(object_, memory, 2 * GRAIN)
+    driver.multicast_add_device(object_)
+    for again, why in ((driver, "device added twice"), (other, "all devices that it is for are there")):
+        with pytest.raises(DriverError, match=why):
+            again.multicast_add_device(object_)
+    driver.multicast_bind(object_, memory, 2 * GRAIN)
+    with pytest.raises(DriverError, match="bound already"):
+        driver.multicast_bind(object_, memory, 2 * GRAIN)
+    driver.multicast_unbind(object_, 2 * GRAIN)
+    driver.unmap(address, 2 * GRAIN)
+    driver.free(address, 3 * GRAIN)
+    driver.release(object_)
+    driver.release(memory)
+    assert driver.held() == {}
+
+
 def memset_body(rank: int, size: int, store: dist.Store) -> str:
     """The handshake as it once was: a memset through the multicast address."""
 
