@@ -1,6 +1,7 @@
 """Every two ranks by themselves, on host ranks: what is measured, a pair that fails, one that is slow."""
 
 import itertools
+import re
 import time
 from typing import Any
 
@@ -72,14 +73,14 @@ def test_three_ranks() -> None:
     [
         ("bits", "the sum differs from the reference"),
         ("absent", ""),
-        ("silent", "waited 3.00 s for rank 1"),
+        ("silent", r"waited 3\.\d\d s for rank 1"),  # of a deadline of 3 s; a busy machine looks up a little later
     ],
 )
 def test_a_broken_pair_costs_itself_alone(fault: str, says: str) -> None:
     with RankPool(3) as pool:
         found = pairs.merge(pool.run(measured, (0, 2), fault))
     by_ranks = {tuple(pair["ranks"]): pair for pair in found}
-    assert says in by_ranks.pop((0, 2))["error"]
+    assert re.search(says, by_ranks.pop((0, 2))["error"])
     assert [pair["error"] for pair in by_ranks.values()] == ["", ""]
     assert "FAILED" in "\n".join(matrix.pairs(found, 3))
 
