@@ -45,7 +45,7 @@ class Job:
 
 
 CASES = ("tests/gpu", "tests/ranks")
-PROGRAMS = ("tests/bench", "tests/host")  # which run whole programs: the bench of a rack, tutorials
+PROGRAMS = ("tests/bench", "tests/compat", "tests/host")  # the bench of a rack, servers' calls, tutorials
 
 
 class Choice:

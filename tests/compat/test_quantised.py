@@ -1,4 +1,4 @@
-"""Patterns with a quantised output through the front, on the host transport: bit for bit those of the reference."""
+"""Patterns with a quantised output through the front: bit for bit those of the reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.ranks import Rank, rank_pool
+from common.ranks import Rank, RankPool, rank_pool
 from compat.front import HIDDEN, create, installed, rows, works
 from mnnvl_ar import reference, scales
 from mnnvl_ar.compat.patterns import PATTERNS
@@ -42,53 +42,60 @@ def answers(
     return norm, total, *(reference.per_token_fp8(norm) if kind == "token fp8" else reference.mxfp8(norm, layout))
 
 
-def scale_out(pattern: int, tokens: int, layout: str) -> torch.Tensor | None:
+def scale_out(pattern: int, tokens: int, layout: str, on: torch.device) -> torch.Tensor | None:
     """As FlashInfer's callers hand it: vLLM's of NVFP4 in two dimensions, in tiles as int32; of MXFP8 larger than need
     be."""
     code = {"swizzled": 0, "linear": 2}[layout]
     kind = PATTERNS[pattern].epilogue
     if kind == "nvfp4":
-        flat = scales.nvfp4(tokens, WIDE, code)
+        flat = scales.nvfp4(tokens, WIDE, code, device=on)
         if layout == "linear":
             return flat.view(-1, WIDE // 16)
         return flat.view(torch.int32).view(-1, 6) if tokens == 1 else flat.view(torch.uint8).view(-1, 24)
     if kind == "mxfp8":
-        return torch.full((scales.mxfp8(tokens, WIDE, code).numel() + 5,), 77, dtype=torch.uint8)
+        return torch.full((scales.mxfp8(tokens, WIDE, code).numel() + 5,), 77, dtype=torch.uint8, device=on)
     if kind == "group fp8":
-        return scales.per_token_group_fp8(tokens, WIDE, scales.GroupScales.UE8M0)
-    return torch.empty(tokens, 1) if kind == "token fp8" else None
+        return scales.per_token_group_fp8(tokens, WIDE, scales.GroupScales.UE8M0, device=on)
+    return torch.empty(tokens, 1, device=on) if kind == "token fp8" else None
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> bool:
     """As bytes: all that either spans."""
-    spans = [torch.empty(0, dtype=torch.uint8).set_(each.untyped_storage()) for each in (got, want)]
-    return torch.equal(*spans)
+    spans = [torch.empty(0, dtype=torch.uint8, device=each.device).set_(each.untyped_storage()) for each in (got, want)]
+    return torch.equal(*(each.cpu() for each in spans))
+
+
+def same_codes(got: torch.Tensor, want: torch.Tensor) -> bool:
+    return torch.equal(got.cpu().view(torch.uint8).view(want.shape), want.view(torch.uint8))
 
 
 def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:
     """As vLLM calls it: norm_out is there for every pattern, quant_out has the shape of an outer batch."""
-    weight = 1 + rows(9, 1, WIDE, dtype=dtype)[0]
+    on, weight = rank.device, 1 + rows(9, 1, WIDE, dtype=dtype)[0]
     base = max(code for code in GIVEN if code <= pattern and PATTERNS[code].epilogue == PATTERNS[pattern].epilogue)
+    asked = {name: each.to(on) if isinstance(each, torch.Tensor) else each for name, each in GIVEN[base].items()}
     is_pairs = base == 3
     with installed() as comm:
         workspace = create(comm, rank, backend=backend, dtype=dtype, hidden_dim=WIDE)
         for tokens, layout in ((1, "swizzled"), (6, "linear"), (16, "swizzled")):
             residual = rows(77, tokens, WIDE, dtype=dtype)
             norm, total, codes, *wanted_scales = answers(rank, pattern, weight, residual, layout)
-            x, r = rows(rank.rank, tokens, WIDE, dtype=dtype), residual.clone()
+            x, r, gamma = (
+                each.to(on, copy=True) for each in (rows(rank.rank, tokens, WIDE, dtype=dtype), residual, weight)
+            )
             norm_out = torch.full_like(x, 3.0)
-            quant_out = torch.empty(1, *codes.shape, dtype=codes.dtype)
+            quant_out = torch.empty(1, *codes.shape, dtype=codes.dtype, device=on)
             if is_pairs and tokens == 6:
                 quant_out = quant_out.view(torch.float4_e2m1fn_x2)
-            given, layout_code = dict(GIVEN[base]), {"swizzled": None if tokens == 1 else 0, "linear": 2}[layout]
-            if (scale := scale_out(pattern, tokens, layout)) is not None:
+            given, layout_code = dict(asked), {"swizzled": None if tokens == 1 else 0, "linear": 2}[layout]
+            if (scale := scale_out(pattern, tokens, layout, on)) is not None:
                 given["scale_out"] = scale
             got = comm.allreduce_fusion(
-                input=x, workspace=workspace, pattern=pattern, residual_in=r, rms_gamma=weight, rms_eps=EPS,
+                input=x, workspace=workspace, pattern=pattern, residual_in=r, rms_gamma=gamma, rms_eps=EPS,
                 residual_out=r, norm_out=norm_out, quant_out=quant_out, layout_code=layout_code, use_oneshot=False,
                 **given,
             )  # fmt: skip
-            assert torch.equal(quant_out.view(codes.shape).view(torch.uint8), codes.view(torch.uint8))
+            assert same_codes(quant_out, codes)
             assert reference.same_bits(r, total)
             if scale is not None:
                 spare = scale.view(-1)[scale.numel() - 5 :] if base == 13 else scale[:0]
@@ -100,12 +107,12 @@ def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:
             else:
                 assert torch.equal(norm_out, torch.full_like(x, 3.0)), "norm_out is left alone"
                 assert got is quant_out
-            bare = {**GIVEN[base], **({"scale_factor": 0.25} if "scale_factor" in GIVEN[base] else {})}
+            bare = {**asked, **({"scale_factor": 0.25} if "scale_factor" in asked else {})}
             fresh = comm.allreduce_fusion(  # what is left out is made
-                input=x, workspace=workspace, pattern=pattern, residual_in=residual, rms_gamma=weight, **bare
+                input=x, workspace=workspace, pattern=pattern, residual_in=residual.to(on), rms_gamma=gamma, **bare
             )
             if fresh.dtype == codes.dtype:
-                assert torch.equal(fresh.view(torch.uint8), codes.view(torch.uint8))
+                assert same_codes(fresh, codes)
             else:
                 assert reference.same_bits(fresh, norm)
         assert comm.calls == []
@@ -117,6 +124,16 @@ def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", ["mnnvl", "trtllm"])
 def test_as_the_reference(backend: str, pattern: int, dtype: torch.dtype) -> None:
     rank_pool(2).run(served, backend, pattern, dtype)
+
+
+@pytest.mark.gpu(1)
+@pytest.mark.parametrize("backend", ["mnnvl", "trtllm"])
+def test_on_a_gpu(backend: str) -> None:
+    """Two processes that share the first GPU, which they have in turn."""
+    with RankPool(2, "cuda:0") as pool:
+        for pattern in (code for code in PATTERNS if code > 1):
+            for dtype in (torch.bfloat16, torch.float16):
+                pool.run(served, backend, pattern, dtype, timeout=60)
 
 
 def test_other_scales_are_seen() -> None:
