@@ -4,6 +4,10 @@
 
 HTTP/1.1 by the standard library, a connection a request; bodies come whole, in chunks, or as server-sent events, each
 of which holds all tokens so far.
+
+Every connection is closed by whoever made it. What is left to the garbage collector, which may run in another thread,
+closes its descriptor first and its transport, by the number of that descriptor, afterwards: in between the number may
+be another connection's, which then is read no more.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +60,11 @@ def get(port: int, path: str, patience: float = 5.0) -> int:
     """The status of a GET; 0 if there is none."""
 
     async def ask() -> int:
-        status, _ = await asyncio.wait_for(_exchange(port, path, None), patience)
-        return status
+        async with _exchange(port, path, None) as (status, _):
+            return status
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(asyncio.wait_for(ask(), patience))
     except (OSError, ValueError, asyncio.TimeoutError, asyncio.IncompleteReadError):
         return 0
 
@@ -71,13 +76,13 @@ async def _answered(
     tokens: list[int] = []
 
     async def ask() -> str:
-        status, lines = await _exchange(port, path, body)
-        if status != 200:
-            text = b" ".join([line async for line in lines])
-            return f"status {status}: {text[:200].decode(errors='replace')}"
-        async for line in lines:
-            if event := _event(line):
-                tokens[:] = tokens_of(event)
+        async with _exchange(port, path, body) as (status, lines):
+            if status != 200:
+                text = b" ".join([line async for line in lines])
+                return f"status {status}: {text[:200].decode(errors='replace')}"
+            async for line in lines:
+                if event := _event(line):
+                    tokens[:] = tokens_of(event)
         return "" if len(tokens) == count else f"{len(tokens)} tokens, wanted {count}"
 
     try:
@@ -100,36 +105,37 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return found
 
 
-async def _exchange(port: int, path: str, body: dict[str, Any] | None) -> tuple[int, AsyncIterator[bytes]]:
-    """Status and the lines of the answer's body."""
+@asynccontextmanager
+async def _exchange(
+    port: int, path: str, body: dict[str, Any] | None
+) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+    """Status and the lines of the answer's body, over a connection that ends with the context."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=64 << 20)
-    content = b"" if body is None else json.dumps(body).encode()
-    verb = "GET" if body is None else "POST"
-    head = f"{verb} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     try:
+        content = b"" if body is None else json.dumps(body).encode()
+        verb = "GET" if body is None else "POST"
+        head = f"{verb} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         await writer.drain()
-        status = int((await reader.readline()).split()[1])
+        words = (await reader.readline()).split()
+        if len(words) < 2:
+            raise ConnectionResetError("no answer")
         chunked = False
         while (line := await reader.readline()).strip():
             chunked |= line.lower().replace(b" ", b"").startswith(b"transfer-encoding:chunked")
-    except IndexError:
+        yield int(words[1]), _lines(reader, chunked)
+    finally:
         writer.close()
-        raise ConnectionResetError("no answer") from None
 
-    async def lines() -> AsyncIterator[bytes]:
-        try:
-            left = b""
-            async for piece in _pieces(reader, chunked):
-                *whole, left = (left + piece).split(b"\n")
-                for each in whole:
-                    yield each
-            if left:
-                yield left
-        finally:
-            writer.close()
 
-    return status, lines()
+async def _lines(reader: asyncio.StreamReader, chunked: bool) -> AsyncIterator[bytes]:
+    left = b""
+    async for piece in _pieces(reader, chunked):
+        *whole, left = (left + piece).split(b"\n")
+        for each in whole:
+            yield each
+    if left:
+        yield left
 
 
 async def _pieces(reader: asyncio.StreamReader, chunked: bool) -> AsyncIterator[bytes]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -44,7 +46,8 @@ class StandIn:
         what, count = body["input_ids"][0], body["sampling_params"]["max_new_tokens"]
         if what == self.SILENT:
             self._now -= 1  # it holds no room here, and never answers
-            return None
+            await reader.read()  # to the client's end
+            return writer.close()
         await self._answer(writer, what, list(range(count)))
         self._now -= 1
         return writer.close()
@@ -106,6 +109,16 @@ def test_one_that_is_not_is_found_among_others(stand_in: StandIn, kind: int, say
     assert says in found[3].why_not
     if kind != StandIn.SILENT:  # on a machine as busy as this, 2 s may be short for the others
         assert [each.why_not for i, each in enumerate(found) if i != 3] == [""] * 5
+
+
+@pytest.mark.parametrize("kind", range(7))
+def test_no_connection_is_left_to_the_garbage_collector(kind: int) -> None:
+    gc.collect()  # what other tests have left
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        results(StandIn(), [StandIn.FINE, kind], 2, 0.2 if kind == StandIn.SILENT else 120.0)
+        gc.collect()
+    assert [str(each.message) for each in seen if "unclosed" in str(each.message)] == []
 
 
 def test_nobody_listens() -> None:
