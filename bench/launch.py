@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from bench import progress
 from mnnvl_ar.ranks import Rank, RankPool, Running
 
@@ -69,7 +71,8 @@ def _once(command: Sequence[str], processes: int, file: Path, deadline: float) -
 def _program(rank: Rank, command: Sequence[str]) -> int:
     """Runs a script as python and torchrun would, in this process. Returns its exit status."""
     multiprocessing.current_process().daemon = False  # peers may start processes of their own
-    place = {"RANK": rank.rank, "LOCAL_RANK": rank.rank, "WORLD_SIZE": rank.world_size}
+    gpus = torch.cuda.device_count() or rank.world_size  # more ranks than GPUs share them
+    place = {"RANK": rank.rank, "LOCAL_RANK": rank.rank % gpus, "WORLD_SIZE": rank.world_size}
     os.environ.update({name: str(value) for name, value in place.items()})
     if rank.rank:
         os.environ.pop(progress.VARIABLE, None)  # the first one tells for all

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ WAIT = datetime.timedelta(hours=2)  # ranks outside a small group wait for the o
 
 @dataclass(frozen=True)
 class Team:
-    """rank, size: in this group. group: NCCL on GPUs, gloo on the host, for tensors on `device`. control: gloo, for
-    objects."""
+    """rank, size: in this group. group: for tensors on `device`, NCCL where each rank has a GPU of its own, else gloo.
+    control: gloo, for objects."""
 
     rank: int
     size: int
@@ -45,7 +46,8 @@ class Team:
 
 
 def join_world(device_kind: str) -> tuple[int, int, torch.device]:
-    """(rank, world size, device) of this process, which RANK, WORLD_SIZE and LOCAL_RANK name, as torchrun sets them."""
+    """(rank, world size, device) of this process, which RANK, WORLD_SIZE and LOCAL_RANK name, as torchrun sets them.
+    LOCAL_RANK is the number of its GPU, which it may share with other ranks."""
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = torch.device("cuda", local) if device_kind == "cuda" else torch.device("cpu")
     if device.type == "cuda":
@@ -56,11 +58,25 @@ def join_world(device_kind: str) -> tuple[int, int, torch.device]:
     return rank, size, device
 
 
+def gpus_of_ranks(device: torch.device) -> list[str]:
+    """What tells each rank's GPU from all others, by rank; "" on the host. Collective over the world."""
+    own = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    found = [""] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
+def are_shared(gpus: Sequence[str]) -> bool:
+    """Whether several ranks have a GPU together, which NCCL refuses, and of which no time says anything."""
+    return all(gpus) and len(set(gpus)) < len(gpus)
+
+
 def make_team(size: int, device: torch.device) -> Team | None:
     """The team of the first `size` ranks; None on the others. Collective over the world."""
     ranks = list(range(size))
     control = dist.new_group(ranks, backend="gloo", timeout=WAIT)
-    group = dist.new_group(ranks, backend="nccl") if device.type == "cuda" else control
+    gpus = gpus_of_ranks(device)[:size]
+    group = dist.new_group(ranks, backend="nccl") if all(gpus) and not are_shared(gpus) else control
     if dist.get_rank() >= size:
         return None
     return Team(dist.get_rank(), size, device, group, control)

@@ -72,10 +72,12 @@ def work(args: argparse.Namespace) -> int:
     from bench import progress
     from bench.results import source_digest
     from bench.shapes import table
-    from bench.team import join_world, make_team
+    from bench.team import are_shared, gpus_of_ranks, join_world, make_team
     from bench.tune_group import tune_group
 
     rank, size, device = join_world(args.device)
+    if args.out is None and are_shared(gpus_of_ranks(device)):
+        raise SystemExit("tune: ranks that share a GPU tell nothing of launch shapes: --out FILE, for a rehearsal")
     end = time.monotonic() + args.seconds
     mode, context = ("graph", args.context) if device.type == "cuda" else ("eager", "chain")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "host"

@@ -22,7 +22,7 @@ from bench.floor import floor_us, machine_of
 from bench.launch import WRONG
 from bench.ours import Ours
 from bench.quantised import KINDS
-from bench.team import Team, join_world, make_team
+from bench.team import Team, gpus_of_ranks, join_world, make_team
 from bench.timing import Clock, Replay, calls_of, rounds_of
 from bench.variant import Limits, Peer, Unavailable, Variant
 
@@ -263,11 +263,18 @@ def attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def machine_name(device: torch.device, world_size: int) -> str:
-    """As tools/gpu_record.json names it: "8 x NVIDIA H200". Collective over the world."""
+    """As tools/gpu_record.json names it: "8 x NVIDIA H200", or "1 x NVIDIA H200 for 4 ranks". Collective over the
+    world."""
     own = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} host"
     names: list[str] = [""] * world_size
     dist.all_gather_object(names, own)
-    return " + ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+    gpus = gpus_of_ranks(device)
+    parts = []
+    for name in sorted(set(names)):
+        ranks = names.count(name)
+        places = [gpu or str(rank) for rank, gpu in enumerate(gpus) if names[rank] == name]
+        parts.append(f"{len(set(places))} x {name}" + (f" for {ranks} ranks" if len(set(places)) < ranks else ""))
+    return " + ".join(parts)
 
 
 def _agreed(done: set[tuple[object, ...]]) -> set[tuple[object, ...]]:

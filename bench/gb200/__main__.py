@@ -58,7 +58,11 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--out", type=Path, default=Path("mnnvl-ar-gb200"), help="folder of record and logs")
     what.add_argument("--print", action="store_true", help="print the record at the end, where no disk is kept")
     what.add_argument("--device", choices=("cuda", "cpu"), help="cpu: a rehearsal on the host: no times")
-    what.add_argument("--ranks-per-node", type=int, default=1, help="with --device cpu (1)")
+    what.add_argument(
+        "--ranks-per-node",
+        type=int,
+        help="as many as a node has GPUs, with --device cpu 1; more than GPUs share them: a rehearsal, no times",
+    )
     return p
 
 
@@ -142,39 +146,43 @@ class Node:
         args, size = self.args, self.place.nodes
         crew.tell("node/0", self._look())
         nodes, missing = crew.gather("node", time.monotonic() + args.patience, time.monotonic() + args.patience)
-        each = nodes[0]["gpus"] or args.ranks_per_node
+        gpus = nodes[0]["gpus"]
+        each = args.ranks_per_node or gpus or 1
         world = each * size
         self.record = record = Record(args.out / "results.json", self.place.by, world, nodes)
         troubles = [f"node {node} of {size} did not come in {args.patience:.0f} s" for node in missing]
-        troubles += machine.problems(nodes, args.gpus_per_node if nodes[0]["gpus"] else 0)
-        if nodes[0]["gpus"] == 0 and args.device != "cpu":
+        troubles += machine.problems(nodes, args.gpus_per_node if gpus else 0)
+        if gpus == 0 and args.device != "cpu":
             troubles.append(f"node 0 ({nodes[0]['host']}) has no GPU (--device cpu is a rehearsal)")
         refusal = nodes[0]["multicast_refusal"]
-        if args.multicast and nodes[0]["gpus"] and refusal:
+        if args.multicast and gpus and refusal:
             troubles.append(f"--multicast, but multicast is forbidden here by {refusal}")
+        if args.multicast and 0 < gpus < each:
+            troubles.append(f"--multicast, but {each} ranks would share {gpus} GPUs, which multicast cannot")
         if troubles:
             return self.finish(1, "; ".join(troubles))
         self.say(f"{world} ranks, {each} on each of {size} nodes, all alike; the record is {record.file}")
-        for part in self._planned(world, on_gpu=nodes[0]["gpus"] > 0):
-            trouble = self._lead_part(crew, part, each)
+        for part in self._planned(world, on_gpu=gpus > 0, shared=0 < gpus < each):
+            trouble = self._lead_part(crew, part, each, gpus)
             if trouble is not None:
                 return self.finish(1, f"{part.name}: {trouble}")
         return self.finish(WRONG if record.wrong else 0, None)
 
-    def _planned(self, world: int, *, on_gpu: bool) -> list[parts.Part]:
+    def _planned(self, world: int, *, on_gpu: bool, shared: bool) -> list[parts.Part]:
         """The parts to run. The others of those that were asked for are in the record, with the reason."""
         args = self.args
-        planned = parts.plan(world, tps=args.tp, on_gpu=on_gpu, multicast=args.multicast and on_gpu, only=args.parts)
+        multicast = args.multicast and on_gpu
+        planned = parts.plan(world, tps=args.tp, on_gpu=on_gpu, multicast=multicast, only=args.parts, shared=shared)
         assert self.record is not None
         names = [part.name for part in planned]
         for name in parts.ORDER:
             if name not in names and (not args.parts or name in args.parts):
                 why = "no GPU" if not on_gpu else "one rank only" if world == 1 else "without --multicast"
-                self.record.skip(name, why)
+                self.record.skip(name, "ranks share a GPU" if shared and name != "multicast" else why)
         return planned
 
-    def _lead_part(self, crew: Crew, part: parts.Part, each: int) -> str | None:
-        """What ended it, or None."""
+    def _lead_part(self, crew: Crew, part: parts.Part, each: int, gpus: int) -> str | None:
+        """What ended it, or None. each, gpus: ranks and GPUs of a node."""
         assert self.record is not None
         left = self.args.minutes * 60 - (time.monotonic() - self.began)
         limit = min(part.limit, left)
@@ -191,7 +199,8 @@ class Node:
             arguments += ["--json" if part.leaves == "rows" else "--out", str(leaves)]
         table = self.record.found["table"] if part.tuned else None
         port = free_port()
-        plan = {"name": part.name, "arguments": arguments, "limit": limit, "port": port, "each": each, "table": table}
+        plan = {"name": part.name, "arguments": arguments, "limit": limit, "port": port, "table": table}
+        plan |= {"each": each, "gpus": gpus}
         self.say(f"{part.name}: begins, {limit:.0f} s at most: {shlex.join(arguments)}")
         self.record.begin(part, arguments)
         number, self.begun = self.begun, self.begun + 1
@@ -265,7 +274,8 @@ class Node:
         each, rank = plan["each"], self.place.node * plan["each"]
         world, meeting = each * self.place.nodes, (self.place.head, plan["port"])
         environment = {"CUDA_VISIBLE_DEVICES": ""} if self.args.device == "cpu" else {}
-        ranks = Ranks(arguments, rank, each, world, meeting, self._folder(plan["name"]), environment)
+        folder = self._folder(plan["name"])
+        ranks = Ranks(arguments, rank, each, world, meeting, folder, environment, plan["gpus"])
         tell = _print if plan["name"] != "check" else lambda text: None  # JSON, which is told in words later
         try:
             return watch.run(crew, f"part/{number}", ranks, plan["limit"], tell)

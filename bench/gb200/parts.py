@@ -55,7 +55,7 @@ class Grid:
 
 
 FULL = Grid()
-# On the host: that everything goes, in seconds. Nothing is said of times.
+# On the host, or by ranks that share a GPU: that everything goes, in seconds. Nothing is said of times.
 REHEARSAL = Grid(
     tokens="1,5",
     tuned_tokens="2",
@@ -69,10 +69,12 @@ REHEARSAL = Grid(
 )
 
 
-def plan(world: int, *, tps: Sequence[int], on_gpu: bool, multicast: bool, only: Sequence[str]) -> list[Part]:
+def plan(
+    world: int, *, tps: Sequence[int], on_gpu: bool, multicast: bool, only: Sequence[str], shared: bool = False
+) -> list[Part]:
     """The parts for `world` ranks, in order. multicast: whether it may be used, as on a machine that is all one's own.
-    only: names of `ORDER`; all if empty."""
-    grid = FULL if on_gpu else REHEARSAL
+    only: names of `ORDER`; all if empty. shared: several ranks have one GPU together, where no peer can run."""
+    grid = FULL if on_gpu and not shared else REHEARSAL
     sizes = ",".join(str(tp) for tp in tps if tp <= world) or str(world)
     allow = ("--multicast",) if multicast else ()
     common = ("--tp", sizes, *(() if on_gpu else ("--device", "cpu")))
@@ -80,7 +82,7 @@ def plan(world: int, *, tps: Sequence[int], on_gpu: bool, multicast: bool, only:
     unmeasured = ("--mode", "graph,eager" if on_gpu else "eager", "--peers", "", "--rounds", "1")
     bits = ("--op", "fused,plain", "--dtype", grid.dtypes, "--hidden", grid.odd_hidden, "--tokens", grid.odd_tokens)
     quantised = ("--op", ",".join(KINDS), "--hidden", grid.hidden, "--tokens", grid.quantised_tokens)
-    peers = "yardsticks,nccl,nccl_symmetric,symm_mem" if on_gpu else "gloo"
+    peers = "gloo" if not on_gpu else "yardsticks" if shared else "yardsticks,nccl,nccl_symmetric,symm_mem"
     timed = ("--tokens", grid.tokens, "--hidden", grid.hidden, "--context", "chain,gemm", "--peers", peers, "--verbose")
     late = ("--tokens", grid.peer_tokens, "--hidden", grid.hidden, "--peers", LATE_PEERS, "--verbose")
 
@@ -102,7 +104,7 @@ def plan(world: int, *, tps: Sequence[int], on_gpu: bool, multicast: bool, only:
         run("warm", 10, "--warm-peers", "--peers", LATE_PEERS, *allow, leaves="nothing"),
         run("peers", 15, *late, *allow, tuned=True),
     ]
-    left_out = set() if on_gpu else {"warm", "peers"}
+    left_out = set() if on_gpu and not shared else {"warm", "peers"}
     if not multicast:
         left_out.add("multicast")
     if on_gpu and world == 1:

@@ -23,7 +23,8 @@ _libc = ctypes.CDLL(None)  # before any fork
 
 
 class Ranks:
-    """rank first, first + 1, ... of `world`, as many as `count`. folder: of their logs and what they are at."""
+    """rank first, first + 1, ... of `world`, as many as `count`. folder: of their logs and what they are at. gpus: of
+    this node, which more ranks than that share in turn."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Ranks:
         meeting: tuple[str, int],
         folder: Path,
         environment: Mapping[str, str],
+        gpus: int = 0,
     ) -> None:
         self.numbers = range(first, first + count)
         self.folder, self._read = folder, 0
@@ -41,7 +43,7 @@ class Ranks:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
         for local, rank in enumerate(self.numbers):
-            about: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": world}
+            about: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": local % (gpus or count), "WORLD_SIZE": world}
             about |= {"MASTER_ADDR": meeting[0], "MASTER_PORT": meeting[1], "PYTHONUNBUFFERED": 1}
             told = {**inherited, **environment, **{name: str(value) for name, value in about.items()}}
             told[progress.VARIABLE] = str(self._stage_file(rank))

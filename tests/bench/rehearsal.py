@@ -1,5 +1,5 @@
-"""Runs the files of bench/gb200 as Slurm and Kubernetes run them, on host ranks. `slurm/` holds stand-ins for sbatch,
-srun, scontrol and nvidia-smi."""
+"""Runs the files of bench/gb200 as Slurm and Kubernetes run them, on host ranks, or by ranks that share a GPU. `slurm/`
+holds stand-ins for sbatch, srun, scontrol and nvidia-smi, `software/` software multicast."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ from bench.gb200 import record
 from bench.launch import free_port
 
 HERE = Path(__file__).parent
-HOST = ("--device", "cpu")
+HOST, GPU = ("--device", "cpu"), ("--device", "cuda")
 LIMIT = 540  # seconds, for a machine that does much else; alone it takes one of ten
 PATIENCE = 60  # seconds in which what was asked to end has ended
 
@@ -40,9 +40,18 @@ class Run:
         return {part["name"]: part["status"] for part in self.found["parts"]}
 
 
-def slurm(root: Path, out: Path, name: str, nodes: int, ranks: int, *more: str, **variables: str) -> Run:
-    """`sbatch bench/gb200/NAME`, on `nodes` nodes of `ranks` ranks each."""
-    command = ["sbatch", f"--nodes={nodes}", f"bench/gb200/{name}", *HOST, "--ranks-per-node", str(ranks)]
+def slurm(
+    root: Path,
+    out: Path,
+    name: str,
+    nodes: int,
+    ranks: int,
+    *more: str,
+    device: tuple[str, ...] = HOST,
+    **variables: str,
+) -> Run:
+    """`sbatch bench/gb200/NAME`, on `nodes` nodes of `ranks` ranks each. device: "--device" and what it is."""
+    command = ["sbatch", f"--nodes={nodes}", f"bench/gb200/{name}", *device, "--ranks-per-node", str(ranks)]
     command += ["--out", str(out), "--port", str(free_port()), *more]
     status, text = ended(start(command, root, environment(**variables)))
     return Run(status, text, out / "results.json")

@@ -24,8 +24,10 @@ from mnnvl_ar.memory import MULTICAST_SWITCHES, multicast_refusal
 pytestmark = pytest.mark.timeout(LIMIT + PATIENCE)
 
 
-def is_whole(run: Run, world: int, by: str, ran: str = "check,bits,quantised,tune,unicast") -> None:
-    """ran: the parts that the run was to have, and has had."""
+def is_whole(
+    run: Run, world: int, by: str, ran: str = "check,bits,quantised,tune,unicast", beside: str = "gloo"
+) -> None:
+    """ran: the parts that the run was to have, and has had. beside: variants of peers, in the order of their names."""
     assert run.status == 0, run.text
     assert run.found is not None
     assert (run.found["status"], run.found["trouble"], run.found["world"]) == (0, None, world)
@@ -40,7 +42,8 @@ def is_whole(run: Run, world: int, by: str, ran: str = "check,bits,quantised,tun
     timed = [row for row in rows if row["part"] == "unicast"]
     if not timed:
         return
-    assert {row["variant"] for row in timed} == {"mnnvl_ar", "mnnvl_ar/one_shot", "mnnvl_ar/two_shot", "gloo"}
+    ours = {"mnnvl_ar", "mnnvl_ar/one_shot", "mnnvl_ar/two_shot"}
+    assert {row["variant"] for row in timed} == ours | set(beside.split(","))
     assert {row["context"] for row in timed} == {"chain", "gemm"}
 
 
@@ -89,7 +92,7 @@ def test_the_manifests_names_and_numbers_go_together(root: Path):
 
 @pytest.mark.gpu(1)
 def test_one_gpu_is_a_world_of_one(root: Path, tmp_path: Path):
-    """The bench has a GPU for each rank, so nothing is sent here; graphs, dtypes and strategies are those of a rack."""
+    """Nothing is sent here; graphs, dtypes and strategies are those of a rack."""
     on_gpus(root, tmp_path, 1)
 
 
