@@ -1,5 +1,5 @@
-"""bench/gb200 where there are more ranks than GPUs: a rehearsal, in which calls go from process to process as on a rack.
-On the host, what is planned; on a GPU, all of it, by unicast and by software multicast."""
+"""bench/gb200 where there are more ranks than GPUs: a rehearsal, in which calls go from process to process as on a
+rack. On the host, what is planned; on a GPU, all of it, by unicast and by software multicast."""
 
 import time
 from pathlib import Path
