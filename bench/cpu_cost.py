@@ -3,6 +3,7 @@
 mnnvl_ar:         functional: outputs are allocated, as a server's compiled graph or eager layer does
 mnnvl_ar/out:     the `_out` form, into tensors that are there
 mnnvl_ar/bound:   the same, bound (mnnvl_ar.bind)
+nothing:          an op with the arguments of the `_out` form that does nothing (bench/nothing.py): nothing is launched
 flashinfer:       FlashInfer's, where it is installed, outputs allocated, as its users call it
 torch.add(out=):  one kernel without allocation: what PyTorch and the driver take at least. A machine drifts by the
                   hour, so state a cost as a ratio to this one of the same run
@@ -57,7 +58,7 @@ def work(args: argparse.Namespace) -> int:
     import torch
     import torch.distributed as dist
 
-    from bench import progress, results
+    from bench import nothing, progress, results
     from bench.buffers import EPS, make_inputs
     from bench.cells import Cell
     from bench.team import join_world, make_team
@@ -80,6 +81,13 @@ def work(args: argparse.Namespace) -> int:
     variants["mnnvl_ar"] = lambda: ops.all_reduce_rms_norm(x, residual, weight, EPS, handle)
     variants["mnnvl_ar/out"] = lambda: ops.all_reduce_rms_norm_out(x, residual, weight, EPS, norm, z, handle)
     variants["mnnvl_ar/bound"] = bind(ops.all_reduce_rms_norm_out, x, residual, weight, EPS, norm, z, handle)
+
+    progress.report("compiling an op that does nothing", limit=COMPILE_LIMIT)
+    bare, failure = attempt(nothing.op)
+    if (why := team.vote(failure)) is None and bare is not None:
+        variants["nothing"] = lambda: bare(x, residual, weight, EPS, norm, z, handle)
+    elif rank == 0:
+        print(f"skipped nothing: {why}")
 
     if args.peers and device.type == "cuda":
         from bench.peers.flashinfer_trtllm import FlashInferTrtllm

@@ -24,6 +24,6 @@ def test_on_the_host(root: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["variant"]: row for row in json.loads(file.read_text())["rows"]}
-    assert list(rows) == [cpu_cost.ADD, "mnnvl_ar", "mnnvl_ar/out", "mnnvl_ar/bound"]
+    assert list(rows) == [cpu_cost.ADD, "mnnvl_ar", "mnnvl_ar/out", "mnnvl_ar/bound", "nothing"]
     assert rows[cpu_cost.ADD]["over_add"] == 1
     assert all(row["cpu_us_low"] <= row["cpu_us"] <= row["cpu_us_high"] for row in rows.values())
