@@ -28,6 +28,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**clean, "PATH": path, **more}
 
 
+def with_site(folder: str) -> str:
+    """PYTHONPATH with the `sitecustomize.py` of a folder beside this file, and with what that imports."""
+    return os.pathsep.join([str(HERE / folder), str(HERE)])
+
+
 class Run:
     """How a rehearsal went. found: the record it left; None if it left none."""
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rehearsal import HERE, LIMIT, PATIENCE, Run, ended, environment, pods, slurm, start
+from rehearsal import LIMIT, PATIENCE, Run, ended, environment, pods, slurm, start, with_site
 
 from bench.launch import WRONG, free_port
 from common.processes import command_lines
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(LIMIT + PATIENCE)
 
 
 def harmed(harm: str, rank: int, part: str) -> dict[str, str]:
-    return {"PYTHONPATH": str(HERE / "harm"), "HARM": harm, "HARM_RANK": str(rank), "HARM_PART": part}
+    return {"PYTHONPATH": with_site("harm"), "HARM": harm, "HARM_RANK": str(rank), "HARM_PART": part}
 
 
 def still_there(folder: Path) -> list[str]:

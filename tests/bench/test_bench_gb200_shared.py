@@ -1,6 +1,8 @@
 """bench/gb200 where there are more ranks than GPUs: a rehearsal, in which calls go from process to process as on a
 rack. On the host, what is planned; on a GPU, all of it, by unicast and by software multicast."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from rehearsal import GPU, HERE, LIMIT, PATIENCE, Run, slurm
+from rehearsal import GPU, LIMIT, PATIENCE, Run, environment, slurm, with_site
 from test_bench_gb200 import is_whole, node
 
 from bench import options, team, tune, worker
@@ -46,7 +48,7 @@ def test_ranks_that_share_a_gpu(root: Path, tmp_path: Path):
 @pytest.mark.gpu(1)
 @pytest.mark.skipif(not TEST_LIBRARY.exists(), reason="needs the test build: make test-build")
 def test_ranks_that_share_a_gpu_by_software_multicast(root: Path, tmp_path: Path):
-    told = {"PYTHONPATH": str(HERE / "software"), "MNNVL_AR_LIBRARY": str(TEST_LIBRARY)}
+    told = {"PYTHONPATH": with_site("software"), "MNNVL_AR_LIBRARY": str(TEST_LIBRARY)}
     run = on_one_gpu(root, tmp_path / "out", "bits,quantised,unicast", **told)
     assert run.found is not None
     assert {row["transport"] for row in run.found["rows"] if "transport" in row} == {"software multicast"}
@@ -94,6 +96,13 @@ def test_ranks_take_the_gpus_of_their_node_in_turn(tmp_path: Path, gpus: int, wa
     while started.running:
         time.sleep(0.05)
     assert " ".join(started.log(rank).read_text().strip() for rank in started.numbers) == wanted
+
+
+def test_software_multicast_comes_under_workspaces() -> None:
+    program = "from mnnvl_ar import workspace; print(workspace.create.__name__)"
+    for told, name in (({"PYTHONPATH": with_site("software")}, "create_by_software"), ({}, "create")):
+        found = subprocess.run([sys.executable, "-c", program], env=environment(**told), capture_output=True, text=True)
+        assert found.stdout.strip() == name, found.stderr
 
 
 def as_if_on(rank: Rank, gpus: list[str], size: int) -> tuple[str, str]:

@@ -4,39 +4,25 @@ start; with MNNVL_AR_LIBRARY, a test build, all calls of its workspaces then go 
 As tests/common/cases/software.py does it: kernels are given the rank's own block for the address of a multicast.
 """
 
-import importlib.abc
-import importlib.util
-import sys
+from after_import import AfterImport
 
 NAME = "software multicast"
 
 
-class Software(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "mnnvl_ar.workspace":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
+def by_software(module):
+    create, begin = module.create, module.Workspace.__init__
+    made = []
 
-        def loaded(module):
-            load(module)
-            create, begin = module.create, module.Workspace.__init__
-            made = []
+    def create_by_software(pointers, rank, *rest, **named):
+        made.append(create(pointers, rank, *rest, **{**named, "multicast_pointer": pointers[rank]}))
+        return made[-1]
 
-            def by_software(pointers, rank, *rest, **named):
-                made.append(create(pointers, rank, *rest, **{**named, "multicast_pointer": pointers[rank]}))
-                return made[-1]
+    def __init__(workspace, *arguments, **options):
+        begin(workspace, *arguments, **options)
+        if workspace.handle in made:
+            workspace.transport = NAME
 
-            def __init__(workspace, *arguments, **options):
-                begin(workspace, *arguments, **options)
-                if workspace.handle in made:
-                    workspace.transport = NAME
-
-            module.create, module.Workspace.__init__ = by_software, __init__
-
-        spec.loader.exec_module = loaded
-        return spec
+    module.create, module.Workspace.__init__ = create_by_software, __init__
 
 
-sys.meta_path.insert(0, Software())
+AfterImport("mnnvl_ar.workspace", by_software)
