@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -14,6 +15,10 @@ from mnnvl_ar._library import PATH, ops
 # Without the GIL, as an op runs: where a launch queue is full the driver blocks, and the monitor is to run meanwhile.
 _run = ctypes.CDLL(str(PATH)).mnnvl_ar_run_bound
 _run.argtypes, _run.restype = (ctypes.c_int64,), ctypes.c_char_p
+
+# In C all the way: no signal's handler runs before they have.
+_begin, _end = ops._bind_begin.default._op, ops._bind_end.default._op
+_binders = itertools.count(1)
 
 
 class BoundCall:
@@ -43,14 +48,15 @@ class BoundCall:
         # The host launches nothing, and with checks a call is more than its launch.
         if not on_gpu or crosscheck.is_watching():
             return
-        ops._bind_begin()
-        try:
+        who, is_whole = next(_binders), False
+        try:  # whatever a signal's handler raises, and wherever: what has begun ends
+            _begin(who)
             self._op(*self._arguments, **self._options)
-        except BaseException:
-            self._number = ops._bind_end()  # what was bound until then is a part of the call
-            self._forget()
-            raise
-        self._number = ops._bind_end()
+            is_whole = True
+        finally:
+            self._number = _end(who)
+            if not is_whole:  # what was bound until then is a part of the call
+                self._forget()
 
     def _forget(self) -> None:
         if self._number:

@@ -57,17 +57,28 @@ def _op(contract: _Contract) -> _Contract:
     `contract`, to PyTorch an `OpOverload`, whose fake kernel is the body of `contract`.
     """
 
+    signature = inspect.signature(contract)
+
     @functools.wraps(contract)
     def fake(*arguments: Any, **options: Any) -> Any:
         _inductor.know(NAMES)
+        _check_one_device(signature.bind(*arguments, **options).arguments)
         return contract(*arguments, **options)
 
     torch.library.register_fake(f"mnnvl_ar::{contract.__name__}", fake)
     NAMES.append(contract.__name__)
     packet = getattr(ops, contract.__name__)
     packet.__doc__ = packet.default.__doc__ = contract.__doc__
-    packet.default.__signature__ = inspect.signature(contract)
+    packet.default.__signature__ = signature
     return cast(_Contract, packet.default)
+
+
+def _check_one_device(arguments: dict[str, Any]) -> None:
+    """As the op itself does. One tensor on "meta" is enough for PyTorch to call the fake kernel instead of it."""
+    x = arguments["x"]
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor) and value.device != x.device:
+            raise RuntimeError(f"{name}: is on {value.device}, wanted {x.device} like x")
 
 
 def _rows(x: torch.Tensor, with_norm: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

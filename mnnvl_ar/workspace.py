@@ -26,6 +26,7 @@ from mnnvl_ar.memory import ASLEEP, CHECKPOINT, CLOSED, AnyGroup, Fill, Members,
 from mnnvl_ar.memory.request import check_transport
 from mnnvl_ar.ops import Pdl, Strategy
 from mnnvl_ar.tuning import LaunchShape, Table, table_for
+from mnnvl_ar.turn import Turn
 
 __all__ = ["DEFAULT_DEADLINE", "DEFAULT_MAX_BYTES", "DTYPES", "Layout", "Workspace", "create"]
 
@@ -104,7 +105,8 @@ class Workspace:
         on_fault: Callable[[WorkspaceBroken], object] | None = None,
     ) -> None:
         self._memory: SymmetricMemory | None = None
-        self._mapping, self._asleep = threading.RLock(), False  # held while memory is looked at, or goes
+        self._turn, self._asleep = Turn(), False
+        self._mapping = threading.RLock()  # held while memory is looked at, or goes
         self.handle, self._monitor, self.on_fault, self._pid = 0, monitor, on_fault, os.getpid()
         if not (on_fault is None or callable(on_fault)):
             raise ValueError(f"on_fault: is {on_fault!r}, wanted a function that takes the error, or None")
@@ -284,18 +286,22 @@ class Workspace:
 
         With transport "multicast" the addresses lead nowhere when this returns, but the memory goes only when all ranks
         have closed or put to sleep their workspaces, as those that have not may still send to it; or with the process.
+
+        While another thread is in `sleep`, `wake` or `recover` this waits for that: at most for the timeout that `wake`
+        was given.
         """
         if os.getpid() != self._pid:
             return
-        with self._mapping:  # whoever comes second finds nothing left to close
+        with self._turn.of("close"):  # whoever comes second finds nothing left to close
+            if self._memory is not None:
+                self._close(force)
+        _give_back_kept()
+
+    def _close(self, force: bool) -> None:
+        may_unmap = ops._workspace_close(self.handle, force)
+        with self._mapping:
             memory, self._memory = self._memory, None
-            if memory is None:
-                return
-            try:
-                may_unmap = ops._workspace_close(self.handle, force)
-            except BaseException:
-                self._memory = memory
-                raise
+            assert memory is not None
             self._dropped.detach()
             if may_unmap and not ops._workspace_graphs(self.handle):
                 memory.close()
@@ -308,7 +314,6 @@ class Workspace:
             else:
                 _kept.append((self.handle, memory, None))
                 watchers.forget(self.handle)
-        _give_back_kept()
 
     def sleep(self) -> None:
         """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank
@@ -321,18 +326,22 @@ class Workspace:
     def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
         of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
-        memory, timeout = self._mapped("wake"), seconds("timeout", timeout)
-        # Sleeping is for `recover`, and does nothing to one that sleeps. It fails on one rank alone if that captures.
-        with self._mapping:
-            self._asleep = True
-        try:
-            memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
-        finally:
-            self._asleep = memory.is_dropped
-        self.transport, self.transport_reason = memory.transport, memory.reason
-        ops._workspace_processors(self.handle, memory.processors)
-        ops._workspace_reset(self.handle)
-        self._watch()
+        self._mapped("wake")
+        timeout = seconds("timeout", timeout)
+        with self._turn.of("wake"):
+            memory = self._mapped("wake")  # another thread may have closed it meanwhile
+            with self._mapping:
+                self._asleep = True
+            # Sleeping is for `recover`, and does nothing to one that sleeps. It fails on one rank alone if that
+            # captures.
+            try:
+                memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
+            finally:
+                self._asleep = memory.is_dropped
+            self.transport, self.transport_reason = memory.transport, memory.reason
+            ops._workspace_processors(self.handle, memory.processors)
+            ops._workspace_reset(self.handle)
+            self._watch()
 
     def recover(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """After a fault: brings the full group back, the same processes, without a restart. As `wake`; captured graphs
@@ -363,11 +372,13 @@ class Workspace:
         self.wake(group, timeout)
 
     def _sleep(self, verb: str, how: int) -> None:
-        memory = self._mapped(verb)
-        ops._workspace_sleep(self.handle, False)
-        with self._mapping:
-            self._asleep = True
-            memory.drop(how)
+        self._mapped(verb)
+        with self._turn.of(verb):
+            memory = self._mapped(verb)
+            ops._workspace_sleep(self.handle, False)
+            with self._mapping:
+                self._asleep = True
+                memory.drop(how)
         if how == CHECKPOINT or not ops._workspace_graphs(self.handle):
             watchers.forget(self.handle, wait=how == CHECKPOINT)
 

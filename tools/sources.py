@@ -91,7 +91,7 @@ ROOMS = {
     ),
     "cases of diagnosis": ("tests/common/cases/diagnosis.py",),
     "cases of life cycle": ("tests/common/cases/lifecycle.py",),
-    "memory": ("mnnvl_ar/arguments.py", "mnnvl_ar/memory/", "mnnvl_ar/workspace.py"),
+    "memory": ("mnnvl_ar/arguments.py", "mnnvl_ar/memory/", "mnnvl_ar/turn.py", "mnnvl_ar/workspace.py"),
     # From an op's arguments to its outputs, how that is compiled, and what its bits are compared with.
     "kernels": (
         "csrc/epilogues/",

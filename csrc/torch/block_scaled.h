@@ -64,7 +64,11 @@ inline Scales group_scales(const Agreement& a, BlockFormat format, ScaleOrder or
     return {{"scale_out", aoti_torch_dtype_int32(), {rows, (groups + 3) / 4}, 4, {1, aligned}}, order};
   }
   const std::vector<int64_t> strides[] = {{groups, 1}, {1, rows}, {1, aligned}};
-  return {{"scale_out", aoti_torch_dtype_float32(), {rows, groups}, 4, strides[static_cast<int>(order)]}, order};
+  Wanted wanted{"scale_out", aoti_torch_dtype_float32(), {rows, groups}, 4, strides[static_cast<int>(order)]};
+  // Ranks compare orders. Those that are the same memory are one, or who asks for a layout would differ from who brings a tensor.
+  if (groups == 1 || (order == ScaleOrder::columns && rows == 1)) order = ScaleOrder::rows;
+  if (order == ScaleOrder::columns && rows == aligned) order = ScaleOrder::aligned_columns;
+  return {std::move(wanted), order};
 }
 
 inline Scales group_scales(const Agreement& a, BlockFormat format, int64_t layout) {

@@ -15,19 +15,25 @@ namespace mnnvl_ar {
 namespace {
 
 thread_local BoundCall* under_way = nullptr;
+thread_local int64_t under_way_for = 0;
 
 std::mutex mutex;
 // Never destroyed: a thread may still be in a call when the process ends.
 auto& calls = *new std::unordered_map<int64_t, std::shared_ptr<BoundCall>>;
 int64_t last_number = 0;
 
-void bind_begin() {
+// `who`: a number of the caller's own, other than 0.
+void bind_begin(int64_t who) {
   STD_TORCH_CHECK(under_way == nullptr, "bind: this thread is binding a call already");
   under_way = new BoundCall;
+  under_way_for = who;
 }
 
-// Returns the number of what was kept since, or 0 if it launches nothing on a GPU.
-int64_t bind_end() {
+// Returns the number of what was kept since, or 0 if it launches nothing on a GPU, or if this thread binds nothing for `who`: an
+// exception may come before bind_begin(), or between it and the caller's next step.
+int64_t bind_end(int64_t who) {
+  if (who != under_way_for) return 0;
+  under_way_for = 0;
   std::unique_ptr<BoundCall> call(std::exchange(under_way, nullptr));
   if (call == nullptr || call->launches.empty()) return 0;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -68,8 +74,8 @@ extern "C" __attribute__((visibility("default"))) const char* mnnvl_ar_run_bound
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mnnvl_ar, m) {
-  m.def("_bind_begin() -> ()");
-  m.def("_bind_end() -> int");
+  m.def("_bind_begin(int who) -> ()");
+  m.def("_bind_end(int who) -> int");
   m.def("_bind_forget(int call) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {

@@ -6,6 +6,9 @@
 
 #include "torch/workspace.h"
 
+// Null under a PyTorch that is older than it.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace mnnvl_ar {
 namespace {
 
@@ -194,10 +197,11 @@ void check_is(const Agreement& a, const Tensor& tensor, const Wanted& w) {
 
 bool has_strides(const Tensor& tensor, const std::vector<int64_t>& strides) {
   const std::vector<int64_t> has = strides_of(tensor);
+  if (has.size() != strides.size()) return false;
   for (size_t i = 0; i < has.size(); ++i) {
     if (tensor.size(i) > 1 && has[i] != strides[i]) return false;
   }
-  return has.size() == strides.size();
+  return true;
 }
 
 Span span_of(const Tensor& tensor, const Wanted& w) {
@@ -219,16 +223,31 @@ Span span_of_weight(const Agreement& a, const Tensor& weight, bool is_fp32) {
   return {reinterpret_cast<uintptr_t>(weight.data_ptr()), bytes, "weight"};
 }
 
+namespace {
+
+Tensor empty_strided(const char* name, size_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                     int32_t device_type, int32_t device_index) {
+  AtenTensorHandle handle = nullptr;
+  const auto error =
+      aoti_torch_empty_strided(static_cast<int64_t>(dims), sizes, strides, dtype, device_type, device_index, &handle);
+  if (error != AOTI_TORCH_SUCCESS) {
+    const char* const why = torch_exception_get_what_without_backtrace == nullptr
+                                ? "PyTorch does not say why; out of memory?"
+                                : torch_exception_get_what_without_backtrace();
+    STD_TORCH_CHECK(false, name, ": PyTorch makes no such tensor: ", why);
+  }
+  return Tensor(handle);
+}
+
+}  // namespace
+
 Tensor empty_like(const Tensor& x) {
   const auto sizes = x.sizes(), strides = x.strides();
   int32_t dtype = 0, device_type = 0, device_index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &device_index));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  dtype, device_type, device_index, &handle));
-  return Tensor(handle);
+  return empty_strided("output", sizes.size(), sizes.data(), strides.data(), dtype, device_type, device_index);
 }
 
 Tensor empty(const Agreement& a, const Wanted& w) {
@@ -240,10 +259,7 @@ Tensor empty(const Agreement& a, const Wanted& w) {
   int32_t device_type = 0, device_index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(a.x.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(a.x.get(), &device_index));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(w.sizes.size()), w.sizes.data(), strides.data(),
-                                                  w.dtype, device_type, device_index, &handle));
-  return Tensor(handle);
+  return empty_strided(w.name, w.sizes.size(), w.sizes.data(), strides.data(), w.dtype, device_type, device_index);
 }
 
 void check_choice(int64_t value, int64_t least, int64_t most, const char* name, const char* wanted) {

@@ -43,9 +43,14 @@ void check_sound(Workspace& workspace, int64_t handle) {
 
 // For one thread, until `release` ends.
 void hold(Workspace& workspace, int64_t handle, Release& release) {
-  STD_TORCH_CHECK(!workspace.busy.exchange(true) || protocol::is_off(workspace.params, protocol::Rule::one_thread),
-                  "workspace: another thread is in a call on it; one call at a time");
-  release.busy = &workspace.busy;
+  if (workspace.busy.exchange(true) && !protocol::is_off(workspace.params, protocol::Rule::one_thread)) {
+    STD_TORCH_CHECK(
+        workspace.caller.load() != std::this_thread::get_id(),
+        "workspace: this thread is in a call on it, which a signal's handler interrupts; one call at a time");
+    STD_TORCH_CHECK(false, "workspace: another thread is in a call on it; one call at a time");
+  }
+  workspace.caller = std::this_thread::get_id();
+  release.workspace = &workspace;
   // As find() did, but now it lasts.
   if (!protocol::is_off(workspace.params, protocol::Rule::still_open)) check_open(workspace, handle);
 }

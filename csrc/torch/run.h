@@ -20,9 +20,11 @@ namespace detail {
 
 // Gives a workspace back, at the end of a call.
 struct Release {
-  std::atomic<bool>* busy = nullptr;
+  Workspace* workspace = nullptr;
   ~Release() {
-    if (busy != nullptr) *busy = false;
+    if (workspace == nullptr) return;
+    workspace->caller = std::thread::id();
+    workspace->busy = false;
   }
 };
 

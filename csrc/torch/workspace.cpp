@@ -154,6 +154,13 @@ void forget_fault(Workspace& workspace) {
 bool shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag, bool end) {
   if (flag.exchange(true)) return true;
   if (!workspace.busy) return false;
+  if (workspace.caller.load() == std::this_thread::get_id()) {  // it goes on only when the handler has returned
+    if (end) end_calls(workspace);
+    flag = false;
+    STD_TORCH_CHECK(false, "workspace: handle ", handle,
+                    " is in a call of this thread, which a signal's handler interrupts",
+                    end ? ", and which ends now" : "", "; once more when the handler has returned");
+  }
   for (int tries = 0; end && workspace.busy && tries < 10000; ++tries) {  // ten seconds; a wait looks every 50 us
     if (tries % 100 == 0) end_calls(workspace);
     usleep(1000);
@@ -162,6 +169,14 @@ bool shut(Workspace& workspace, int64_t handle, std::atomic<bool>& flag, bool en
   flag = false;
   STD_TORCH_CHECK(false, "workspace: handle ", handle, " is in a call of another thread");
   return false;
+}
+
+// Until what this rank has queued is done. Without `lock`, of `reading`: the monitor may have to end calls that wait for a peer.
+diagnosis::Quiet await_calls(Workspace& workspace, std::unique_lock<std::mutex>& lock) {
+  lock.unlock();
+  const diagnosis::Quiet quiet = diagnosis::quiesce(workspace.blocks());
+  lock.lock();
+  return quiet;
 }
 
 }  // namespace
@@ -189,11 +204,12 @@ bool close(int64_t handle, bool force) {
     const std::lock_guard<std::mutex> lock(mutex);
     count_open_blocks(workspace.settings.device);
   }
-  const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (workspace.asleep || workspace.unmapped) return true;
+  std::unique_lock<std::mutex> lock(workspace.reading);
+  if (workspace.unmapped) return true;
   if (workspace.graphs != 0 && !force) return false;
   if (force) end_calls(workspace);
-  const diagnosis::Quiet quiet = diagnosis::quiesce(workspace.blocks());
+  const diagnosis::Quiet quiet = await_calls(workspace, lock);
+  if (workspace.unmapped) return true;                  // another thread has been quicker
   if (force && quiet == diagnosis::Quiet::capturing) {  // its calls have been ended, and it is open to be closed again
     workspace.closed = false;
     const std::lock_guard<std::mutex> counting(mutex);
@@ -214,7 +230,7 @@ uint32_t graphs_of(int64_t handle) { return find_any(handle).graphs; }
 diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  const bool has_memory = !is_of_another_process(workspace) && !workspace.asleep && !workspace.unmapped;
+  const bool has_memory = !is_of_another_process(workspace) && !workspace.unmapped;
   if (!has_memory || peer >= workspace.params.group.ranks) return diagnosis::Loss::done;
   return diagnosis::lose(workspace.blocks(), peer, how, next, workspace.waiting[peer]);
 }
@@ -222,7 +238,7 @@ diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, ui
 uint32_t epoch_of(int64_t handle) {
   Workspace& workspace = find_any(handle);
   const std::lock_guard<std::mutex> lock(workspace.reading);
-  if (workspace.asleep || workspace.unmapped) return workspace.last_epoch;
+  if (workspace.unmapped) return workspace.last_epoch;
   return is_of_another_process(workspace) ? protocol::kNoEpoch : diagnosis::next_epoch_of(workspace.blocks());
 }
 
@@ -230,12 +246,13 @@ void put_to_sleep(int64_t handle, bool end) {
   Workspace& workspace = find_any(handle);
   STD_TORCH_CHECK(!workspace.closed && !is_of_another_process(workspace), "workspace: handle ", handle, " is closed");
   if (shut(workspace, handle, workspace.asleep, end)) return;  // before the lock, which a call that fails takes
-  const std::lock_guard<std::mutex> lock(workspace.reading);
+  std::unique_lock<std::mutex> lock(workspace.reading);
   if (end) end_calls(workspace);
-  const diagnosis::Quiet quiet = diagnosis::quiesce(workspace.blocks());
+  const diagnosis::Quiet quiet = await_calls(workspace, lock);
   if (quiet == diagnosis::Quiet::yes) {
     workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
     forget_fault(workspace);
+    workspace.unmapped = true;
     return;
   }
   workspace.asleep = false;
@@ -249,6 +266,7 @@ void reset(int64_t handle) {
   forget_fault(workspace);
   workspace.host_calls = 0;
   workspace.waiting = Workspace::nobody();
+  workspace.unmapped = false;
   workspace.asleep = false;
 }
 
@@ -256,7 +274,7 @@ diagnosis::Finding poll(Workspace& workspace) {
   if (is_of_another_process(workspace)) return {};
   const std::lock_guard<std::mutex> lock(workspace.reading);
   if (workspace.finding.conclusive) return workspace.finding;
-  if (workspace.asleep || workspace.unmapped) {
+  if (workspace.unmapped) {
     diagnosis::look_at_record(workspace.blocks(), workspace.finding);
   } else if (!workspace.closed && diagnosis::look(workspace.blocks(), workspace.finding)) {
     workspace.found = true;

@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "diagnosis/diagnosis.h"
@@ -40,13 +41,14 @@ struct Workspace {
   protocol::Params params;  // `group`; the rest is each call's
   uint64_t slot_vectors;
   std::atomic<bool> closed = false;
-  std::atomic<bool> asleep = false;  // addresses without memory
-  bool unmapped = false;             // closed, and no graph is left; under `reading`
+  std::atomic<bool> asleep = false;  // or on its way: no call may begin
+  bool unmapped = false;  // asleep, or closed and no graph is left: the addresses are without memory; under `reading`
   std::atomic<uint32_t> graphs = 0;  // that hold our addresses (graphs.h)
   unsigned long long last_capture = 0;
-  std::atomic<bool> busy = false;   // a thread is in a call
-  std::atomic<bool> found = false;  // `finding` says what is wrong
-  std::mutex reading;               // held by whoever reads or writes blocks outside of calls
+  std::atomic<bool> busy = false;                           // a thread is in a call
+  std::atomic<std::thread::id> caller = std::thread::id();  // that thread
+  std::atomic<bool> found = false;                          // `finding` says what is wrong
+  std::mutex reading;                                       // held by whoever reads or writes blocks outside of calls
   diagnosis::Finding finding;
   uint32_t last_epoch = protocol::kNoEpoch;  // of the next call when the memory went, under `reading`
   std::array<uint32_t, protocol::kMaxRanks> waiting = nobody();  // diagnosis::lose(), by peer

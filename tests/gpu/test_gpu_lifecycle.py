@@ -1,6 +1,12 @@
 """Closing while captured graphs live, and faults of large calls; what holds on the host too is in tests/ranks."""
 
+import os
+import signal
+import time
+from typing import Any
+
 import pytest
+import torch
 
 from common.cases.diagnosis import check_absent_in_many_ctas
 from common.cases.lifecycle import check_closed_until_graphs_are_gone, check_forced_while_a_graph_is_captured
@@ -10,6 +16,34 @@ from common.ranks import RankPool, rank_pool
 def test_closed_by_force_while_a_graph_is_captured() -> None:
     with RankPool(1, "cuda") as pool:
         pool.run(check_forced_while_a_graph_is_captured)
+
+
+def ended_by_a_death(rank: Any, verb: str) -> float:
+    """Rank 0 closes, or sleeps, while a call that it has queued waits for rank 1, which then dies. The seconds that took
+    with a deadline of 60."""
+    workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=60.0)
+    row = torch.ones(1, 64, dtype=torch.bfloat16, device=rank.device)
+    rank.barrier()
+    if rank.rank == 1:
+        time.sleep(2.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.ops.mnnvl_ar.all_reduce(row, workspace.handle)
+    began = time.monotonic()
+    getattr(workspace, verb)()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("verb", ["close", "sleep"])
+def test_a_death_ends_the_call_that_is_waited_for(verb: str) -> None:
+    """Whoever waits for the rank's own calls does not keep out the monitor, which ends them. By two ranks that share a
+    GPU."""
+    pool = RankPool(2, "cuda:0")
+    try:
+        (ended, took), _ = pool.start(ended_by_a_death, verb).outcomes(50)
+        assert ended, took
+        assert took < 10.0
+    finally:
+        pool.discard()
 
 
 @pytest.mark.gpu(2)

@@ -61,8 +61,10 @@ STRONG = {
     "torch_new_list_reserve_size",
     "torch_new_string_handle",
 }
-# Weak symbols read as null where absent: the CUDA stream's under a PyTorch without CUDA, the compiler's own hooks.
-WEAK = {"aoti_torch_get_current_cuda_stream", "__cxa_finalize", "__gmon_start__", "__pthread_key_create"}
+# Weak symbols read as null where absent: the CUDA stream's under a PyTorch without CUDA, what a call failed of under an
+# old one, the compiler's own hooks.
+WEAK = {"aoti_torch_get_current_cuda_stream", "torch_exception_get_what_without_backtrace"}
+WEAK |= {"__cxa_finalize", "__gmon_start__", "__pthread_key_create"}
 # Of Python's stable ABI: csrc/host/interrupt.h.
 WEAK |= {"PyGILState_Ensure", "PyGILState_Release", "PyErr_CheckSignals", "PyErr_Fetch", "PyErr_Restore"}
 WEAK |= {"Py_AddPendingCall"}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dis
 import pickle
+import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -24,9 +27,8 @@ class OnGpu(torch.Tensor):
 def told() -> Iterator[list[Any]]:
     """What C++ is told."""
     told: list[Any] = []
-    with mock.patch.object(bound, "ops") as ops:
-        ops._bind_begin = lambda: told.append("begin")
-        ops._bind_end = lambda: told.append("end") or 7
+    begin, end = (lambda who: told.append("begin")), (lambda who: told.append("end") or 7)
+    with mock.patch.object(bound, "ops") as ops, mock.patch.multiple(bound, _begin=begin, _end=end):
         ops._bind_forget = lambda number: told.append(number)
         yield told
 
@@ -63,6 +65,57 @@ def test_half_a_call_is_not_kept(told: list[Any], x: torch.Tensor) -> None:
         call._bind()  # as when other workspaces have come to share the device
     assert call._number == 0
     assert told == ["begin", "end", 7, "begin", "end", 7]
+
+
+class Interrupt(BaseException):
+    pass
+
+
+def interrupted(call: bound.BoundCall, at: int) -> bool:
+    """Binds it anew, with an exception at the number `at` of the places where a signal's handler may run, behind each
+    call that `_bind` makes. False if there are fewer."""
+    seen, before = 0, ""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal seen, before
+        if frame.f_code is not bound.BoundCall._bind.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            last, before = before, dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if last.startswith(("CALL", "RESUME")):
+                seen += 1
+                if seen == at:
+                    raise Interrupt
+        return trace
+
+    kept = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call._bind()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(kept)
+    return False
+
+
+def test_whatever_interrupts_it_the_thread_binds_no_longer(x: torch.Tensor) -> None:
+    call = bound.bind(all_reduce_out, x, x, 1)
+    at = 1
+    while interrupted(call, at):
+        bound.ops._bind_begin(1 << 40)  # an error if it still does
+        bound.ops._bind_end(1 << 40)
+        at += 1
+    assert at > 5
+
+
+def test_nobody_ends_what_another_binds() -> None:
+    bound.ops._bind_begin(1 << 40)
+    assert bound.ops._bind_end(1 << 41) == 0
+    with pytest.raises(RuntimeError, match="is binding a call already"):
+        bound.ops._bind_begin(1 << 41)
+    bound.ops._bind_end(1 << 40)
 
 
 def test_with_checks_a_call_is_not_bound(told: list[Any], x: torch.Tensor) -> None:

@@ -135,8 +135,15 @@ def refusals(rank: Any, handle: int, closed: int) -> dict[str, tuple[Callable[[]
         "negative handle": (reduce(rows(), -1), r"workspace: handle -1 is unknown"),
         "closed handle": (reduce(rows(), closed), rf"workspace: handle {closed} is closed"),
     }
+    here = re.escape(str(rank.device))
+    found |= {
+        "x on meta": (norm(rows(device="meta")), rf"residual: is on {here}, wanted meta like x"),
+        "residual on meta": (norm(residual=rows(device="meta")), rf"residual: is on meta, wanted {here} like x"),
+        "weight on meta": (norm(weight=rows(HIDDEN, device="meta")), rf"weight: is on meta, wanted {here} like x"),
+        "out on meta": (reduce_out(rows(), rows(device="meta")), rf"out: is on meta, wanted {here} like x"),
+        "norm_out on meta": (norm_out(rows(device="meta"), rows()), rf"norm_out: is on meta, wanted {here} like x"),
+    }
     if rank.device.type == "cuda":
-        here = re.escape(str(rank.device))
         found |= {
             "host x": (reduce(rows(device="cpu")), rf"x: is on cpu, wanted {here}, the device of workspace"),
             "host residual": (norm(residual=rows(device="cpu")), rf"residual: is on cpu, wanted {here} like x"),

@@ -1,0 +1,31 @@
+"""What ends or brings back a workspace's memory happens in turn: closing, sleeping, waking."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from mnnvl_ar.errors import MnnvlArError
+
+
+class Turn:
+    """One at a time. Another thread waits. A signal's handler, which runs in the thread whose turn it is, could wait
+    for ever: it gets an error."""
+
+    def __init__(self) -> None:
+        self._lock, self._verb = threading.RLock(), ""
+
+    @contextlib.contextmanager
+    def of(self, verb: str) -> Iterator[None]:
+        with self._lock:
+            if self._verb:  # by this thread, as others would not have come here
+                raise MnnvlArError(
+                    f"{verb}: this thread is in {self._verb} of this workspace, which a signal's handler interrupts; "
+                    "once more when the handler has returned"
+                )
+            self._verb = verb
+            try:
+                yield
+            finally:
+                self._verb = ""

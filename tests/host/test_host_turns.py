@@ -1,0 +1,150 @@
+"""Closing, sleeping and waking, from another thread or from a signal's handler: in turn, or an error; never memory that
+goes while somebody is at it. Control: without turns the process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from common.ranks import RankPool, RanksFailed
+from mnnvl_ar import ops
+
+SMALL = {"max_tokens": 2, "hidden": 64, "deadline": 60.0}
+AT_ONCE = 5.0  # seconds, for what takes a tenth of one
+
+
+def row(value: float = 1.0) -> torch.Tensor:
+    return torch.full((1, 64), value, dtype=torch.bfloat16)
+
+
+def recovered(rank: Any, second: str, rounds: int, in_turn: bool) -> list[str]:
+    """Rank 0 recovers, which ends a call of another thread; that one then does `second`. What that raised."""
+    raised: list[str] = []
+    for _ in range(rounds):
+        workspace = rank.new_workspace(**SMALL, monitor=False)
+        if not in_turn:
+            workspace._turn = mock.Mock(of=lambda verb: contextlib.nullcontext())
+        call = threading.Thread(target=interrupted, args=(workspace, second, raised))
+        if rank.rank == 0:
+            call.start()
+            time.sleep(0.05)  # it mostly waits in its call by then; if not, it is refused, and nothing is shown
+        with contextlib.suppress(Exception):  # as it is asleep by then, or closed
+            workspace.recover(rank.group, timeout=5.0)
+        if rank.rank == 0:
+            call.join()
+        workspace.close(force=True)
+    return raised
+
+
+def interrupted(workspace: Any, second: str, raised: list[str]) -> None:
+    try:
+        ops.all_reduce(row(), workspace.handle)
+    except RuntimeError:
+        try:
+            getattr(workspace, second)()
+        except Exception as error:
+            raised.append(str(error))
+
+
+@pytest.mark.parametrize("second", ["close", "sleep"])
+def test_whoever_comes_second_waits(second: str) -> None:
+    with RankPool(2) as pool:
+        pool.run(recovered, second, 6, True)
+
+
+def test_control_without_turns_the_process_ends() -> None:
+    pool = RankPool(2)
+    with pytest.raises(RanksFailed, match="exit code -11"):
+        pool.run(recovered, "close", 40, False)
+    pool.discard()
+
+
+def handled(rank: Any, verb: str) -> tuple[str, float, str, float]:
+    """Rank 0 waits in a call, and a signal's handler does `verb` on its workspace: what that raised and after how many
+    seconds; what the call then ended with, and after how many."""
+    workspace, found = rank.new_workspace(**SMALL), ["", 0.0, "", 0.0]
+    verbs = {
+        "close": lambda: workspace.close(force=True),
+        "close gently": workspace.close,
+        "sleep": workspace.sleep,
+        "call": lambda: ops.all_reduce(row(), workspace.handle),
+    }
+
+    def handler(*_: object) -> None:
+        began = time.monotonic()
+        try:
+            verbs[verb]()
+        except RuntimeError as error:
+            found[:2] = str(error), time.monotonic() - began
+
+    rank.barrier()
+    if rank.rank == 0:
+        signal.signal(signal.SIGUSR1, handler)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        began = time.monotonic()
+        try:
+            assert float(ops.all_reduce(row(), workspace.handle)[0, 0]) == 2.0
+        except RuntimeError as error:
+            found[2] = str(error)
+        found[3] = time.monotonic() - began
+    else:
+        time.sleep(1.0)
+        with contextlib.suppress(RuntimeError):  # of a call that the other has given up
+            ops.all_reduce(row(), workspace.handle)
+    workspace.close(force=True)
+    return tuple(found)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("verb", ["close gently", "sleep", "call"])
+def test_a_handler_is_told_that_its_own_thread_is_in_a_call(verb: str) -> None:
+    with RankPool(2) as pool:
+        said, after, ended, took = pool.run(handled, verb)[0]
+    assert "call" in said
+    assert "which a signal's handler interrupts" in said
+    assert after < AT_ONCE
+    assert (ended, took < AT_ONCE) == ("", True), "the call itself goes on"
+
+
+def test_a_handler_that_closes_by_force_ends_the_call() -> None:
+    with RankPool(2) as pool:
+        said, after, ended, took = pool.run(handled, "close")[0]
+    assert "which a signal's handler interrupts, and which ends now; once more when" in said
+    assert after < AT_ONCE
+    assert "ended" in ended
+    assert took < AT_ONCE
+
+
+def nested(rank: Any) -> str:
+    """What a handler hears that closes while its own thread wakes."""
+    workspace, said = rank.new_workspace(**SMALL), [""]
+    workspace.sleep()
+    if rank.rank == 0:
+
+        def handler(*_: object) -> None:
+            try:
+                workspace.close()
+            except RuntimeError as error:
+                said[0] = str(error)
+
+        signal.signal(signal.SIGUSR1, handler)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    else:
+        time.sleep(1.0)
+    workspace.wake(rank.group)
+    assert float(ops.all_reduce(row(), workspace.handle)[0, 0]) == 2.0
+    workspace.close()
+    return said[0]
+
+
+def test_a_handler_that_closes_while_its_thread_wakes_is_told() -> None:
+    with RankPool(2) as pool:
+        said, _ = pool.run(nested)
+    assert "close: this thread is in wake of this workspace, which a signal's handler interrupts" in said
