@@ -6,28 +6,35 @@ in every process, and one that is not wanted must cost nothing.
 """
 
 import os
+from types import ModuleType
 
 
 def vllm() -> None:
     if _is_on():
-        from mnnvl_ar.compat import servers
-
-        servers.vllm()
+        _servers().vllm()
 
 
 def vllm_platform() -> str | None:
     if _is_on() and os.environ.get("MNNVL_AR_THROUGH") == "ops":
-        from mnnvl_ar.compat import servers
-
-        return servers.vllm_platform()
+        name: str | None = _servers().vllm_platform()
+        return name
     return None
 
 
 def sglang() -> None:
     if _is_on():
-        from mnnvl_ar.compat import servers
+        _servers().sglang()
 
-        servers.sglang()
+
+def _servers() -> ModuleType:
+    """What does it. `SystemExit` where it cannot be loaded: after any other error SGLang, and vLLM where it asks for
+    platforms, would go on without us, whatever MNNVL_AR_FALLBACK and the switches of multicast say."""
+    try:
+        from mnnvl_ar.compat import servers
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SystemExit(f"mnnvl_ar cannot be loaded, and MNNVL_AR=1 asks for it: {why}") from error
+    return servers
 
 
 def _is_on() -> bool:

@@ -81,21 +81,20 @@ def watch(workspace: Workspace, settings: Settings) -> None:
 
 
 def write(folder: Path) -> None:
-    """One look at each workspace, and the file."""
+    """One look at each workspace, and the file; one thread at a time."""
     with _lock:
-        seen = list(_seen)
-    told = {
-        "pid": os.getpid(),
-        "rank": seen[0].rank,
-        "world_size": seen[0].world_size,
-        "when": time.time(),
-        "made": {str(pattern): number for pattern, number in enumerate(made) if number},
-        "workspaces": [each.told() for each in seen],
-    }
-    file = folder / f"{told['pid']}.json"
-    draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(told))
-    draft.replace(file)
+        told = {
+            "pid": os.getpid(),
+            "rank": _seen[0].rank,
+            "world_size": _seen[0].world_size,
+            "when": time.time(),
+            "made": {str(pattern): number for pattern, number in enumerate(made) if number},
+            "workspaces": [each.told() for each in _seen],
+        }
+        file = folder / f"{told['pid']}.json"
+        draft = file.with_suffix(".draft")
+        draft.write_text(json.dumps(told))
+        draft.replace(file)
 
 
 def _run(folder: Path) -> None:

@@ -2,15 +2,16 @@
 
     vote      every rank's arguments make sense, and what it has to share
     bring-up  voted by itself; its failure is the same on all ranks
-    vote      after a failure: is everybody still there, and may all of them go to FlashInfer's trtllm?
+    vote      after a failure: is everybody still there, on one host, and may all of them go to FlashInfer's trtllm?
 
 So of ranks that come here either all get a workspace of ours, or all go to the original with "trtllm", or all raise.
 None ever gets FlashInfer's mnnvl from here: that makes NVLink multicast, which on a shared machine can take other
-users' GPUs down.
+users' GPUs down. Its trtllm, asked for or fallen back to, is made without (`without_multicast`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from importlib import metadata
@@ -23,9 +24,10 @@ from mnnvl_ar.arguments import count
 from mnnvl_ar.compat import counted, policy
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.compat.shared import Shared
+from mnnvl_ar.compat.without_multicast import without_multicast
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.errors import MnnvlArError, WorkspaceBroken
-from mnnvl_ar.memory import AnyGroup, Members, agree, multicast_refusal
+from mnnvl_ar.memory import AnyGroup, Members, agree, hosts, multicast_refusal
 from mnnvl_ar.workspace import Workspace, dtype_of
 
 PATIENCE = 30.0  # seconds between ranks after a failure, which was the same on all of them
@@ -52,15 +54,17 @@ def created(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     pose = settings.ours(backend)
     if not pose:
         _refuse_by_accident(backend)
-        return original(*args, **kwargs)
+        with without_multicast() if backend == "trtllm" else contextlib.nullcontext():
+            return original(*args, **kwargs)
     asked = _Asked(*args, **kwargs)
     try:
         return _made(asked, pose, settings)
     except MnnvlArError as error:
-        _agree_to_fall_back(asked.group, settings, error, "FlashInfer's trtllm")
-    if args:
-        return original("trtllm", *args[1:], **kwargs)
-    return original(**{**kwargs, "backend": "trtllm"})
+        _agree_to_fall_back(asked.group, settings, error, "FlashInfer's trtllm", one_host=True)
+    with without_multicast():
+        if args:
+            return original("trtllm", *args[1:], **kwargs)
+        return original(**{**kwargs, "backend": "trtllm"})
 
 
 def joined(
@@ -72,7 +76,7 @@ def joined(
     try:
         return _made(_Asked(max_token_num=tokens, hidden_dim=hidden, dtype=dtype, group=group), "ops", settings)
     except MnnvlArError as error:
-        _agree_to_fall_back(group, settings, error, instead)
+        _agree_to_fall_back(group, settings, error, instead, one_host=False)
         return None
 
 
@@ -174,17 +178,32 @@ def _described(made: FusionWorkspace, shared: Shared, size: tuple[int, int, torc
     )
 
 
-def _agree_to_fall_back(group: AnyGroup, settings: Settings, error: MnnvlArError, instead: str) -> None:
-    """Returns, on all ranks, if all are there and none minds; else raises `error` on all."""
+def _agree_to_fall_back(
+    group: AnyGroup, settings: Settings, error: MnnvlArError, instead: str, *, one_host: bool
+) -> None:
+    """Returns, on all ranks, if all are there and none minds, and if all are on one host where `instead` is for
+    `one_host`; else raises `error` on all."""
+    mine = {"willing": settings.fallback, "host": hosts.identity()}
     try:
-        willing = agree(group, settings.fallback, step="fallback", timeout=min(PATIENCE, settings.timeout))
+        told = agree(group, mine, step="fallback", timeout=min(PATIENCE, settings.timeout))
     except MnnvlArError as later:
         raise error from later
-    if not all(willing):
-        unwilling = f"MNNVL_AR_FALLBACK=0 on rank {willing.index(False)}"
-        policy.tell_once(f"no workspace of mnnvl_ar, and no other ({unwilling}): {error}")
+    if why := _obstacle(told, one_host):
+        policy.tell_once(f"no workspace of mnnvl_ar, and no other ({why}): {error}")
         raise error
     policy.tell_once(f"{instead} instead of mnnvl_ar, on all ranks (rank {Members(group).rank} here): {error}")
+
+
+def _obstacle(told: list[dict[str, Any]], one_host: bool) -> str:
+    """What keeps ranks, of which each told whether it is willing and its host, from falling back; empty if nothing."""
+    for rank, each in enumerate(told):
+        if not each["willing"]:
+            return f"MNNVL_AR_FALLBACK=0 on rank {rank}"
+    for rank, each in enumerate(told):
+        if one_host and each["host"] != told[0]["host"]:
+            here, there = hosts.name_of(told[0]["host"]), hosts.name_of(each["host"])
+            return f"trtllm is for one host: rank 0 is on {here}, rank {rank} on another, {there}"
+    return ""
 
 
 def _refuse_by_accident(backend: str) -> None:

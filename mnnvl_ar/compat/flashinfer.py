@@ -6,6 +6,7 @@
 What is not ours goes to the originals with the arguments as they came: other backends at creation, other workspaces at
 calls. `inspect.signature` of each replacement is the installed release's. No version is asked for: `wrong` looks at the
 names, codes and parameters that the front rests on, and `install` touches nothing where one is not as it should be.
+What somebody else has put around ours (by `functools.wraps`) stays where it is, and so does ours within it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -26,7 +29,7 @@ from mnnvl_ar.errors import MnnvlArError
 MODULE = "flashinfer.comm"
 CREATE, FUSE = "create_allreduce_fusion_workspace", "allreduce_fusion"
 MODULES = (MODULE, f"{MODULE}.allreduce")  # where callers find them, and where they are made
-_MARK = "_mnnvl_ar"
+_MARK = "_mnnvl_ar"  # of a function of ours: itself. `functools.wraps` copies it to what others put around that
 # In FlashInfer's order, as far as the oldest release has them, and further names that later ones may have.
 _PARAMETERS = {
     CREATE: (
@@ -39,6 +42,8 @@ _PARAMETERS = {
 }
 _OLDEST = {CREATE: "force_oneshot_support", FUSE: "shared_expert_output"}  # the last one there has to be
 _LAYOUTS = {"SWIZZLED_128x4": 0, "SWIZZLED_8x4": 1, "LINEAR": 2}
+
+_log = logging.getLogger("mnnvl_ar")
 
 
 def fuse(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -58,31 +63,45 @@ REPLACEMENTS = {CREATE: created, FUSE: fuse}
 def install() -> str:
     """Puts ours in place, once; says what is in place then. `MnnvlArError` says what is not as we know it, and then
     nothing was touched; `ImportError` where there is no FlashInfer."""
-    comm = adopted()
-    for name in REPLACEMENTS:
-        original = getattr(comm, name)
-        if not hasattr(original, _MARK):
-            ours = wrapped(name, original)
-            for module in map(importlib.import_module, MODULES):
-                setattr(module, name, ours)
+    adopted()
+    replaced = functools.cache(wrapped)  # one for both modules where they have one function
+    for module in map(importlib.import_module, MODULES):
+        for name in REPLACEMENTS:
+            present = getattr(module, name)
+            if not hasattr(present, _MARK):
+                setattr(module, name, replaced(name, present))
     return described()
 
 
 def uninstall() -> None:
     """Gives FlashInfer its functions back. May be called twice, and without `install`."""
-    for module in map(importlib.import_module, MODULES):
+    for module in filter(None, map(sys.modules.get, MODULES)):
         for name in REPLACEMENTS:
-            present = getattr(module, name, None)
-            if hasattr(present, _MARK):
-                setattr(module, name, present.__wrapped__)  # type: ignore[union-attr]
+            present: Any = getattr(module, name, None)
+            mark: Any = getattr(present, _MARK, None)
+            if mark is None:
+                continue
+            if mark is present:
+                setattr(module, name, mark.__wrapped__)
+            else:
+                _log.warning("mnnvl_ar: %s.%s is somebody's around ours, and both stay", module.__name__, name)
 
 
 def checked() -> ModuleType:
     """`flashinfer.comm`, which is as we know it."""
     comm = importlib.import_module(MODULE)
-    if problems := wrong(comm):
+    if problems := [*wrong(comm), *_missing()]:
         raise MnnvlArError(f"FlashInfer {_their_version()} is left as it is: {'; '.join(problems)}")
     return comm
+
+
+def _missing() -> list[str]:
+    """What is not where FlashInfer makes its functions, a line each."""
+    try:
+        home = importlib.import_module(MODULES[1])
+    except ImportError as error:
+        return [f"there is no {MODULES[1]} ({error})"]
+    return [f"there is no {MODULES[1]}.{name}" for name in REPLACEMENTS if not callable(getattr(home, name, None))]
 
 
 def adopted() -> ModuleType:
@@ -137,7 +156,7 @@ def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     ours = functools.update_wrapper(fuse_ours if name == FUSE else create_ours, original)
-    setattr(ours, _MARK, True)
+    setattr(ours, _MARK, ours)
     return ours
 
 

@@ -8,9 +8,12 @@ Our log lines go where the server's go: vLLM gives handlers to its own logger on
 
 A fault then ends the process, and the deadline becomes short when the server serves (`policy`).
 
-A plugin that cannot do what it was asked for leaves FlashInfer alone and says so; but it ends the process where that
-would be no better: where MNNVL_AR_FALLBACK=0 says so, and where multicast is switched off, which FlashInfer's mnnvl
-would use all the same. By SystemExit, since SGLang goes on after any other error of a plugin.
+A plugin that cannot do what it was asked for, whatever it was that failed, leaves FlashInfer alone and says so; but it
+ends the process where that would be no better: where MNNVL_AR_FALLBACK=0 says so, and where multicast is switched off,
+which FlashInfer's mnnvl would use all the same. By SystemExit, since SGLang goes on after any other error of a plugin.
+
+One switch of multicast that is set has all of them set: each library knows its own alone, and PyTorch's symmetric
+memory stands behind FlashInfer's trtllm.
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from typing import Any
 from mnnvl_ar.compat import creation, flashinfer, policy
 from mnnvl_ar.compat.settings import Settings
 from mnnvl_ar.errors import MnnvlArError
-from mnnvl_ar.memory import multicast_refusal
+from mnnvl_ar.memory import MULTICAST_SWITCHES, forbid_multicast, multicast_refusal
 
 GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}  # of entry points, by server
 PLATFORMS, CUDA = "vllm.platform_plugins", "vllm.platforms.cuda.CudaPlatform"
 PLATFORM = "mnnvl_ar.compat.vllm_platform.Platform"
-# With our platform: FlashInfer's all-reduce off, and where a model calls its fused op by itself, without multicast.
+# With our platform: FlashInfer's all-reduce off, and where a model calls its fused op by itself, not its mnnvl.
 ENVIRONMENT = {"VLLM_ALLREDUCE_USE_FLASHINFER": "0", "VLLM_FLASHINFER_ALLREDUCE_BACKEND": "trtllm"}
 FILTERS = {"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}  # variables that choose among plugins
 NAME, SWITCH = "mnnvl_ar", "MNNVL_AR"
@@ -46,15 +49,27 @@ def vllm() -> None:
 def vllm_platform() -> str | None:
     """The platform's name, if vLLM's own would be CUDA. vLLM asks in every process, before it knows its platform."""
     _log.parent = logging.getLogger("vllm")
-    platforms: Any = importlib.import_module("vllm.platforms")
-    theirs = platforms.cuda_platform_plugin()
-    if theirs is None:
+    _forbid_wholly()
+    try:
+        platforms: Any = importlib.import_module("vllm.platforms")
+        theirs = platforms.cuda_platform_plugin()
+        if theirs not in (None, CUDA):
+            raise MnnvlArError(f"vLLM's CUDA platform is {theirs}, wanted {CUDA}")
+    except Exception as error:  # vLLM would go on without a word
+        refuse(error, _settings())
         return None
-    if theirs != CUDA:
-        refuse(MnnvlArError(f"vLLM's CUDA platform is {theirs}, wanted {CUDA}"), _settings())
+    if theirs is None:
         return None
     os.environ.update(ENVIRONMENT)
     return PLATFORM
+
+
+def _forbid_wholly() -> None:
+    """Where one switch forbids multicast, all do from now on."""
+    switch = multicast_refusal()
+    if switch and any(os.environ.get(name) != value for name, value in MULTICAST_SWITCHES.items()):
+        forbid_multicast()
+        _log.info("mnnvl_ar: multicast is switched off by %s, and so from now on by every other switch too", switch)
 
 
 def _on_our_platform() -> str:
@@ -100,22 +115,29 @@ def refuse(error: Exception, settings: Settings, *, makes_multicast: bool = True
     multicast that is switched off."""
     switched_off = multicast_refusal() if makes_multicast else ""
     if settings.fallback and not switched_off:
-        _log.warning("mnnvl_ar is not active: %s", error)
+        _log.warning("mnnvl_ar is not active: %s", said(error))
         return
     why = f"multicast is switched off by {switched_off}" if settings.fallback else "MNNVL_AR_FALLBACK=0"
-    raise SystemExit(f"mnnvl_ar cannot be active ({error}), and FlashInfer is no choice: {why}") from error
+    raise SystemExit(f"mnnvl_ar cannot be active ({said(error)}), and FlashInfer is no choice: {why}") from error
+
+
+def said(error: Exception) -> str:
+    """In one line: what it says, with its kind where that is not enough to make sense of it."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, (ImportError, MnnvlArError)) else f"{type(error).__name__}: {text}"
 
 
 def _activate(server: str, put_in_place: Callable[[], str]) -> None:
     settings = _settings()
+    _forbid_wholly()
     try:
         what = put_in_place()
-    except (ImportError, MnnvlArError) as error:
+    except Exception as error:  # anything may come of importing FlashInfer, or the server's layers
         refuse(error, settings)
         return
     policy.activate(server)
     through_ops = settings.through == "ops"
-    instead = "the server's own all-reduce" if through_ops else "FlashInfer's trtllm"
+    instead = "the server's own all-reduce" if through_ops else "FlashInfer's trtllm, if on one host"
     backends = "" if through_ops else f", backends {', '.join(settings.backends) or 'none'}"
     otherwise = f"all ranks go to {instead}" if settings.fallback else "all ranks raise"
     fault = f"ends the process with status {policy.STATUS}" if policy.handler(settings) else "is logged"
@@ -149,8 +171,10 @@ def _examined(server: str, group: str) -> dict[str, Any]:
             Settings.read()
             if not through_ops:
                 flashinfer.checked()
-        except (ImportError, MnnvlArError, ValueError) as error:
+        except ValueError as error:  # of the settings, named
             found["why_not"] = str(error)
+        except Exception as error:
+            found["why_not"] = said(error)
         else:
             title = {"vllm": "vLLM", "sglang": "SGLang"}[server]
             what = f"{_by_ops(title)} if it is as we know it" if through_ops else flashinfer.described()

@@ -7,7 +7,8 @@ MNNVL_AR_THROUGH         how a server comes to it: "flashinfer", by default: in 
                          "ops": by `torch.ops.mnnvl_ar` in its compiled graphs or its layer, without FlashInfer
 MNNVL_AR_BACKENDS        which of FlashInfer's backends this library stands for, by default "mnnvl,trtllm"; "auto" is
                          ours, as the first of them, unless none is
-MNNVL_AR_FALLBACK=0      where a workspace cannot be made, all ranks raise; by default all go to FlashInfer's trtllm
+MNNVL_AR_FALLBACK=0      where a workspace cannot be made, all ranks raise; by default all go to FlashInfer's trtllm,
+                         if they are on one host
 MNNVL_AR_TIMEOUT         seconds that making a workspace may take, by default 600: ranks of a server come to it minutes
                          apart, and FlashInfer would wait for ever
 MNNVL_AR_ON_FAULT        "exit": a fault ends the process (`policy`); "log": it is logged, and calls end with NaN. By

@@ -64,10 +64,14 @@ def problems() -> tuple[str, ...]:
     """What is not as it should be, told of once; `SystemExit` where vLLM as it is would be no choice."""
     from mnnvl_ar.compat import servers
 
-    found = tuple(wrong())
+    try:
+        found = tuple(wrong())
+    except Exception as error:  # anything may come of importing vLLM's modules
+        found = (servers.said(error),)
     if found:
-        error = MnnvlArError(f"vLLM is left as it is: {'; '.join(found)}")
-        servers.refuse(error, Settings.read(), makes_multicast=False)  # by `servers.ENVIRONMENT`
+        refused = MnnvlArError(f"vLLM is left as it is: {'; '.join(found)}")
+        # By `servers.ENVIRONMENT`, and where one switch of multicast is set all of them are.
+        servers.refuse(refused, Settings.read(), makes_multicast=False)
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,40 @@ def test_install_and_uninstall(version: str) -> None:
             flashinfer.uninstall()
             for name in FUNCTIONS:
                 assert getattr(comm, name) is getattr(comm.allreduce, name) is before[name]
+
+
+def test_what_somebody_else_puts_around_ours_stays(caplog: pytest.LogCaptureFixture) -> None:
+    with standing_in("0.7.4") as comm:
+        before = comm.allreduce_fusion
+        flashinfer.install()
+        ours = comm.allreduce_fusion
+
+        @functools.wraps(ours)
+        def theirs(*args: Any, **kwargs: Any) -> Any:
+            return ours(*args, **kwargs)
+
+        comm.allreduce_fusion = theirs
+        flashinfer.install()  # ours is in there
+        assert comm.allreduce_fusion is theirs
+        assert comm.allreduce.allreduce_fusion is ours
+        flashinfer.uninstall()
+        assert comm.allreduce_fusion is theirs
+        assert comm.allreduce.allreduce_fusion is before
+        assert "flashinfer.comm.allreduce_fusion is somebody's around ours, and both stay" in caplog.text
+        flashinfer.install()
+        assert comm.allreduce_fusion is theirs
+        assert comm.allreduce.allreduce_fusion.__wrapped__ is before
+
+
+def test_each_module_is_given_back_what_it_had() -> None:
+    with standing_in("0.7.4") as comm:
+        home = comm.allreduce.allreduce_fusion
+        comm.allreduce_fusion = theirs = functools.wraps(home)(lambda *args, **kwargs: home(*args, **kwargs))
+        flashinfer.install()
+        assert comm.allreduce_fusion.__wrapped__ is theirs
+        flashinfer.uninstall()
+        assert comm.allreduce_fusion is theirs
+        assert comm.allreduce.allreduce_fusion is home
 
 
 @pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
@@ -158,6 +194,24 @@ def test_another_flashinfer_is_refused_by_name(case: str) -> None:
         assert dict(vars(comm)) == before
 
 
+@pytest.mark.parametrize("part", ["module", "function"])
+def test_no_function_alone_is_replaced(part: str) -> None:
+    """Where FlashInfer's functions are not where it makes them."""
+    with standing_in("0.6.14") as comm:
+        home = comm.allreduce
+        if part == "module":
+            del sys.modules[home.__name__], comm.allreduce
+        else:
+            del home.allreduce_fusion
+        before, there = dict(vars(comm)), dict(vars(home))
+        with pytest.raises(MnnvlArError, match=r"there is no flashinfer\.comm\.allreduce"):
+            flashinfer.install()
+        flashinfer.uninstall()
+        assert (dict(vars(comm)), dict(vars(home))) == (before, there)
+        assert not issubclass(FusionWorkspace, comm.AllReduceFusionWorkspace)
+
+
 def test_without_flashinfer() -> None:
+    flashinfer.uninstall()
     with pytest.raises(ImportError):
         flashinfer.install()

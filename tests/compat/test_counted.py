@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_each_process_says_what_it_served(tmp_path: Path) -> None:
         (workspace,) = told["after"]["workspaces"]
         assert (workspace["calls"], workspace["transport"]) == (3, "host")
         assert workspace["nbytes"] > 0
+
+
+def written_by_several(rank: Rank, folder: str) -> int:
+    """How many of eight threads could write, many times, side by side."""
+    with installed(MNNVL_AR_CALLS=folder) as comm:
+        workspace = create(comm, rank)
+        with ThreadPoolExecutor(8) as threads:
+            done = [threads.submit(lambda: [counted.write(Path(folder)) for _ in range(50)]) for _ in range(8)]
+        workspace.destroy()
+    return sum(each.exception() is None for each in done)
+
+
+def test_threads_do_not_take_each_others_draft(tmp_path: Path) -> None:
+    assert rank_pool(2, env={"MNNVL_AR_TEST": "counted"}).run(written_by_several, str(tmp_path)) == [8, 8]
 
 
 def counting_by_itself(rank: Rank, folder: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +19,12 @@ import torch.distributed as dist
 
 from common.ranks import GRACE, Rank, RankPool, rank_pool
 from compat.front import HIDDEN, TOKENS, create, installed, rows, same_on_all, works
-from compat.stand_in import ORIGINAL
-from mnnvl_ar.compat import creation, policy
+from compat.stand_in import ORIGINAL, standing_in
+from mnnvl_ar.compat import creation, flashinfer, policy
+from mnnvl_ar.compat.without_multicast import SWITCH, without_multicast
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.errors import BringUpError, MnnvlArError
-from mnnvl_ar.memory import DriverError
+from mnnvl_ar.memory import MULTICAST_SWITCHES, DriverError, hosts
 from mnnvl_ar.memory.vote import hooks
 from mnnvl_ar.workspace import Workspace
 
@@ -260,6 +263,99 @@ def raises(rank: Rank, unwilling: int) -> str:
 def test_without_fallback_all_ranks_raise(unwilling: int) -> None:
     told = rank_pool(2).run(raises, unwilling)
     assert told[0] == told[1]
+
+
+@contextmanager
+def switched(**switches: str) -> Iterator[None]:
+    """Of all that switch multicast off, these alone. Here nothing makes any: ranks are on the host."""
+    with mock.patch.dict(os.environ, switches):
+        for name in MULTICAST_SWITCHES.keys() - switches.keys():
+            os.environ.pop(name, None)
+        yield
+
+
+def makes_no_multicast(rank: Rank, version: str, switches: dict[str, str]) -> list[tuple[str, str | None]]:
+    """The backends that come to FlashInfer, and what PyTorch's symmetric memory would read while they are made."""
+    seen: list[tuple[str, str | None]] = []
+    with switched(**switches), standing_in(version) as comm:
+        original = comm.create_allreduce_fusion_workspace
+
+        @functools.wraps(original)
+        def noting(*args: Any, **given: Any) -> Any:
+            seen.append((given["backend"], os.environ.get(SWITCH)))
+            return original(*args, **given)
+
+        comm.create_allreduce_fusion_workspace = comm.allreduce.create_allreduce_fusion_workspace = noting
+        flashinfer.install()
+        before = dict(os.environ)
+        with mock.patch.dict(os.environ, MNNVL_AR_TIMEOUT="20"):
+            assert create(comm, rank, hidden_dim=1 << 15) == ORIGINAL  # rows above 32 KiB: all fall back
+        with mock.patch.dict(os.environ, MNNVL_AR_BACKENDS="mnnvl"):
+            assert create(comm, rank, backend="trtllm") == ORIGINAL
+        if not switches.keys() & MULTICAST_SWITCHES.keys():
+            with mock.patch.dict(os.environ, MNNVL_AR_BACKENDS=""):
+                assert create(comm, rank) == ORIGINAL
+        assert dict(os.environ) == before
+    return seen
+
+
+@pytest.mark.parametrize("name", [None, *MULTICAST_SWITCHES])
+def test_flashinfers_trtllm_makes_no_multicast(name: str | None) -> None:
+    """From 0.6.11 to 0.6.14 it does where nobody forbids it, and under another switch than PyTorch's."""
+    switches = {name: MULTICAST_SWITCHES[name]} if name else {}
+    theirs = [] if name else [("mnnvl", None)]  # a control: what is asked for of FlashInfer is as it was
+    assert rank_pool(2).run(makes_no_multicast, "0.6.14", switches) == [[("trtllm", "1")] * 2 + theirs] * 2
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_the_switch_is_as_it_was_when_the_last_thread_has_left(before: str | None) -> None:
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def rank() -> None:
+        with without_multicast():
+            inside.wait(20)
+            leave.wait(20)
+
+    with switched(**({SWITCH: before} if before else {})):
+        threads = [threading.Thread(target=rank) for _ in range(2)]
+        for each in threads:
+            each.start()
+        inside.wait(20)
+        with pytest.raises(OSError, match="no memory"), without_multicast():
+            raise OSError("no memory")
+        assert os.environ[SWITCH] == "1"  # one has left, by an error, and two have not
+        leave.set()
+        for each in threads:
+            each.join(20)
+        assert os.environ.get(SWITCH) == before
+
+
+def apart(rank: Rank, through: str) -> str:
+    """Rank 1 is on another host, where no workspace is to be had."""
+    there = mock.Mock(identity=lambda: f"host{rank.rank}/boot/1", name_of=hosts.name_of)
+    with (
+        installed("0.6.14") as comm,
+        failing("allocate", rank.rank == 1),
+        mock.patch.object(creation, "hosts", there),
+        logged() as lines,
+    ):
+        policy._lines_told.clear()
+        if through == "ops":  # to the server's own, which goes between hosts
+            settings = creation.Settings.read()
+            assert creation.joined(rank.group, TOKENS, HIDDEN, torch.bfloat16, settings, "vLLM's own") is None
+        else:
+            with pytest.raises(BringUpError, match="rank 1 at step 'allocate'"):
+                create(comm, rank)
+        assert comm.calls == []
+    (line,) = [each for each in lines if "workspace of mnnvl_ar, and no" in each or "instead of" in each]
+    return line.partition(" (rank")[0]
+
+
+def test_nobody_falls_back_to_trtllm_between_hosts() -> None:
+    words = "no workspace of mnnvl_ar, and no other (trtllm is for one host: rank 0 is on host0, rank 1 on another, "
+    for told in rank_pool(2).run(apart, "flashinfer"):
+        assert told.startswith(words)
+    assert rank_pool(2).run(apart, "ops") == ["vLLM's own instead of mnnvl_ar, on all ranks"] * 2
 
 
 def dies(rank: Rank) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -23,6 +24,7 @@ from compat.wheels import executed, text_of
 from mnnvl_ar.compat import policy, servers
 from mnnvl_ar.compat.workspace import FusionWorkspace
 from mnnvl_ar.doctor import show
+from mnnvl_ar.memory import MULTICAST_SWITCHES
 
 
 def entry_points(group: str) -> dict[str, str]:
@@ -210,6 +212,99 @@ def test_a_flashinfer_that_is_not_known(
         assert dict(vars(comm)) == before
 
 
+UNLIKE = "flashinfer-cubin version (0.6.13) does not match\nflashinfer version (0.6.14)"  # one of its own errors
+
+
+@pytest.fixture
+def broken_flashinfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose import raises what is no ImportError."""
+    (tmp_path / "flashinfer").mkdir()
+    (tmp_path / "flashinfer" / "__init__.py").write_text(f"raise RuntimeError({UNLIKE!r})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("MNNVL_AR", "1")
+
+
+@pytest.mark.usefixtures("broken_flashinfer")
+@pytest.mark.parametrize("server", servers.GROUPS)
+@pytest.mark.parametrize("no_choice", [None, "MNNVL_AR_FALLBACK=0", "NCCL_NVLS_ENABLE=0"])
+def test_a_flashinfer_whose_import_raises(
+    server: str, no_choice: str | None, lines: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang goes on after any exception of a plugin: what is not SystemExit is no refusal."""
+    nvls = str(no_choice).startswith("NCCL")
+    monkeypatch.setattr(servers, "multicast_refusal", lambda: no_choice if nvls else "")
+    monkeypatch.setenv("MNNVL_AR_FALLBACK", "0" if no_choice and not nvls else "1")
+    if no_choice:
+        with pytest.raises(SystemExit, match=f"cannot be active .RuntimeError: flashinfer-cubin.*{no_choice}$"):
+            getattr(mnnvl_ar_plugins, server)()
+    else:
+        getattr(mnnvl_ar_plugins, server)()
+        (line,) = lines["vllm" if server == "vllm" else ""]
+        assert line == f"mnnvl_ar is not active: RuntimeError: {' '.join(UNLIKE.split())}"
+    assert policy._server == ""
+
+
+LOADER = """
+import mnnvl_ar_plugins
+for plugin in (mnnvl_ar_plugins.sglang, mnnvl_ar_plugins.vllm, mnnvl_ar_plugins.vllm_platform):
+    try:
+        plugin()
+    except Exception:  # as SGLang does, and vLLM for platforms
+        print("goes on")
+    except SystemExit as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("breaks", ["library", "torch"])
+def test_a_library_that_does_not_load_ends_the_process(breaks: str, tmp_path: Path) -> None:
+    environment = {"MNNVL_AR": "1", "MNNVL_AR_THROUGH": "ops", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    if breaks == "library":
+        (tmp_path / "_C.so").write_text("no library")
+        environment["MNNVL_AR_LIBRARY"] = str(tmp_path / "_C.so")
+        words = "ImportError: mnnvl_ar: .*_C.so does not load under torch .*"
+    else:
+        (tmp_path / "torch.py").write_text("raise RuntimeError('libcudart\\nis of another CUDA')")
+        words = "RuntimeError: libcudart is of another CUDA"
+    got = subprocess.run(
+        [sys.executable, "-c", LOADER], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+    told = got.stdout.splitlines()
+    assert len(told) == 3, got.stderr  # one line each
+    for line in told:
+        assert re.fullmatch(f"mnnvl_ar cannot be loaded, and MNNVL_AR=1 asks for it: {words}", line)
+
+
+@pytest.mark.parametrize("name", MULTICAST_SWITCHES)
+@pytest.mark.parametrize("server", servers.GROUPS)
+def test_one_switch_of_multicast_has_all_of_them_set(
+    server: str, name: str, lines: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's symmetric memory, which is behind FlashInfer's trtllm, knows its own alone."""
+    for other in MULTICAST_SWITCHES:
+        monkeypatch.setenv(other, MULTICAST_SWITCHES[other] if other == name else "")
+    monkeypatch.setenv("MNNVL_AR", "1")
+    registry = ModuleType("hook_registry")
+    vars(registry).update(HookRegistry=HookRegistry, HookType=HookType)
+    with standing_in("0.6.14"), sglang_with(registry):
+        getattr(mnnvl_ar_plugins, server)()
+    assert {each: os.environ[each] for each in MULTICAST_SWITCHES} == MULTICAST_SWITCHES
+    first = lines["vllm" if server == "vllm" else ""][0]
+    assert first == (
+        f"mnnvl_ar: multicast is switched off by {name}={MULTICAST_SWITCHES[name]}, and so from now on by every other "
+        "switch too"
+    )
+
+
+def test_control_where_multicast_is_allowed_no_switch_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in MULTICAST_SWITCHES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("MNNVL_AR", "1")
+    with standing_in("0.6.14"):
+        mnnvl_ar_plugins.vllm()
+    assert {os.environ[name] for name in MULTICAST_SWITCHES} == {""}
+
+
 @pytest.mark.parametrize("server", servers.GROUPS)
 def test_settings_without_sense_end_the_process(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang goes on after an exception of a plugin, with FlashInfer's own functions."""
@@ -282,5 +377,7 @@ def test_doctor_says_why_it_would_not_be_active(monkeypatch: pytest.MonkeyPatch)
         del comm.allreduce_fusion
         assert "there is no allreduce_fusion" in why()
     assert "flashinfer" in why()
+    monkeypatch.setattr(servers.flashinfer, "checked", mock.Mock(side_effect=RuntimeError("of another CUDA")))
+    assert why() == "RuntimeError: of another CUDA"
     monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry("other")])
     assert why().startswith("no entry point in vllm.general_plugins")

@@ -15,6 +15,7 @@ import pytest
 import mnnvl_ar_plugins
 from common.ranks import ROOT
 from mnnvl_ar.compat import policy, servers
+from mnnvl_ar.memory import MULTICAST_SWITCHES
 
 
 @pytest.fixture
@@ -52,6 +53,30 @@ def test_where_there_is_no_cuda_as_we_know_it(
     assert [record.getMessage() for record in caplog.records] == (
         [] if theirs is None else [f"mnnvl_ar is not active: vLLM's CUDA platform is {theirs}, wanted {servers.CUDA}"]
     )
+
+
+def test_vllm_that_cannot_say_its_platform(
+    platforms: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """vLLM goes on without a word after an exception here."""
+    platforms.cuda_platform_plugin = mock.Mock(side_effect=RuntimeError("no NVML"))
+    monkeypatch.setattr(servers, "multicast_refusal", lambda: "")
+    assert mnnvl_ar_plugins.vllm_platform() is None
+    assert caplog.messages == ["mnnvl_ar is not active: RuntimeError: no NVML"]
+    monkeypatch.setenv("MNNVL_AR_FALLBACK", "0")
+    with pytest.raises(SystemExit, match="RuntimeError: no NVML"):
+        mnnvl_ar_plugins.vllm_platform()
+
+
+def test_one_switch_of_multicast_has_all_of_them_set(platforms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With our platform FlashInfer's trtllm is there for models that call it, and none of us stands around it."""
+    for name in MULTICAST_SWITCHES:
+        monkeypatch.setenv(name, "")
+    assert mnnvl_ar_plugins.vllm_platform() == servers.PLATFORM
+    assert {os.environ[name] for name in MULTICAST_SWITCHES} == {""}
+    monkeypatch.setenv("NVSHMEM_DISABLE_NVLS", "1")
+    assert mnnvl_ar_plugins.vllm_platform() == servers.PLATFORM
+    assert {name: os.environ[name] for name in MULTICAST_SWITCHES} == MULTICAST_SWITCHES
 
 
 @pytest.mark.parametrize(("name", "value"), [("MNNVL_AR", "0"), ("MNNVL_AR_THROUGH", "flashinfer")])

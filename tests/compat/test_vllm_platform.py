@@ -136,13 +136,15 @@ def refused(rank: Rank, texts: Texts, breaks: str) -> tuple[Any, ...]:
         platform, config = stage.platform, stage.config
         if breaks == "name":
             del stage.platform._named(platform.PASSES).configure
+        if breaks == "import":
+            platform._named = mock.Mock(side_effect=RuntimeError("no NVML"))
         if breaks == "hash":
             config.additional_config = SimpleNamespace(compute_hash=lambda: "")
         if breaks == "row":
             config.model_config.get_hidden_size = lambda: 60  # no whole 16 bytes
         platform.Platform.check_and_update_config(config)
         made = None
-        if breaks != "name":
+        if breaks not in ("name", "import"):
             made = communicator(stage, rank)
             assert made.mnnvl_ar is None
             assert isinstance(made.all_reduce(rows(0)), mock.MagicMock)
@@ -157,6 +159,7 @@ def refused(rank: Rank, texts: Texts, breaks: str) -> tuple[Any, ...]:
     ("breaks", "wanted"),
     [
         ("name", (True, False, ("there is no vllm.compilation.passes.pass_manager.PostGradPassManager.configure",))),
+        ("import", (True, False, ("RuntimeError: no NVML",))),
         ("hash", (False, True, ())),
         ("row", (False, True, ())),
     ],

@@ -19,8 +19,8 @@ def test_closed_by_force_while_a_graph_is_captured() -> None:
 
 
 def ended_by_a_death(rank: Any, verb: str) -> float:
-    """Rank 0 closes, or sleeps, while a call that it has queued waits for rank 1, which then dies. The seconds that took
-    with a deadline of 60."""
+    """Rank 0 closes, or sleeps, while a call that it has queued waits for rank 1, which then dies. The seconds that
+    took with a deadline of 60."""
     workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=60.0)
     row = torch.ones(1, 64, dtype=torch.bfloat16, device=rank.device)
     rank.barrier()
