@@ -6,11 +6,10 @@ A profiler would say the names as well, but stays in the way of what is timed af
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from tools.replay.kernels import ask
+from tools.driver import ask, kernel_of
 
 FULL, PROGRAMMATIC = "full", "programmatic"  # after the end of the kernel before; by PDL
 
@@ -37,19 +36,8 @@ def _chain(raw: int) -> list[tuple[str, str]]:
     after = {int(a): (b, edge.type) for a, b, edge in zip(sources, targets, edges, strict=True)}
     found, edge = [], FULL
     while True:
-        found.append((_name(node), edge))
+        found.append((kernel_of(node) or ask(driver.cuGraphNodeGetType(node)).name, edge))
         if int(node) not in after:
             return found
         node, kind = after[int(node)]
         edge = PROGRAMMATIC if kind == driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC else FULL
-
-
-def _name(node: Any) -> str:
-    from cuda.bindings import driver
-
-    kind = ask(driver.cuGraphNodeGetType(node))
-    if kind != driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL:
-        return str(kind.name)
-    about = ask(driver.cuGraphKernelNodeGetParams(node))
-    name = ask(driver.cuFuncGetName(about.func) if int(about.func) else driver.cuKernelGetName(about.kern))
-    return str(name.decode())

@@ -181,6 +181,7 @@ ROOMS = {
         "tests/conftest.py",
         "tests/gpu/conftest.py",
         "tests/ranks/conftest.py",
+        "tools/driver.py",
         "tools/multicast.py",
     ),
 }
@@ -196,7 +197,7 @@ OF_SOFTWARE_MULTICAST = (
 # Kind of result -> the rooms that it rests on, beside the one of its own name.
 PARTS = {
     "numerics": (*LIBRARY, "quantised", "cases"),
-    "bits": (*LIBRARY, "quantised", "cases", "cases of bits", "cases of life cycle"),
+    "bits": (*LIBRARY, "quantised", "cases", "cases of bits", "cases of kernels", "cases of life cycle"),
     "software multicast": (*LIBRARY, *OF_SOFTWARE_MULTICAST, "cases of kernels"),
     "software multicast on GPUs": (*LIBRARY, *OF_SOFTWARE_MULTICAST, "replays", "memory"),
     "quantised outputs": (*LIBRARY, "quantised", "cases", "cases of bits", "cases of kernels"),

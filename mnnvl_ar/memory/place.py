@@ -168,7 +168,8 @@ class GroupStore(Place):
         while True:
             other = json.loads(before) if before else {}
             if process.is_another(other):
-                self._set(f"{KEY}/{self.rank}/contested", json.dumps({"attempt": other["last"], **process.this()}))
+                mark = {"attempt": other.get("last", ""), **process.this()}
+                self._set(f"{KEY}/{self.rank}/contested", json.dumps(mark))
                 raise GroupShared(f"rank {self.rank} of this group is already {process.name_of(other)}")
             found = self._bounded(take)
             if found == text:

@@ -1,13 +1,14 @@
 """Both ops on GPUs give the reference's bits: every property of a call mixed, then each on its own."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from common.cases.calls import ALIASING, Call, check_calls
+from common.cases import forms
+from common.cases.calls import Call, check_calls
 from common.cases.mixed import mixed_calls
 from common.cases.traffic import check_traffic
+from common.ranks import RankPool
 
 WORKSPACE = {"max_tokens": 64, "hidden": 8192, "deadline": 5.0}
 PDLS = (-1, 0, 1, 2)
@@ -15,6 +16,13 @@ PDLS = (-1, 0, 1, 2)
 
 def test_mixed_calls(ranks: Any) -> None:
     ranks.run(check_calls, mixed_calls(64, ranks.world_size, 1 << 15, PDLS), WORKSPACE)
+
+
+def test_every_kernel(ranks: Any) -> None:
+    """That is compiled for so many ranks, by the names in graphs of virtual ones."""
+    if ranks.world_size == 9 or isinstance(ranks, RankPool):
+        pytest.skip("virtual ranks of the sizes that have kernels of their own, and of one that has not")
+    ranks.run(forms.check_every_kernel)
 
 
 def test_long_rows_and_many_tokens(ranks: Any) -> None:
@@ -42,9 +50,7 @@ def test_a_share_smaller_than_a_cluster(ranks: Any) -> None:
 def test_every_form(ranks: Any, pdl: int) -> None:
     if ranks.world_size not in (2, 4, 8):
         pytest.skip("forms do not depend on the world size")
-    calls = [Call("all_reduce", 5, 264, out=out, strategy=s, pdl=pdl) for out in ("", "A", "E") for s in (0, 1)]
-    calls += [Call(tokens=5, hidden=264, out=out, strategy=s, pdl=pdl) for out in ("", *ALIASING) for s in (0, 1)]
-    ranks.run(check_calls, calls, WORKSPACE)
+    ranks.run(check_calls, forms.every_form(pdl), WORKSPACE)
 
 
 @pytest.mark.parametrize("max_ctas", [1, 8, 32])
@@ -53,13 +59,7 @@ def test_grids(ranks: Any, max_ctas: int) -> None:
     outputs lie over x, of which a cluster loads the next row before it stores this one's."""
     if ranks.world_size not in (2, 8):
         pytest.skip("two world sizes show it")
-    calls = [
-        Call(tokens=t, hidden=h, strategy=s, out=out, seed=t)
-        for t, h in ((1, 8192), (17, 2880))
-        for s in (0, 1)
-        for out in ("", "A", "C")
-    ]
-    ranks.run(check_calls, calls, {**WORKSPACE, "max_ctas": min(max_ctas, 64 // ranks.world_size)})
+    ranks.run(check_calls, forms.calls_of_grids(), {**WORKSPACE, "max_ctas": min(max_ctas, 64 // ranks.world_size)})
 
 
 def test_two_columns_a_thread(ranks: Any) -> None:
@@ -68,29 +68,7 @@ def test_two_columns_a_thread(ranks: Any) -> None:
     thread (7168) or by two (8192)."""
     if ranks.world_size != 2:
         pytest.skip("of two ranks")
-    rows = [
-        (4, 8192),
-        (4, 7424),
-        (4, 7176),
-        (4, 7936),
-        (4, 7944),
-        (8, 7168),
-        (7, 6920),
-        (5, 8192),
-        (9, 7168),
-        (25, 7176),
-        (13, 8192),
-        (9, 7936),
-        (6, 7944),
-    ]
-    calls = [
-        Call(op, tokens, hidden // (2 if dtype == "fp32" else 1), dtype, strategy=0, out=out, seed=tokens)
-        for op in ("all_reduce", "all_reduce_rms_norm")
-        for tokens, hidden in rows
-        for dtype, out in (("bf16", ""), ("bf16", "A"), ("fp16", ""), ("fp32", ""))
-    ]
-    calls += [replace(call, fp32_weight=True) for call in calls if call.op != "all_reduce" and call.dtype == "bf16"]
-    ranks.run(check_calls, calls, {**WORKSPACE, "max_ctas": 8})
+    ranks.run(check_calls, forms.calls_of_two_columns(), {**WORKSPACE, "max_ctas": 8})
 
 
 def test_traffic(ranks: Any) -> None:

@@ -4,15 +4,13 @@ build.
 Virtual ranks in a process of their own, since a control may leave kernels behind that wait for ever.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from common.cases.calls import Call, Prepared
-from common.cases.rules import GPU_CHECKS, sabotaged
+from common.cases.rules import GPU_CHECKS, check_wiped_data
 from common.ranks import TEST_LIBRARY, RankPool, RanksFailed
 
 pytestmark = [
@@ -22,23 +20,9 @@ pytestmark = [
 
 
 def check_wiped_rows(rank: Any, off: str) -> None:
-    """Rule three_slots, as `check_wiped_data` has it, of a slot that takes some 50 us to clear. Peers wait so shortly
-    that they still poll at full speed, and their next rows are there long before that."""
-    workspace = sabotaged(rank, off, hidden=8192, max_tokens=512, strategy="one_shot")
-    calls = [Call("all_reduce", tokens, 8192, "fp32", strategy=0, seed=tokens) for tokens in (512, 1)]
-    prepared = [Prepared(rank, call) for call in calls]
-    rank.barrier()
-    for _ in range(20):
-        prepared[0].launch(workspace.handle)
-        if rank.rank == 0:
-            rank.synchronize()
-            time.sleep(0.0003)
-        prepared[1].launch(workspace.handle)
-    rank.synchronize()
-    wrong = [line for each in prepared for line in each.wrong()]
-    assert not wrong, "\n".join(wrong)
-    rank.barrier()
-    workspace.close()
+    """Of a slot that takes some 50 us to clear. Peers wait so shortly that they still poll at full speed, and their
+    next rows are there long before that."""
+    check_wiped_data(rank, off, tokens=512, pause=0.0003)
 
 
 CHECKS = {rule: check for rule, (check, _, _) in GPU_CHECKS.items()} | {"three_slots": check_wiped_rows}

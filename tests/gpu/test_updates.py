@@ -45,7 +45,7 @@ def check_updates_of_the_mode(rank: Any, modes: tuple[str, str]) -> str:
     from cuda.bindings import runtime
 
     from mnnvl_ar import Pdl, ops
-    from tools.replay.kernels import ask
+    from tools.driver import ask
 
     tokens = 512
     workspace = rank.new_workspace(max_tokens=tokens, hidden=HIDDEN, dtype=torch.bfloat16, deadline=5.0)
@@ -85,7 +85,7 @@ def check_updates(rank: Any, strategy: int, tokens: tuple[int, int], max_ctas: i
     from cuda.bindings import runtime
 
     from mnnvl_ar import MnnvlArError, ops, reference
-    from tools.replay.kernels import ask
+    from tools.driver import ask
 
     workspace = rank.new_workspace(max_tokens=512, hidden=HIDDEN, dtype=torch.bfloat16, max_ctas=max_ctas, deadline=5.0)
     draw = torch.Generator(device=rank.device).manual_seed(3)

@@ -118,10 +118,10 @@ EVERY = {f"{gpus} x GPU: {part}" for gpus in (1, 2) for part in (*sources.PARTS,
 
 def test_of_what_is_fresh_nothing_is_run_again() -> None:
     figures = {"soak, 2 ranks", "cost of safety, 2 ranks", "compute-sanitizer clean", "faults, cuda, 2 ranks"}
-    figures.add("twin beside the library, 2 virtual ranks")
+    figures |= {"twin beside the library, 2 virtual ranks", "faults, cuda, 2 ranks on one GPU"}
     assert names_and_files(2, EVERY | figures) == {}
     assert {*names_and_files(2, EVERY)} == {
-        "soak of 2", "cost of safety of 2", "sanitizers", "the twin's times", "faults of 2"
+        "soak of 2", "cost of safety of 2", "sanitizers", "the twin's times", "faults of 2", "faults on one GPU"
     }  # fmt: skip
     for gpus in (1, 2):
         asked = names_and_files(2, (EVERY | figures) - {f"{gpus} x GPU: workspaces"})

@@ -108,7 +108,7 @@ RESTING = {
     "csrc/epilogues/block_scales.h": {"numerics", "bits", *SOFTWARE, "quantised outputs", "workspaces"},
     "tests/common/cases/diagnosis.py": {*SOFTWARE, "workspaces", "twin"},
     "tests/common/cases/own_rows.py": {*SOFTWARE},
-    "tests/common/cases/forms.py": {SOFTWARE[0], "quantised outputs"},
+    "tests/common/cases/forms.py": {"bits", SOFTWARE[0], "quantised outputs"},
 }
 
 

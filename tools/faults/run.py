@@ -102,7 +102,7 @@ def judge(plan: Plan, rank: int, outcome: Outcome) -> list[str]:
 
 def serve(world_size: int, plans: queue.Queue[Plan], args: argparse.Namespace, tally: Tally) -> None:
     """One group: makes rounds until there are no more plans."""
-    pool = RankPool(world_size, args.device)
+    pool = RankPool(world_size, "cuda:0" if args.share else args.device)
     try:
         while time.monotonic() < args.end:
             try:
@@ -138,6 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=0, help="how many (default 550; 110 on GPUs)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--share", action="store_true", help="all ranks on the first GPU, which they take in turn")
     parser.add_argument("--ranks", default="", help="world sizes, e.g. 2,4 (default 2,3,4; on GPUs: all of them)")
     parser.add_argument("--groups", type=int, default=0, help="side by side (default 8; 1 on GPUs)")
     parser.add_argument("--deadline", type=float, default=0.0, help="seconds (default 1)")
@@ -201,7 +202,7 @@ def main() -> int:
 
         figures = {"injected": injected, "named": named, "hung": tally.hung, "wrong_bits": tally.wrong}
         more = {"calls": tally.calls, "deadline": deadline, "seed": args.seed, "kinds": dict(tally.injected)}
-        key = f"faults, {args.device}, {' and '.join(map(str, sizes))} ranks"
+        key = f"faults, {args.device}, {' and '.join(map(str, sizes))} ranks{' on one GPU' * args.share}"
         good = not ended and named == injected and not tally.hung and not tally.wrong
         gpu_record.merge("faults", key, {**figures, **more}, args.record, good=good)
     if ended:

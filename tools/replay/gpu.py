@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tools.replay.kernels import ask, kernels
+from tools.driver import ask
+from tools.replay.kernels import kernels
 from tools.replay.script import Script
 from tools.replay.server import Server, Work
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tools.driver import ask
+
 SOURCE = rb"""
 extern "C" __global__ void impatient() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -73,14 +75,6 @@ class Kernels:
 @functools.cache
 def kernels(device: torch.device) -> Kernels:
     return Kernels(device)
-
-
-def ask(answer: Any) -> Any:
-    """The values that a call of cuda.bindings returned. Raises RuntimeError if its status is an error."""
-    code, *values = answer
-    if int(code) != 0:
-        raise RuntimeError(f"CUDA: {code!r}")
-    return values[0] if len(values) == 1 else values or None
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Calls by which every form of launch runs (csrc/launch/form.h), and a check that every compiled kernel did.
 
-The lists of calls are those of tests/gpu/test_gpu_bits.py. Functions that begin with check_ are run by all ranks.
+Functions that begin with check_ are run by all ranks.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def check_every_kernel(rank: Any, tokens: tuple[int, ...] = TOKENS) -> None:
     sets = [(SMALL, tokens, (0, 1), 128)]
     if rank.world_size <= 2:  # others have no two columns a thread
         sets.append((WIDE, WIDE_TOKENS, (0,), WIDE_BYTES))
-    names: set[bytes] = set()
+    names: set[str] = set()
     graphs = []  # to the end: where one goes, the device may be waited for, and with it a peer's call that waits for us
     for options, *which in sets:
         workspace = rank.workspace(**MADE_FOR, **options)

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-OURS = b"mnnvl_ar7kernels"  # in a mangled name: a kernel of namespace mnnvl_ar::kernels
+from tools.driver import ask, kernel_of
+
+OURS = "mnnvl_ar7kernels"  # in a mangled name: a kernel of namespace mnnvl_ar::kernels
 
 
 def captured(rank: Any, work: Callable[[], Any], before: Callable[[torch.cuda.CUDAGraph], Any]) -> torch.cuda.CUDAGraph:
@@ -32,17 +34,16 @@ def captured(rank: Any, work: Callable[[], Any], before: Callable[[torch.cuda.CU
 class Node:
     """A kernel of a graph that is not instantiated yet."""
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Any, name: str) -> None:
         from cuda.bindings import driver
 
-        self.node, self.about = node, _ask(driver.cuGraphKernelNodeGetParams(node))
-        self.name: bytes = _ask(driver.cuFuncGetName(self.about.func))
+        self.node, self.name, self.about = node, name, ask(driver.cuGraphKernelNodeGetParams(node))
 
     def read(self) -> bytes:
         """What it is given: the graph's own copy."""
         from cuda.bindings import driver
 
-        size = _ask(driver.cuFuncGetParamInfo(self.about.func, 0))[1]
+        size = ask(driver.cuFuncGetParamInfo(self.about.func, 0))[1]
         place = ctypes.c_void_p.from_address(int(self.about.kernelParams)).value
         assert place is not None
         return ctypes.string_at(place, size)
@@ -53,8 +54,8 @@ class Node:
         kept = ctypes.create_string_buffer(content, len(content))
         places = (ctypes.c_void_p * 1)(ctypes.addressof(kept))
         self.about.kernelParams = ctypes.addressof(places)
-        _ask(driver.cuGraphKernelNodeSetParams(self.node, self.about))
-        self.about = _ask(driver.cuGraphKernelNodeGetParams(self.node))
+        ask(driver.cuGraphKernelNodeSetParams(self.node, self.about))
+        self.about = ask(driver.cuGraphKernelNodeGetParams(self.node))
         assert self.read() == content, "the driver has taken other parameters"
 
     def widen(self, clusters: int) -> None:
@@ -62,7 +63,7 @@ class Node:
         from cuda.bindings import driver
 
         self.about.gridDimY += clusters
-        _ask(driver.cuGraphKernelNodeSetParams(self.node, self.about))
+        ask(driver.cuGraphKernelNodeSetParams(self.node, self.about))
 
 
 def kernels_of(graph: torch.cuda.CUDAGraph) -> Iterator[Node]:
@@ -70,18 +71,9 @@ def kernels_of(graph: torch.cuda.CUDAGraph) -> Iterator[Node]:
     from cuda.bindings import driver
 
     raw = driver.CUgraph(init_value=graph.raw_cuda_graph())
-    count = _ask(driver.cuGraphGetNodes(raw, 0))[1]
-    nodes = _ask(driver.cuGraphGetNodes(raw, count))[0]
+    count = ask(driver.cuGraphGetNodes(raw, 0))[1]
+    nodes = ask(driver.cuGraphGetNodes(raw, count))[0]
     for node in nodes:
-        if _ask(driver.cuGraphNodeGetType(node)) == driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL:
-            kernel = Node(node)
-            if OURS in kernel.name:
-                yield kernel
-
-
-def _ask(answer: Any) -> Any:
-    """The values that a call of cuda.bindings returned. Raises RuntimeError if its status is an error."""
-    code, *values = answer
-    if int(code) != 0:
-        raise RuntimeError(f"CUDA: {code!r}")
-    return values[0] if len(values) == 1 else values or None
+        name = kernel_of(node)
+        if name is not None and OURS in name:
+            yield Node(node, name)

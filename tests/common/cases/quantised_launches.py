@@ -50,7 +50,7 @@ def check_forms(rank: Any, kind: str) -> None:
     """Of two virtual ranks: each form of a kernel (csrc/launch/form.h) is launched, by the names of the kernels."""
     calls = [(SMALL, Call(FUSED, tokens, 64, strategy=strategy)) for tokens in TOKENS for strategy in (0, 1)]
     calls += [(WIDE, Call(FUSED, tokens, WIDE_BYTES // 2, strategy=0)) for tokens in WIDE_TOKENS]
-    turn, names, graphs = variants(kind), set[bytes](), []  # graphs: kept, as in forms.check_every_kernel
+    turn, names, graphs = variants(kind), set[str](), []  # graphs: kept, as in forms.check_every_kernel
     for number, (options, call) in enumerate(calls):
         workspace = rank.workspace(**MADE_FOR, **options)
         prepared = Quantised(rank, kind, call, with_norm=number % 2 == 0, options=next(turn))

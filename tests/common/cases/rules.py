@@ -97,18 +97,19 @@ def check_stale_data(rank: Any, off: str) -> None:
     workspace.close()
 
 
-def check_wiped_data(rank: Any, off: str) -> None:
+def check_wiped_data(rank: Any, off: str, tokens: int = 256, pause: float = 0.01) -> None:
     """What a fast peer sends for the next call is not cleared away by a slow rank: rule three_slots. With three ranks,
-    since what the last one sends lies where a slow rank clears last."""
-    workspace = sabotaged(rank, off, hidden=8192, max_tokens=256, strategy="one_shot")
-    large = Call("all_reduce", 256, 8192, "fp32", strategy=0, seed=1)
+    since what the last one sends lies where a slow rank clears last. pause: seconds for which its peers wait for it in
+    the small call."""
+    workspace = sabotaged(rank, off, hidden=8192, max_tokens=tokens, strategy="one_shot")
+    large = Call("all_reduce", tokens, 8192, "fp32", strategy=0, seed=1)
     prepared = [Prepared(rank, large), Prepared(rank, Call("all_reduce", 1, 8192, "fp32", strategy=0, seed=2))]
     rank.barrier()
     for _ in range(200 if off else 20):  # of a control any may show it, and the first that does ends it
         prepared[0].launch(workspace.handle)
         if rank.rank == 0:
             rank.synchronize()
-            time.sleep(0.01)  # its peers wait for it in the small call, in which it has a large slot to clear
+            time.sleep(pause)  # in the small call it has a large slot to clear
         prepared[1].launch(workspace.handle)
     rank.synchronize()
     wrong = [line for each in prepared for line in each.wrong()]
