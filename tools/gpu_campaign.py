@@ -111,10 +111,9 @@ def jobs(here: int, choice: Choice | None = None) -> Iterator[Job]:
         yield from _tests(choice, 1, ", programs", "", 300, PROGRAMS)
 
     if here >= 1:  # by processes that share the first GPU: the driver lets one run after the other
-        options = "--device", "cuda", "--share", "--ranks", "2", "--faults", "60"
-        yield from _tool(
-            choice, "faults on one GPU", "faults, cuda, 2 ranks on one GPU", 1, 200, "tools.faults.run", *options
-        )
+        shared = "--device", "cuda", "--share", "--ranks", "2", "--faults", "60"
+        figure = "faults, cuda, 2 ranks on one GPU"
+        yield from _tool(choice, "faults on one GPU", figure, 1, 200, "tools.faults.run", *shared)
     for n in sizes:
         options = "--device", "cuda", "--ranks", str(n), "--faults", str(-(-FAULTS // len(sizes))), "--deadline", "0.5"
         yield from _tool(choice, f"faults of {n}", f"faults, cuda, {n} ranks", n, 400, "tools.faults.run", *options)
