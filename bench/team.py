@@ -17,13 +17,14 @@ WAIT = datetime.timedelta(hours=2)  # ranks outside a small group wait for the o
 @dataclass(frozen=True)
 class Team:
     """rank, size: in this group. group: for tensors on `device`, NCCL where each rank has a GPU of its own, else gloo.
-    control: gloo, for objects."""
+    control: gloo, for objects. shared: several ranks have a GPU together, so their kernels run by turns."""
 
     rank: int
     size: int
     device: torch.device
     group: dist.ProcessGroup
     control: dist.ProcessGroup
+    shared: bool = False
 
     def gather(self, item: Any) -> list[Any]:
         """Every rank's `item`, by rank. Collective."""
@@ -79,4 +80,4 @@ def make_team(size: int, device: torch.device) -> Team | None:
     group = dist.new_group(ranks, backend="nccl") if all(gpus) and not are_shared(gpus) else control
     if dist.get_rank() >= size:
         return None
-    return Team(dist.get_rank(), size, device, group, control)
+    return Team(dist.get_rank(), size, device, group, control, are_shared(gpus))

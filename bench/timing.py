@@ -32,6 +32,7 @@ from bench.floor import H200, floor_us
 from bench.team import Team
 
 GRAPH_US = 1500.0  # aimed-at time of one replay
+FEWEST_CALLS = 20
 GEMM_CALLS = 40  # between GEMMs, which take longer than most calls
 HEAD_START_CYCLES = 800_000  # about 0.4 ms, in which the CPU queues the first replays of a round
 
@@ -52,14 +53,15 @@ class Timed:
     base_us: float = 0.0
 
 
-def calls_of(cell: Cell) -> int:
+def calls_of(cell: Cell, *, shared: bool = False) -> int:
     """Calls in one replay: an even number from 20 to 200, fewer for large sizes. The same on all ranks, and on
-    every machine, as H200's floor is near enough to tell small from large."""
-    if cell.mode == "eager":
-        return 20
+    every machine, as H200's floor is near enough to tell small from large. shared: by ranks that have a GPU together,
+    each of whose calls takes some milliseconds."""
+    if cell.mode == "eager" or shared:
+        return FEWEST_CALLS
     if cell.context == "gemm":
         return GEMM_CALLS
-    return 2 * max(10, min(100, round(GRAPH_US / (2 * floor_us(cell, H200)) / 2)))
+    return 2 * max(FEWEST_CALLS // 2, min(100, round(GRAPH_US / (2 * floor_us(cell, H200)) / 2)))
 
 
 def rounds_of(cell: Cell, *, quick: bool, hurried: bool) -> int:

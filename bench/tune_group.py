@@ -92,7 +92,7 @@ def tune_group(
 def _race(
     team: Team, cell: Cell, tried: list[Shape], handles: dict[Shape, int], clock: Clock, oracle: Oracle, rounds: int
 ) -> list[tuple[float, Shape]]:
-    calls = calls_of(cell)
+    calls = calls_of(cell, shared=team.shared)
     inputs = make_inputs(cell, team.rank, calls, team.device)
     outputs = make_outputs(cell, inputs)  # one set for all: only one shape runs at a time
     context = around(cell, inputs, team.rank, team.device)

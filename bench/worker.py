@@ -150,7 +150,7 @@ class Session:
         self.ours.close()
 
     def measure(self, cell: Cell, rounds: int) -> None:
-        calls = calls_of(cell)
+        calls = calls_of(cell, shared=self.team.shared)
         progress.report(f"{cell}: inputs", limit=SETUP_LIMIT)
         inputs = make_inputs(cell, self.team.rank, calls, self.team.device)
         context = around(cell, inputs, self.team.rank, self.team.device)

@@ -106,20 +106,22 @@ def test_software_multicast_comes_under_workspaces() -> None:
 
 
 def as_if_on(rank: Rank, gpus: list[str], size: int) -> tuple[str, str]:
-    """The backend of a team's tensors, and the machine's name, by ranks that say they have these GPUs."""
+    """The backend of a team's tensors, with "*" if it shares a GPU, and the machine's name, by ranks that say they have
+    these GPUs."""
     rank.join()
     team.gpus_of_ranks = worker.gpus_of_ranks = lambda device: gpus  # type: ignore[assignment,attr-defined]
     torch.cuda.get_device_name = lambda device: "NVIDIA Some"  # type: ignore[assignment]
     device = torch.device("cuda", 0)
     made = team.make_team(size, device)
-    return "none" if made is None else dist.get_backend(made.group), worker.machine_name(device, rank.world_size)
+    backend = "none" if made is None else dist.get_backend(made.group) + "*" * made.shared
+    return backend, worker.machine_name(device, rank.world_size)
 
 
 def test_nccl_is_where_each_rank_has_a_gpu() -> None:
     with RankPool(3) as pool:
-        assert pool.run(as_if_on, ["a", "b", "a"], 3) == [("gloo", "2 x NVIDIA Some for 3 ranks")] * 3
+        assert pool.run(as_if_on, ["a", "b", "a"], 3) == [("gloo*", "2 x NVIDIA Some for 3 ranks")] * 3
         found = pool.run(as_if_on, ["a", "a", "b"], 2)
-        assert [backend for backend, _ in found] == ["gloo", "gloo", "none"]
+        assert [backend for backend, _ in found] == ["gloo*", "gloo*", "none"]
     with RankPool(2) as pool:
         if dist.is_nccl_available():
             assert pool.run(as_if_on, ["a", "b"], 2) == [("nccl", "2 x NVIDIA Some")] * 2
