@@ -114,17 +114,18 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 def check_different_in(rank: Any, what: str) -> None:
     """Calls of one shape that would give ranks other outputs: named at once, with the field and its values. The
-    control: where nothing differs that matters to peers, none is named."""
+    control: where nothing differs that matters to peers, none is named. Two groups of scales, as of one all layouts are
+    the same."""
     mine, others, said = DIFFERENCES[what]
-    workspace = rank.new_workspace(max_tokens=4, hidden=128, dtype=torch.bfloat16, deadline=30.0, monitor=False)
+    workspace = rank.new_workspace(max_tokens=4, hidden=256, dtype=torch.bfloat16, deadline=30.0, monitor=False)
     rank.barrier()
     began = time.monotonic()
     given = dict(mine if rank.rank == 0 else others)
-    weight = torch.ones(128, dtype=given.pop("weight", torch.bfloat16), device=rank.device)
+    weight = torch.ones(256, dtype=given.pop("weight", torch.bfloat16), device=rank.device)
     op = torch.ops.mnnvl_ar.all_reduce_rms_norm
     if {"with_norm", "layout"} & {*mine, *others}:
         op = torch.ops.mnnvl_ar.all_reduce_rms_norm_per_token_group_fp8
-    rows = torch.ones(2, 128, dtype=torch.bfloat16, device=rank.device)
+    rows = torch.ones(2, 256, dtype=torch.bfloat16, device=rank.device)
     text = ""
     try:
         op(rows, rows, weight, given.pop("eps", 1e-6), workspace.handle, **given)
