@@ -64,6 +64,12 @@ class Pause:
         self._seconds = max(self._seconds, GLANCE)
 
 
+class _Watch(weakref.ref[Watched]):
+    """Of one `watch`, which a later one of the same owner is not. `weakref.ref` itself gives the same object again."""
+
+    __slots__ = ()
+
+
 class Monitor:
     """Watches handles until they are forgotten, and lifelines until this rank has left. The thread runs while there is
     something to watch."""
@@ -71,7 +77,7 @@ class Monitor:
     def __init__(self) -> None:
         # Collecting garbage may close a workspace in any thread, at any point of it: also where this is held.
         self._lock = threading.RLock()
-        self._watched: dict[int, weakref.ref[Watched]] = {}
+        self._watched: dict[int, _Watch] = {}
         self._lifelines: dict[int, Lifeline] = {}  # by handle
         self._pauses: weakref.WeakKeyDictionary[Lifeline, dict[Gone, Pause]] = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
@@ -91,17 +97,16 @@ class Monitor:
         """Until `forget`, or until nobody holds `owner` any more. Never raises: who wants to know whether there is room
         for the thread starts it before."""
         with self._lock:
-            self._watched[handle] = weakref.ref(owner)
+            self._watched[handle] = _Watch(owner)
             self._lifelines[handle] = lifeline
         try:
             self.start()
         except RuntimeError as error:
             _log.error("nobody watches workspace %d until another one is made or woken, but check(): %s", handle, error)
 
-    def forget(self, handle: int, wait: bool = False) -> None:
-        """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle. Does
-        not wait for a look that is under way; closing does. wait: if there is nothing left to watch, until the thread
-        has ended, or is seen to be held up by an `on_fault`."""
+    def forget(self, handle: int) -> threading.Thread | None:
+        """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle: then
+        this is the thread that ends. Does not wait for a look that is under way; closing does."""
         thread = None
         with self._lock:
             self._watched.pop(handle, None)
@@ -110,8 +115,7 @@ class Monitor:
             if not self._watched and not self._lifelines:
                 self._stop.set()
                 thread, self._thread = self._thread, None
-        if wait and thread not in (None, threading.current_thread()):
-            thread.join(PATIENCE)
+        return thread
 
     def end(self) -> None:
         """At exit: no look is under way afterwards, unless the driver holds one up."""
@@ -160,7 +164,7 @@ class Monitor:
                     del self._lifelines[handle]
         return ended
 
-    def _look(self, handle: int, owner: weakref.ref[Watched]) -> bool:
+    def _look(self, handle: int, owner: _Watch) -> bool:
         """Whether all has been said about this workspace."""
         try:
             fault = read_fault(handle)
@@ -177,7 +181,9 @@ class Monitor:
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: the other workspaces are still watched
             _say("on_fault of workspace %d failed with %s", handle, "".join(traceback.format_exception(error)))
         finally:
-            ops._workspace_answer(handle)
+            with self._lock:
+                if self._watched.get(handle) is owner:  # not one that was recovered meanwhile: its faults come later
+                    ops._workspace_answer(handle)
         return True
 
 
@@ -203,8 +209,14 @@ def watch(handle: int, owner: Watched, lifeline: Lifeline) -> None:
     _monitor.watch(handle, owner, lifeline)
 
 
-def forget(handle: int, wait: bool = False) -> None:
-    _monitor.forget(handle, wait)
+def forget(handle: int) -> threading.Thread | None:
+    return _monitor.forget(handle)
+
+
+def await_end(thread: threading.Thread | None) -> None:
+    """Of what `forget` has returned: until it has ended, or is seen to be held up by an `on_fault`."""
+    if thread is not None and thread is not threading.current_thread():
+        thread.join(PATIENCE)
 
 
 def _after_fork() -> None:

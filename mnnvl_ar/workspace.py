@@ -212,6 +212,7 @@ class Workspace:
         """Calls that have begun on this rank since the workspace was made or woken, as the device counts them: a
         captured call counts each time it runs, and one in pieces once. Modulo 2^32 - 1. A copy of 32 bytes that waits
         for no call; not for a thread that captures. Raises `MnnvlArError` if it is closed or asleep."""
+        self._mapped("calls")  # in a forked child nobody may give the lock back
         with self._mapping:
             memory = self._mapped("calls")
             if self._asleep:
@@ -287,8 +288,8 @@ class Workspace:
         With transport "multicast" the addresses lead nowhere when this returns, but the memory goes only when all ranks
         have closed or put to sleep their workspaces, as those that have not may still send to it; or with the process.
 
-        While another thread is in `sleep`, `wake` or `recover` this waits for that: at most for the timeout that `wake`
-        was given.
+        While another thread closes it, wakes it or puts it to sleep this waits for that, with `force` too: for the
+        timeout of `wake`, or as long as calls that were queued wait for a peer.
         """
         if os.getpid() != self._pid:
             return
@@ -309,8 +310,8 @@ class Workspace:
             elif may_unmap:
                 memory.drop(CLOSED)
                 kept = Replayed(self)
+                self._watch(kept, memory)  # before another thread may find it gone, and forget it
                 _kept.append((self.handle, memory, kept))
-                self._watch(kept, memory)
             else:
                 _kept.append((self.handle, memory, None))
                 watchers.forget(self.handle)
@@ -357,9 +358,7 @@ class Workspace:
         With transport "multicast" this waits up to 60 s for all ranks to be asleep or closed, as nothing is given back
         before; with several workspaces, all ranks prepare them in one order. `MnnvlArError` names those that are not:
         the workspace is asleep then, and may be prepared again."""
-        self._sleep("checkpoint_prepare", CHECKPOINT)
-        assert self._memory is not None
-        staying = self._memory.await_parting(_CHECKPOINT_SECONDS)
+        staying = self._sleep("checkpoint_prepare", CHECKPOINT).await_parting(_CHECKPOINT_SECONDS)
         if staying:
             names = f"rank{'s' if len(staying) > 1 else ''} {', '.join(map(str, staying))}"
             raise MnnvlArError(
@@ -371,7 +370,8 @@ class Workspace:
         """In the process as it was, or as it was restored: as `wake`."""
         self.wake(group, timeout)
 
-    def _sleep(self, verb: str, how: int) -> None:
+    def _sleep(self, verb: str, how: int) -> SymmetricMemory:
+        ended = None
         self._mapped(verb)
         with self._turn.of(verb):
             memory = self._mapped(verb)
@@ -379,8 +379,11 @@ class Workspace:
             with self._mapping:
                 self._asleep = True
                 memory.drop(how)
-        if how == CHECKPOINT or not ops._workspace_graphs(self.handle):
-            watchers.forget(self.handle, wait=how == CHECKPOINT)
+            if how == CHECKPOINT or not ops._workspace_graphs(self.handle):
+                ended = watchers.forget(self.handle)
+        if how == CHECKPOINT:
+            watchers.await_end(ended)  # out of turn: an `on_fault` may close
+        return memory
 
     def _mapped(self, verb: str) -> SymmetricMemory:
         if os.getpid() != self._pid:

@@ -58,5 +58,5 @@ def build(out: Path, *options: str, root: Path = ROOT) -> list[Path]:
     command = [python(), str(root / "mnnvl_ar" / "dsl" / "build.py"), "--out", str(out), *options]
     path = os.pathsep.join([str(root), str(ROOT / "tests"), str(out)])
     got = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": path})
-    assert got.returncode == 0, got.stdout + got.stderr
+    assert got.returncode == 0, f"exit status {got.returncode}: {got.stdout}{got.stderr}"
     return sorted(out.glob("*.cubin"))

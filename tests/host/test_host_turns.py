@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common.ranks import RankPool, RanksFailed
-from mnnvl_ar import ops
+from mnnvl_ar import monitor, ops
 
 SMALL = {"max_tokens": 2, "hidden": 64, "deadline": 60.0}
 AT_ONCE = 5.0  # seconds, for what takes a tenth of one
@@ -120,6 +120,67 @@ def test_a_handler_that_closes_by_force_ends_the_call() -> None:
     assert after < AT_ONCE
     assert "ended" in ended
     assert took < AT_ONCE
+
+
+def twice_broken(rank: Any, where: str) -> list[str]:
+    """Two faults, with a recovery between them while the first is still reported: by another thread, or in `on_fault`
+    itself. What `on_fault` heard."""
+    heard: list[str] = []
+
+    def on_fault(error: Exception) -> None:
+        heard.append(type(error).__name__)
+        if where == "in on_fault":
+            workspace.recover(rank.group)
+        else:
+            time.sleep(1.0)
+
+    workspace = rank.new_workspace(**{**SMALL, "deadline": 0.5}, on_fault=on_fault)
+    for number in (1, 2):
+        rank.barrier()
+        if rank.rank == 0:
+            with contextlib.suppress(RuntimeError):
+                ops.all_reduce(row(), workspace.handle)
+        until = time.monotonic() + 20
+        while len(heard) < number and time.monotonic() < until:
+            time.sleep(0.01)
+        if where == "in on_fault":
+            time.sleep(2.0)
+        else:
+            workspace.recover(rank.group)
+    workspace.close(force=True)
+    return heard
+
+
+@pytest.mark.parametrize("where", ["in on_fault", "beside it"])
+def test_what_is_recovered_while_its_fault_is_reported_is_watched_again(where: str) -> None:
+    with RankPool(2) as pool:
+        for heard in pool.run(twice_broken, where):
+            assert heard == ["PeerTimeout"] * 2
+
+
+def slept_and_woken(rank: Any) -> bool:
+    """Whether a workspace is watched that one thread put to sleep, slowly at its end, and another one woke."""
+    workspace = rank.new_workspace(**SMALL)
+    forget = monitor.forget
+
+    def slow(handle: int) -> Any:
+        time.sleep(0.3)
+        return forget(handle)
+
+    with mock.patch.object(monitor, "forget", slow):
+        sleeper = threading.Thread(target=workspace.sleep)
+        sleeper.start()
+        time.sleep(0.05)
+        workspace.wake(rank.group)
+        sleeper.join()
+    watched = workspace.handle in monitor._monitor._watched
+    workspace.close()
+    return watched
+
+
+def test_what_wakes_behind_a_slow_sleeper_is_watched() -> None:
+    with RankPool(2) as pool:
+        assert pool.run(slept_and_woken) == [True, True]
 
 
 def nested(rank: Any) -> str:

@@ -109,7 +109,7 @@ def blocks(rank: Rank) -> float:
     watched = monitor.Monitor()
     watched._thread = thread
     began = time.monotonic()
-    watched.forget(-1, wait=True)
+    monitor.await_end(watched.forget(-1))
     held.set()
     return time.monotonic() - began
 
