@@ -2,8 +2,8 @@
 
 One round replays every variant once. Before each replay a tiny NCCL all-reduce in the stream holds all ranks' GPUs
 until the last has come; by then the replay is queued behind it, since a sleep at the head of the round gave the CPUs
-time. So neither the launch cost of Python nor the skew of the processes is in the figure. (Both are where ranks share
-a GPU, by gloo; times mean nothing there.) CUDA events around the
+time. So neither the launch cost of Python nor the skew of the processes is in the figure. (Where ranks share a GPU the
+all-reduce is gloo's, both are in it, and times mean nothing.) CUDA events around the
 replay, divided by its calls, give the time of a call; p50 and p99 are over rounds, and the slowest rank counts. A round
 is a mean over calls: p99 says how steady rounds are, not how long single calls take; of fewer than 100 it is the
 slowest. The interval around p50 is the one that holds the median of all rounds that could be, with 95 %.

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(LIMIT + PATIENCE)
 def is_whole(
     run: Run, world: int, by: str, ran: str = "check,bits,quantised,tune,unicast", beside: str = "gloo"
 ) -> None:
-    """ran: the parts that the run was to have, and has had. beside: variants of peers, in the order of their names."""
+    """ran: the parts that the run was to have, and has had. beside: variants of peers, by commas."""
     assert run.status == 0, run.text
     assert run.found is not None
     assert (run.found["status"], run.found["trouble"], run.found["world"]) == (0, None, world)
