@@ -95,6 +95,7 @@ bare-build: $(READY)
 
 # The twin's kernels, for GPUs elsewhere (docs/twin.md). Over the network, 260 MB, once.
 DSL := build/dsl-venv/bin/python
+DSL_VERSION = $(shell sed -n 's/^DSL = "\([^"]*\)".*/\1/p' mnnvl_ar/dsl/constants.py)
 
 dsl: build/dsl-venv/.installed
 	$(DSL) mnnvl_ar/dsl/build.py $(ARGS)
@@ -102,9 +103,9 @@ dsl: build/dsl-venv/.installed
 	$(DSL) tests/common/wrong_twins.py > /dev/null
 
 build/dsl-venv/.installed: mnnvl_ar/dsl/constants.py
-	@test -x $(DSL) || $(PYTHON) -m venv build/dsl-venv
-	$(DSL) -m pip --disable-pip-version-check --quiet install "nvidia-cutlass-dsl==$$(sed -n 's/^DSL = "\([^"]*\)".*/\1/p' $<)"
-	@touch $@
+	@mkdir -p build
+	@flock build/dsl-venv.lock sh -ec '$(PYTHON) -m venv --clear build/dsl-venv; \
+	  $(DSL) -m pip --disable-pip-version-check --quiet install "nvidia-cutlass-dsl==$(DSL_VERSION)"; touch $@'
 
 # ---- style
 

@@ -50,12 +50,13 @@ class Board:
         self, kind: str, ranks: Iterable[int], into: dict[int, Any], until: float, stop: Callable[[], bool]
     ) -> None:
         """Puts the notes of `ranks` into `into` as they come; ends when all are there, at `until` (monotonic seconds),
-        or when `stop()`."""
-        left = [rank for rank in ranks if rank not in into]
-        while left and time.monotonic() < until and not stop():
+        or when `stop()`. What was there by then is in: the last look is after the end was seen."""
+        left, ended = [rank for rank in ranks if rank not in into], False
+        while left and not ended:
+            ended = stop() or time.monotonic() >= until
             here = [rank for rank in left if self.store.check([f"{kind}/{rank}"])]
             for rank in here:
                 into[rank] = json.loads(self.store.get(f"{kind}/{rank}"))
                 left.remove(rank)
-            if not here:
+            if not here and not ended:
                 time.sleep(_TICK)

@@ -4,6 +4,7 @@ Ranks meet over TCP, as torchrun has them do; there a lost name look-up costs 5 
 """
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import HashStore, PrefixStore
 
 from bench.launch import free_port
 from common.ranks import PRELOADED
+from mnnvl_ar.doctor import board
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 24.0  # --timeout: ranks meet within a half, a call waits for a quarter
@@ -234,6 +237,17 @@ def test_wrong_bits() -> None:
     ranks = Ranks(2, "--json", fault="mnnvl_ar.reference.same_bits = lambda *_: False")
     assert ranks.status == {0: 1, 1: 1}, ranks.err
     assert ranks.found()["self_test"]["errors"] == ["ranks 0 and 1: 3 of 3 sums differ from the reference"]
+
+
+@pytest.mark.parametrize("ended", ["by SIGTERM", "by time"])
+def test_what_was_told_before_the_end_is_heard(ended: str) -> None:
+    """Though it ends before the first look: a rank that came, and then was killed, is not one that never came."""
+    told, heard = board.Board.__new__(board.Board), dict[int, str]()
+    told.store = PrefixStore("doctor", HashStore())
+    told.tell("machine", 1, "here")
+    until = math.inf if ended == "by SIGTERM" else 0.0
+    told.hear("machine", range(3), heard, until, lambda: ended == "by SIGTERM")
+    assert heard == {1: "here"}
 
 
 def torchrun(fault: str, tmp_path: Path) -> list[str]:
