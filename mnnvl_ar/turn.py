@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mnnvl_ar.errors import MnnvlArError
 
@@ -17,7 +17,10 @@ class Turn:
         self._lock, self._verb = threading.RLock(), ""
 
     @contextlib.contextmanager
-    def of(self, verb: str) -> Iterator[None]:
+    def of(self, verb: str, hurry: Callable[[], object] | None = None) -> Iterator[None]:
+        """`hurry` is called first if somebody's turn is not over."""
+        if self._verb and hurry is not None:
+            hurry()
         with self._lock:
             if self._verb:  # by this thread, as others would not have come here
                 raise MnnvlArError(

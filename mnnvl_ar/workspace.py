@@ -288,12 +288,13 @@ class Workspace:
         With transport "multicast" the addresses lead nowhere when this returns, but the memory goes only when all ranks
         have closed or put to sleep their workspaces, as those that have not may still send to it; or with the process.
 
-        While another thread closes it, wakes it or puts it to sleep this waits for that, with `force` too: for the
-        timeout of `wake`, or as long as calls that were queued wait for a peer.
+        While another thread closes it, wakes it or puts it to sleep this waits for that: for the timeout of `wake`, or
+        as long as calls that were queued wait for a peer, which `force` ends.
         """
         if os.getpid() != self._pid:
             return
-        with self._turn.of("close"):  # whoever comes second finds nothing left to close
+        hurry = self._end_calls if force else None
+        with self._turn.of("close", hurry):  # whoever comes second finds nothing left to close
             if self._memory is not None:
                 self._close(force)
         _give_back_kept()
@@ -329,7 +330,7 @@ class Workspace:
         of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
         self._mapped("wake")
         timeout = seconds("timeout", timeout)
-        with self._turn.of("wake"):
+        with self._turn.of("wake", self._end_calls):
             memory = self._mapped("wake")  # another thread may have closed it meanwhile
             with self._mapping:
                 self._asleep = True
@@ -384,6 +385,9 @@ class Workspace:
         if how == CHECKPOINT:
             watchers.await_end(ended)  # out of turn: an `on_fault` may close
         return memory
+
+    def _end_calls(self) -> None:
+        ops._workspace_end_calls(self.handle)
 
     def _mapped(self, verb: str) -> SymmetricMemory:
         if os.getpid() != self._pid:

@@ -223,12 +223,19 @@ uint32_t author_of(const Finding& f) { return is_of_author(f.code) ? f.peer : f.
 
 bool is_departure(const Note& note) { return is_heard_by_all(note.code); }
 
-// That a peer is gone, as this rank has heard, or another one.
+// That a peer is gone, as this rank has heard, or another one. Who is gone may have gone because of somebody else, of which it has
+// left a note then: that one was first.
 bool find_departure(const Evidence& evidence, const std::vector<Note>& notes, Finding& f) {
   const auto ranks = static_cast<uint32_t>(notes.size());
   const auto first = static_cast<uint32_t>(std::find_if(notes.begin(), notes.end(), is_departure) - notes.begin());
-  const uint32_t author = is_departure(notes[f.rank]) ? f.rank : first;
+  uint32_t author = is_departure(notes[f.rank]) ? f.rank : first;
   if (author == ranks || notes[author].peer >= ranks) return false;
+  for (uint32_t followed = 1; followed < ranks; ++followed) {
+    const uint32_t gone = notes[author].peer;
+    const bool is_because = is_departure(notes[gone]) && notes[gone].peer < ranks;
+    if (!is_because || notes[gone].peer == f.rank || notes[gone].peer == author) break;
+    author = gone;
+  }
   f.code = notes[author].code;
   f.peer = notes[author].peer;
   f.how = static_cast<Departure>(notes[author].detail);

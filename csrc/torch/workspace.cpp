@@ -225,6 +225,12 @@ bool close(int64_t handle, bool force) {
   return workspace.unmapped;
 }
 
+void end_calls(int64_t handle) {
+  Workspace& workspace = find_any(handle);
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  if (!is_of_another_process(workspace) && !workspace.unmapped) end_calls(workspace);
+}
+
 uint32_t graphs_of(int64_t handle) { return find_any(handle).graphs; }
 
 diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next) {

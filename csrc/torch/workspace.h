@@ -70,6 +70,9 @@ int64_t create(const Settings& settings, uint32_t rank, const std::vector<int64_
 // Ends the handle. Returns whether the blocks' memory may be given back: not while captured graphs may run, unless `force`, which
 // also ends a call that waits in another thread. If not, it may be asked again.
 bool close(int64_t handle, bool force);
+// Calls that wait end now, without their result: for who is to close or recover, and waits for another thread that waits for them.
+// Nothing if there is no memory here any more.
+void end_calls(int64_t handle);
 // Captured graphs that hold the addresses of the blocks. While there are any, something has to be mapped there.
 uint32_t graphs_of(int64_t handle);
 // Ops raise from here on; no call of this rank runs any more. With `end`, calls that wait end now, without their result.

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -44,6 +45,33 @@ def test_a_death_ends_the_call_that_is_waited_for(verb: str) -> None:
         assert took < 10.0
     finally:
         pool.discard()
+
+
+def closed_by_force_behind(rank: Any, verb: str) -> float:
+    """Rank 0 has queued a call, a thread closes, or sleeps, and waits for that call; another closes by force. The
+    seconds that takes with a deadline of 60."""
+    workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=60.0)
+    row, took = torch.ones(1, 64, dtype=torch.bfloat16, device=rank.device), 0.0
+    rank.barrier()
+    if rank.rank == 0:
+        torch.ops.mnnvl_ar.all_reduce(row, workspace.handle)
+        first = threading.Thread(target=getattr(workspace, verb))
+        first.start()
+        time.sleep(1.0)
+        assert first.is_alive()
+        began = time.monotonic()
+        workspace.close(force=True)
+        took = time.monotonic() - began
+        first.join()
+    rank.barrier()
+    workspace.close()
+    return took
+
+
+@pytest.mark.parametrize("verb", ["close", "sleep"])
+def test_force_ends_what_another_thread_waits_for(verb: str) -> None:
+    with RankPool(2, "cuda:0") as pool:
+        assert pool.run(closed_by_force_behind, verb)[0] < 10.0
 
 
 @pytest.mark.gpu(2)

@@ -130,6 +130,16 @@ def test_two_leave_one_after_the_other(pool: RankPool) -> None:
     assert took < LIMIT
 
 
+def test_who_falls_with_another_is_not_blamed(pool: RankPool) -> None:
+    outcomes = pool.start(gone.falls_with_it).outcomes(80)
+    assert "exit code -9" in outcomes[0].value
+    assert outcomes[1].ok, outcomes
+    kind, peer, text, took = outcomes[1].value
+    assert (kind, peer) == ("PeerGone", 2), text
+    assert "rank 2 has closed its workspace, and rank 0 waited for it" in text
+    assert took < LIMIT
+
+
 def test_a_normal_end_is_no_fault(pool: RankPool) -> None:
     outcomes = pool.start(gone.check_normal_ends).outcomes(60)
     assert [ok for ok, _ in outcomes] == [True, True, False], outcomes

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
+import mnnvl_ar.workspace as module
 from common.ranks import RankPool, RanksFailed
 from mnnvl_ar import monitor, ops
 
@@ -31,7 +32,7 @@ def recovered(rank: Any, second: str, rounds: int, in_turn: bool) -> list[str]:
     for _ in range(rounds):
         workspace = rank.new_workspace(**SMALL, monitor=False)
         if not in_turn:
-            workspace._turn = mock.Mock(of=lambda verb: contextlib.nullcontext())
+            workspace._turn = mock.Mock(of=lambda *_: contextlib.nullcontext())
         call = threading.Thread(target=interrupted, args=(workspace, second, raised))
         if rank.rank == 0:
             call.start()
@@ -65,6 +66,58 @@ def test_control_without_turns_the_process_ends() -> None:
     with pytest.raises(RanksFailed, match="exit code -11"):
         pool.run(recovered, "close", 40, False)
     pool.discard()
+
+
+def call_in_vain(handle: int) -> None:
+    with contextlib.suppress(RuntimeError):
+        ops.all_reduce(row(), handle)
+
+
+def forced(rank: Any, second: str, hurries: bool) -> float:
+    """Rank 0 waits in a call, and another thread sleeps, which waits for that call, as it does on a GPU. The seconds
+    that `second` then takes, with a deadline of 3."""
+    workspace = rank.new_workspace(**{**SMALL, "deadline": 3.0}, monitor=False)
+    rank.barrier()
+    took, real = 0.0, module.ops
+    if rank.rank == 0:
+        call, waits = threading.Thread(target=call_in_vain, args=(workspace.handle,)), threading.Event()
+
+        def sleep(handle: int, end: bool) -> None:
+            waits.set()
+            call.join()
+            real._workspace_sleep(handle, end)
+
+        end = real._workspace_end_calls if hurries else lambda handle: None
+        slow = mock.Mock(wraps=real, _workspace_sleep=sleep, _workspace_end_calls=end)
+        with mock.patch.object(module, "ops", slow):
+            sleeper = threading.Thread(target=workspace.sleep)
+            call.start()
+            time.sleep(0.2)  # until it waits
+            sleeper.start()
+            waits.wait()
+            began = time.monotonic()
+            if second == "close":
+                workspace.close(force=True)
+            else:
+                rank.store.set("recovering", "")
+                workspace.recover(rank.group)
+            took = time.monotonic() - began
+            sleeper.join()
+    elif second == "recover":
+        rank.store.wait(["recovering"])
+        workspace.recover(rank.group)
+    if second == "recover":
+        assert float(ops.all_reduce(row(), workspace.handle)[0, 0]) == 2.0
+    rank.barrier()
+    workspace.close(force=True)
+    return took
+
+
+@pytest.mark.parametrize("second", ["close", "recover"])
+def test_force_ends_what_another_thread_waits_for(second: str) -> None:
+    with RankPool(2) as pool:
+        assert pool.run(forced, second, True)[0] < 2.0
+        assert pool.run(forced, second, False)[0] > 2.0, "the control waits for the deadline"
 
 
 def handled(rank: Any, verb: str) -> tuple[str, float, str, float]:

@@ -54,6 +54,8 @@ int64_t workspace_create(int64_t rank, Numbers blocks, int64_t multicast, int64_
 
 bool workspace_close(int64_t handle, bool force) { return close(handle, force); }
 
+void workspace_end_calls(int64_t handle) { end_calls(handle); }
+
 int64_t workspace_graphs(int64_t handle) { return graphs_of(handle); }
 
 void workspace_sleep(int64_t handle, bool end) { put_to_sleep(handle, end); }
@@ -211,6 +213,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
       "link_paced_bytes_per_clock, "
       "int link_paced_from_bytes) -> int");
   m.def("_workspace_close(int workspace, bool force=False) -> bool");
+  m.def("_workspace_end_calls(int workspace) -> ()");
   m.def("_workspace_graphs(int workspace) -> int");
   m.def("_workspace_sleep(int workspace, bool end) -> ()");
   m.def("_workspace_reset(int workspace) -> ()");
@@ -245,6 +248,7 @@ STABLE_TORCH_LIBRARY(mnnvl_ar, m) {
 STABLE_TORCH_LIBRARY_IMPL(mnnvl_ar, CompositeExplicitAutograd, m) {
   m.impl("_workspace_create", TORCH_BOX(&mnnvl_ar::workspace_create));
   m.impl("_workspace_close", TORCH_BOX(&mnnvl_ar::workspace_close));
+  m.impl("_workspace_end_calls", TORCH_BOX(&mnnvl_ar::workspace_end_calls));
   m.impl("_workspace_graphs", TORCH_BOX(&mnnvl_ar::workspace_graphs));
   m.impl("_workspace_sleep", TORCH_BOX(&mnnvl_ar::workspace_sleep));
   m.impl("_workspace_reset", TORCH_BOX(&mnnvl_ar::workspace_reset));

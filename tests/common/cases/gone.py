@@ -195,6 +195,29 @@ def two_leave(rank: Any) -> Told | None:
     return found
 
 
+def falls_with_it(rank: Any) -> Told | None:
+    """One rank leaves; the next one calls in vain, and dies of that, as servers do. The last one calls after that, and
+    hears who was first."""
+    workspace = rank.new_workspace(**SMALL, deadline=60.0)
+    check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
+    rank.barrier()
+    found = None
+    if rank.rank == 2:
+        workspace.close()
+        rank.store.set("first", "")
+    elif rank.rank == 0:
+        rank.store.wait(["first"])
+        assert call_in_vain(rank, workspace)[1] == 2
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        until(lambda: told(workspace) is not None, "it does not hear of a death")
+        began = time.monotonic()
+        kind, peer, text, when = call_in_vain(rank, workspace)
+        found = kind, peer, text, when - began
+    workspace.close(force=True)
+    return found
+
+
 def _leave(rank: Any, workspace: Any, how: str) -> threading.Thread | None:
     """`recover` is collective: the thread that is in it, while another rank calls."""
     from mnnvl_ar import monitor
