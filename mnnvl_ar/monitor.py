@@ -10,8 +10,9 @@ run. A peer that has left in good order may owe nothing for as long as the works
 these looks become rarer, down to one a PERIOD, and each is a copy of 32 bytes.
 
 A call that holds its stream (`Workspace(hold=)`) is let go when `on_fault` has returned. `on_fault` is called once the
-fault is logged, or after LOG_SECONDS: a log that blocks must not outlast the hold. Whatever it raises is logged too,
-and ends neither this thread nor the process: Python lets a thread end nothing but itself.
+fault is logged, or after LOG_SECONDS: a log that blocks must not outlast the hold. Each fault is told in a thread of
+its own: while an `on_fault` takes its time, this process, and by rank 0 all others, still hear who dies. Whatever it
+raises is logged too, and does not end the process: Python lets a thread end nothing but itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mnnvl_ar._library import ops
-from mnnvl_ar.diagnosis import read_fault
+from mnnvl_ar.diagnosis import Fault, read_fault
 from mnnvl_ar.errors import WorkspaceBroken
 from mnnvl_ar.memory.lifeline import Gone, Lifeline
 
@@ -67,7 +68,7 @@ class Pause:
 class _Watch(weakref.ref[Watched]):
     """Of one `watch`, which a later one of the same owner is not. `weakref.ref` itself gives the same object again."""
 
-    __slots__ = ()
+    is_being_told = False  # of its fault
 
 
 class Monitor:
@@ -82,6 +83,7 @@ class Monitor:
         self._pauses: weakref.WeakKeyDictionary[Lifeline, dict[Gone, Pause]] = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._tellers: set[threading.Thread] = set()
 
     def start(self) -> None:
         """The thread, if there is none: it ends with the next `forget` that leaves nothing to watch. Raises
@@ -104,28 +106,30 @@ class Monitor:
         except RuntimeError as error:
             _log.error("nobody watches workspace %d until another one is made or woken, but check(): %s", handle, error)
 
-    def forget(self, handle: int) -> threading.Thread | None:
+    def forget(self, handle: int) -> list[threading.Thread]:
         """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle: then
-        this is the thread that ends. Does not wait for a look that is under way; closing does."""
-        thread = None
+        these are the threads that end. Does not wait for a look that is under way; closing does."""
         with self._lock:
             self._watched.pop(handle, None)
             if handle in self._lifelines and self._lifelines[handle].has_left:
                 del self._lifelines[handle]
             if not self._watched and not self._lifelines:
-                self._stop.set()
-                thread, self._thread = self._thread, None
-        return thread
+                return self._ending()
+        return []
+
+    def _ending(self) -> list[threading.Thread]:
+        self._stop.set()
+        ending = [*self._tellers, *([] if self._thread is None else [self._thread])]
+        self._thread = None
+        return ending
 
     def end(self) -> None:
-        """At exit: no look is under way afterwards, unless the driver holds one up."""
+        """At exit: no look is under way afterwards, unless the driver, or an `on_fault`, holds one up."""
         with self._lock:
             self._watched.clear()
             self._lifelines.clear()
-            self._stop.set()
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(1.0)
+            ending = self._ending()
+        join(ending, 1.0)
 
     def _run(self, stop: threading.Event) -> None:
         looked = time.monotonic()
@@ -138,11 +142,19 @@ class Monitor:
             if is_time:
                 looked = time.monotonic()
             for handle, owner in watched.items():
+                if owner.is_being_told:
+                    continue
                 is_due = is_time or handle in ended or ops._workspace_has_fault(handle)
                 if owner() is None or (is_due and self._look(handle, owner)):
-                    with self._lock:
-                        if self._watched.get(handle) is owner:
-                            del self._watched[handle]
+                    self._drop(handle, owner)
+
+    def _drop(self, handle: int, owner: _Watch) -> bool:
+        """False of one that was recovered meanwhile: another watch is of its faults to come."""
+        with self._lock:
+            is_watched = self._watched.get(handle) is owner
+            if is_watched:
+                del self._watched[handle]
+        return is_watched
 
     def _listen(self, handle: int, lifeline: Lifeline) -> bool:
         """Whether there is a fault now, since a peer is gone."""
@@ -165,7 +177,7 @@ class Monitor:
         return ended
 
     def _look(self, handle: int, owner: _Watch) -> bool:
-        """Whether all has been said about this workspace."""
+        """Whether nothing is to be said about this workspace any more. A fault is told beside this thread."""
         try:
             fault = read_fault(handle)
         except Exception:
@@ -173,6 +185,17 @@ class Monitor:
             return True
         if fault is None:
             return False
+        owner.is_being_told = True
+        teller = threading.Thread(target=self._tell, args=(handle, owner, fault), daemon=True, name="mnnvl_ar on_fault")
+        try:
+            with self._lock:
+                teller.start()
+                self._tellers.add(teller)
+        except RuntimeError:  # out of threads
+            self._tell(handle, owner, fault)
+        return False
+
+    def _tell(self, handle: int, owner: _Watch, fault: Fault) -> None:
         _say("workspace %d is broken: %s", handle, fault.message())
         try:
             on_fault = getattr(owner(), "on_fault", None)
@@ -182,9 +205,9 @@ class Monitor:
             _say("on_fault of workspace %d failed with %s", handle, "".join(traceback.format_exception(error)))
         finally:
             with self._lock:
-                if self._watched.get(handle) is owner:  # not one that was recovered meanwhile: its faults come later
+                if self._drop(handle, owner):
                     ops._workspace_answer(handle)
-        return True
+                self._tellers.discard(threading.current_thread())
 
 
 def _say(text: str, *arguments: object) -> None:
@@ -209,14 +232,16 @@ def watch(handle: int, owner: Watched, lifeline: Lifeline) -> None:
     _monitor.watch(handle, owner, lifeline)
 
 
-def forget(handle: int) -> threading.Thread | None:
+def forget(handle: int) -> list[threading.Thread]:
     return _monitor.forget(handle)
 
 
-def await_end(thread: threading.Thread | None) -> None:
-    """Of what `forget` has returned: until it has ended, or is seen to be held up by an `on_fault`."""
-    if thread is not None and thread is not threading.current_thread():
-        thread.join(PATIENCE)
+def join(threads: list[threading.Thread], seconds: float = PATIENCE) -> None:
+    """Of what `forget` has returned: until all have ended, or are seen to be held up by an `on_fault`."""
+    until = time.monotonic() + seconds
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _after_fork() -> None:

@@ -69,11 +69,11 @@ class Workspace:
     concurrent: whether calls on other workspaces of this device may run at the same time, on other streams. Then, from
                 the second workspace on, each has its share of the device, and "early" counts as "late". False is
                 quicker where calls on all workspaces follow each other
-    monitor:    whether a thread, one for all workspaces of the process, logs a fault: that of a call of this rank
-                within 0.1 s, what peers say within half a second
-    on_fault:   called once by that thread with the error, after it has been logged (a log that blocks is waited for a
-                quarter of a second): for a server that only replays graphs, where no op is called that could raise.
-                Whatever it raises is logged. It is held by the workspace alone
+    monitor:    whether a thread, one for all workspaces of the process, looks for faults, so that one is logged: that
+                of a call of this rank within 0.1 s, what peers say within half a second
+    on_fault:   called once with the error, in a thread of its own, after it has been logged (a log that blocks is
+                waited for a quarter of a second): for a server that only replays graphs, where no op is called that
+                could raise. Whatever it raises is logged. It is held by the workspace alone
 
     Attributes: handle (what the ops take), rank, world_size, device, transport, transport_reason, nbytes (a rank),
     max_tokens, hidden, dtype, strategy, on_fault.
@@ -372,7 +372,7 @@ class Workspace:
         self.wake(group, timeout)
 
     def _sleep(self, verb: str, how: int) -> SymmetricMemory:
-        ended = None
+        ended: list[threading.Thread] = []
         self._mapped(verb)
         with self._turn.of(verb):
             memory = self._mapped(verb)
@@ -383,7 +383,7 @@ class Workspace:
             if how == CHECKPOINT or not ops._workspace_graphs(self.handle):
                 ended = watchers.forget(self.handle)
         if how == CHECKPOINT:
-            watchers.await_end(ended)  # out of turn: an `on_fault` may close
+            watchers.join(ended)  # out of turn: an `on_fault` may close
         return memory
 
     def _end_calls(self) -> None:

@@ -1,7 +1,10 @@
-"""The monitor's thread: where there is no room for it, and where a workspace goes in the middle of a look."""
+"""The monitor's threads: where there is no room for one, where a workspace goes in the middle of a look, and where an
+`on_fault` takes its time."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -10,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
+import mnnvl_ar
 from common.ranks import Rank, RankPool
 from mnnvl_ar.memory.lifeline import Lifeline
 from mnnvl_ar.monitor import Monitor
@@ -72,7 +76,6 @@ def test_a_workspace_may_go_in_any_thread_also_in_one_that_holds_the_lock(lifeli
 
 def make(rank: Rank, fails: int) -> tuple[str, str]:
     """On rank `fails` there is no room for the monitor's thread: what each rank is told, and whether it works later."""
-    import mnnvl_ar
     from mnnvl_ar import monitor
 
     def start(thread: threading.Thread) -> None:
@@ -99,22 +102,87 @@ def test_no_room_on_one_rank_is_every_ranks_error() -> None:
 
 
 def blocks(rank: Rank) -> float:
-    """A checkpoint's `forget` while `on_fault` hangs: seconds."""
+    """A checkpoint while `on_fault` hangs: seconds."""
     from mnnvl_ar import monitor
 
-    monitor.PATIENCE = 0.3
-    held = threading.Event()
-    thread = threading.Thread(target=held.wait, args=(20.0,), daemon=True)
-    thread.start()
-    watched = monitor.Monitor()
-    watched._thread = thread
+    join, told, held = monitor.join, threading.Event(), threading.Event()
+
+    def on_fault(error: Exception) -> None:
+        told.set()
+        held.wait(20.0)
+
+    workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=0.1, on_fault=on_fault)
+    if rank.rank == 0:
+        with pytest.raises(RuntimeError):
+            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), workspace.handle)
+    assert told.wait(20.0)
     began = time.monotonic()
-    monitor.await_end(watched.forget(-1))
+    with mock.patch.object(monitor, "join", lambda threads: join(threads, 0.3)):
+        workspace.checkpoint_prepare()
+    took = time.monotonic() - began
+    rank.barrier()
     held.set()
-    return time.monotonic() - began
+    until = time.monotonic() + 20.0
+    while any("mnnvl_ar" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return took
 
 
 def test_a_checkpoint_does_not_wait_for_an_on_fault_that_hangs() -> None:
-    with RankPool(1) as pool:
-        (seconds,) = pool.run(blocks)
-    assert 0.2 < seconds < 10.0
+    with RankPool(2) as pool:
+        for seconds in pool.run(blocks):
+            assert 0.2 < seconds < 10.0
+
+
+def deaf(rank: Rank, beside: bool) -> float:
+    """Rank 0 is in an `on_fault` of one workspace when rank 2 dies. The seconds until that is named on the other.
+    beside: False as a control, where the monitor itself calls `on_fault`."""
+
+    told, named = threading.Event(), list[float]()
+
+    def on_fault(error: Exception) -> None:
+        told.set()
+        if rank.rank == 0:
+            time.sleep(4.0)
+
+    if not beside:
+        begin = threading.Thread.start
+
+        def start(thread: threading.Thread) -> None:
+            if thread.name == "mnnvl_ar on_fault":
+                raise RuntimeError("can't start new thread")
+            begin(thread)
+
+        threading.Thread.start = start  # type: ignore[method-assign]
+    small: dict[str, Any] = {"max_tokens": 1, "hidden": 64, "deadline": 60.0}
+    broken = rank.new_workspace(**small, on_fault=on_fault)
+    other = rank.new_workspace(**small, on_fault=lambda error: named.append(time.monotonic()))
+    rank.barrier()
+    if rank.rank == 0:
+        broken.deadline = 0.1
+        with pytest.raises(RuntimeError):
+            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), broken.handle)
+    assert told.wait(20.0)
+    rank.barrier()
+    if rank.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    began = time.monotonic()
+    while not named:
+        assert time.monotonic() < began + 20.0
+        time.sleep(0.01)
+    broken.close(force=True)
+    other.close(force=True)
+    return named[0] - began
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["", "control"])
+def test_who_dies_during_an_on_fault_is_named_at_once(beside: bool) -> None:
+    """`on_fault` of rank 0, by which all hear, takes 4 s; the control without a thread of its own for it waits."""
+    pool = RankPool(3)
+    outcomes = pool.start(deaf, beside).outcomes(60)
+    pool.discard()
+    assert "exit code -9" in outcomes[2].value
+    for ok, seconds in outcomes[:2]:
+        assert ok, seconds
+        assert (seconds < 2.0) == beside, seconds
