@@ -1,5 +1,6 @@
 #include "torch/bound.h"
 
+#include <pthread.h>
 #include <torch/csrc/stable/library.h>
 
 #include <exception>
@@ -18,12 +19,15 @@ thread_local BoundCall* under_way = nullptr;
 thread_local int64_t under_way_for = 0;
 
 std::mutex mutex;
+// A child forgets calls too, as it collects garbage: it must not inherit a mutex that another thread held, and nobody gives back.
+const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
 // Never destroyed: a thread may still be in a call when the process ends.
 auto& calls = *new std::unordered_map<int64_t, std::shared_ptr<BoundCall>>;
 int64_t last_number = 0;
 
 // `who`: a number of the caller's own, other than 0.
 void bind_begin(int64_t who) {
+  STD_TORCH_CHECK(registered == 0, "bind: pthread_atfork failed");
   STD_TORCH_CHECK(under_way == nullptr, "bind: this thread is binding a call already");
   under_way = new BoundCall;
   under_way_for = who;
