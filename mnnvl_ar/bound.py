@@ -26,7 +26,7 @@ class BoundCall:
 
     def __init__(self, op: Callable[..., None], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._op, self._arguments, self._options = op, arguments, options  # and with them the tensors
-        self._number = 0
+        self._number, self._memory = 0, list[torch.UntypedStorage]()
         self._bind()
 
     def __call__(self) -> None:
@@ -44,7 +44,9 @@ class BoundCall:
     def _bind(self) -> None:
         self._forget()
         given = (*self._arguments, *self._options.values())
-        on_gpu = any(isinstance(each, torch.Tensor) and each.is_cuda for each in given)
+        tensors = [each for each in given if isinstance(each, torch.Tensor)]
+        self._memory = [tensor.untyped_storage() for tensor in tensors]  # which they may be given another one for
+        on_gpu = any(tensor.is_cuda for tensor in tensors)
         # The host launches nothing, and with checks a call is more than its launch.
         if not on_gpu or crosscheck.is_watching():
             return
@@ -82,7 +84,8 @@ def bind(op: Callable[..., None], *arguments: Any, **options: Any) -> BoundCall:
     eagerly, on the same tensors each time.
 
     op:                 an `_out` op of `mnnvl_ar.ops`
-    arguments, options: as it takes them. Tensors are kept, and may hold other values at each call
+    arguments, options: as it takes them. Tensors are kept, and may hold other values at each call; their memory is
+                        what is bound, as in a CUDA graph: after `weight.data = ...`, `set_` or `resize_`, bind anew
 
     All that the op checks is checked here, once: dtypes, shapes, alignment, that outputs are apart. Each call looks at
     the workspace alone: broken, closed, asleep, in use by another thread. It is launched on the stream that is current

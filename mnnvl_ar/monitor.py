@@ -106,6 +106,12 @@ class Monitor:
         except RuntimeError as error:
             _log.error("nobody watches workspace %d until another one is made or woken, but check(): %s", handle, error)
 
+    def pass_on(self, handle: int, owner: Watched) -> None:
+        """Of a workspace whose fault is not told yet: `owner` is asked from now on."""
+        with self._lock:
+            if handle in self._watched and not self._watched[handle].is_being_told:
+                self._watched[handle] = _Watch(owner)
+
     def forget(self, handle: int) -> list[threading.Thread]:
         """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle: then
         these are the threads that end. Does not wait for a look that is under way; closing does."""
@@ -185,7 +191,10 @@ class Monitor:
             return True
         if fault is None:
             return False
-        owner.is_being_told = True
+        with self._lock:
+            if self._watched.get(handle) is not owner:  # passed on meanwhile, or forgotten
+                return False
+            owner.is_being_told = True
         teller = threading.Thread(target=self._tell, args=(handle, owner, fault), daemon=True, name="mnnvl_ar on_fault")
         try:
             with self._lock:
@@ -230,6 +239,10 @@ def start() -> None:
 
 def watch(handle: int, owner: Watched, lifeline: Lifeline) -> None:
     _monitor.watch(handle, owner, lifeline)
+
+
+def pass_on(handle: int, owner: Watched) -> None:
+    _monitor.pass_on(handle, owner)
 
 
 def forget(handle: int) -> list[threading.Thread]:

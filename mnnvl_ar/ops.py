@@ -111,7 +111,8 @@ def all_reduce(x: torch.Tensor, workspace: int, *, strategy: int = -1, pdl: int 
     A call of more rows than a slot of the workspace holds runs as several launches, with the same bits.
     Errors: `RuntimeError`, naming argument, got and wanted, before anything is launched. `RuntimeError` too where the
     workspace broke in an earlier call, on the host also in this one; `Workspace.check` raises that as its own kind. A
-    call that failed leaves NaN, but in rows that had come before it failed.
+    call that failed leaves NaN, but in what had come before it failed: on a GPU parts of rows, of 16 bytes at least;
+    `norm` and what is made of it are NaN for the whole row.
     Source: mnnvl_ar design; docs/numerics.md for every bit of the results.
     """
     return torch.empty_like(x)

@@ -39,7 +39,7 @@ _EPOCHS = 2**32 - 1  # kEpochs of csrc/protocol/ring.h
 
 _log = logging.getLogger("mnnvl_ar")
 # Of closed workspaces that captured graphs may still use; of those closed by force, what the monitor watches.
-_kept: list[tuple[int, SymmetricMemory, Replayed | None]] = []
+_kept: list[tuple[int, SymmetricMemory, Replayed]] = []
 
 
 class Workspace:
@@ -265,11 +265,11 @@ class Workspace:
     def check(self) -> None:
         """Raises `PeerTimeout` (also as `PeerGone`), `CallMismatch` or `WorkspaceBroken` if a call on this workspace
         failed, here or, as far as this rank has been told, on a peer, or if a peer's process has died; `MnnvlArError`
-        if it is closed or asleep, and nobody can tell, but `WorkspaceBroken` if a graph was replayed in vain since.
+        if it is closed or asleep, and nobody can tell, but the error of a graph that was replayed in vain since.
         Waits for nothing; on a GPU it costs a copy of 16 KiB."""
         if self.handle and os.getpid() == self._pid and (self._memory is None or self._memory.is_dropped):
             fault = read_fault(self.handle)
-            if fault is not None and fault.code == ASLEEP_FAULT:
+            if fault is not None and (self._memory is None or fault.code == ASLEEP_FAULT):
                 raise fault.error()
         self._awake("check")
         raise_fault(self.handle)
@@ -279,11 +279,12 @@ class Workspace:
         group is gone, or at exit. Peers are told once the memory goes: their later calls end, with `PeerGone`.
 
         If calls were captured, graphs that hold them may still run: ops raise from now on, but the memory stays mapped
-        until those graphs are destroyed, and is given back when a workspace is made or closed after that. `force` gives
-        it back all the same, and ends calls that still wait for a peer, in other threads too; a graph that is replayed
-        afterwards computes nothing: its outputs are NaN, and the monitor says so (of the addresses, which then lead to
-        2 MiB, the rest is as above). Where a graph is being captured nobody can wait for the calls: then `force` raises
-        `RuntimeError`, the workspace is broken, and is to be closed again; the capture may be lost.
+        until those graphs are destroyed, and is given back when a workspace is made or closed after that; until then
+        the monitor still says what becomes of a replay, and `on_fault` is called while the workspace lives. `force`
+        gives it back all the same, and ends calls that still wait for a peer, in other threads too; a graph that is
+        replayed afterwards computes nothing: its outputs are NaN, and the monitor says so (of the addresses, which then
+        lead to 2 MiB, the rest is as above). Where a graph is being captured nobody can wait for the calls: then
+        `force` raises `RuntimeError`, the workspace is broken, and is to be closed again; the capture may be lost.
 
         With transport "multicast" the addresses lead nowhere when this returns, but the memory goes only when all ranks
         have closed or put to sleep their workspaces, as those that have not may still send to it; or with the process.
@@ -314,8 +315,9 @@ class Workspace:
                 self._watch(kept, memory)  # before another thread may find it gone, and forget it
                 _kept.append((self.handle, memory, kept))
             else:
-                _kept.append((self.handle, memory, None))
-                watchers.forget(self.handle)
+                kept = Replayed(self)
+                watchers.pass_on(self.handle, kept)
+                _kept.append((self.handle, memory, kept))
 
     def sleep(self) -> None:
         """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank
@@ -462,8 +464,8 @@ def _give_back_kept() -> None:
 
 
 class Replayed:
-    """Stands in for a workspace that was closed by force, while graphs may still be replayed: it has its `on_fault`, as
-    long as the workspace lives."""
+    """Stands in for a workspace that was closed, while graphs may still be replayed: it has its `on_fault`, as long as
+    the workspace lives."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = weakref.ref(workspace)

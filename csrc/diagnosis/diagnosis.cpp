@@ -76,7 +76,8 @@ bool same(const Sent& a, const Sent& b) {
 
 // Whether that may be a signature, and not some word that was written over a board.
 bool is_plausible(const Sent& call) {
-  return call.tokens != 0 && vectors_of(call.description) != 0 && epilogues::find(op_of(call.description)) != nullptr;
+  return call.tokens != 0 && dtype_of(call.description) <= Dtype::float32 &&
+         epilogues::find(op_of(call.description)) != nullptr;
 }
 
 // A rank that has signed two calls as one, each for other peers to see: they ran at once, whatever was noticed of it first. Numbers

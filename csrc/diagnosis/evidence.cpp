@@ -33,7 +33,6 @@ Sent sent_of(const Vector& v, const Vector& numbers) {
 Shape shape_of(const Blocks& blocks, const Sent& call) {
   const Group& group = blocks.params.group;
   Shape shape{group.ranks, call.tokens, vectors_of(call.description), group.multicast != nullptr};
-  if (shape.vectors == 0) return {};
   const Pieces pieces = pieces_of(strategy_of(call.description), shape, blocks.slot_vectors);
   const uint32_t piece = piece_of(call.description);
   const bool is_known = piece < pieces.count && pieces.count <= kSignedPieces;

@@ -50,8 +50,12 @@ struct BlockScaled : Quantised {
     BlockScales scale;    // of the whole call
     const float* global;  // NVFP4's: one, on the device
 
+    // Of groups' scales, what they are: fp32, powers of two as fp32, or exponents. Other formats are ops of their own.
     uint32_t variant() const {
-      return QuantisedArguments::variant() | static_cast<uint32_t>(scale.order) << protocol::kScaleOrderAt;
+      const bool is_group = !format.is_fp4 && !format.is_mx;
+      const uint32_t kind = !is_group || format.divides ? 0 : scale.of_bytes ? 2 : 1;
+      return QuantisedArguments::variant() | static_cast<uint32_t>(scale.order) << protocol::kScaleOrderAt |
+             kind << protocol::kScaleKindAt;
     }
 
     Arguments from(uint64_t bytes) const { return {QuantisedArguments::from(bytes), format, scale, global}; }

@@ -29,10 +29,11 @@ MNNVL_AR_HD constexpr uint64_t slot_vectors_of(Strategy strategy, Shape shape) {
   return strategy == Strategy::one_shot ? one_shot_vectors(shape) : two_shot_vectors(shape);
 }
 
-// Rows of a launch, at most: its vectors fit the slot, and offsets into tensors of its size fit 32 bits.
+// Rows of a launch, at most: its vectors fit the slot, and offsets into tensors of its size fit 32 bits; so do counts of the threads
+// that go over them, of which the shortest row has a warp.
 MNNVL_AR_HD constexpr uint32_t rows_that_fit(Strategy strategy, Shape call, uint64_t slot_vectors) {
   const uint64_t of_one = slot_vectors_of(strategy, {call.ranks, 1, call.vectors, call.own_too});
-  const uint64_t by_offset = (kMaxSlotBytes / kVectorBytes - 1) / call.vectors;
+  const uint64_t by_offset = (kMaxSlotBytes / kVectorBytes - 1) / (call.vectors < 32 ? 32 : call.vectors);
   const uint64_t by_slot = of_one == 0 ? by_offset : slot_vectors / of_one;  // a rank alone is sent nothing
   return static_cast<uint32_t>(by_slot < by_offset ? by_slot : by_offset);
 }

@@ -19,26 +19,28 @@ enum class Dtype : uint32_t { bfloat16 = 0, float16 = 1, float32 = 2 };
 enum class Strategy : uint32_t { one_shot = 0, two_shot = 1 };
 enum class Op : uint32_t;  // its members, one an epilogue: epilogues/list.h
 
-// A call in one word, from the lowest bit up. The same library runs on all ranks, so this may change.
-inline constexpr uint32_t kOpBits = 4, kDtypeBits = 2, kStrategyBits = 1, kVectorsBits = 12, kVariantBits = 4,
-                          kTagBits = 2, kPieceBits = 7;
+// A call in one word, from the lowest bit up. Vectors of a row, of which there is one at least, are given less one. The same library
+// runs on all ranks, so this may change.
+inline constexpr uint32_t kOpBits = 4, kDtypeBits = 2, kStrategyBits = 1, kVectorsBits = 11, kVariantBits = 6,
+                          kTagBits = 2, kPieceBits = 6;
 inline constexpr uint32_t kDtypeAt = kOpBits, kStrategyAt = kDtypeAt + kDtypeBits,
                           kVectorsAt = kStrategyAt + kStrategyBits, kVariantAt = kVectorsAt + kVectorsBits,
                           kTagAt = kVariantAt + kVariantBits, kPieceAt = kTagAt + kTagBits;
-static_assert(kPieceAt + kPieceBits == 32 && kMaxRowVectors < 1 << kVectorsBits);
+static_assert(kPieceAt + kPieceBits == 32 && kMaxRowVectors <= 1 << kVectorsBits);
 
 inline constexpr uint32_t kTags = 1 << kTagBits;
 // A piece's number is given modulo this.
 inline constexpr uint32_t kSignedPieces = 1 << kPieceBits;
 
 // How an op is called, in a signature's few bits. What its epilogue stores besides is the epilogue's (epilogues/epilogue.h).
-inline constexpr uint32_t kWeightIsFp32 = 1, kNormToo = 2, kScaleOrderAt = 2;
+inline constexpr uint32_t kWeightIsFp32 = 1, kNormToo = 2, kScaleOrderAt = 2, kScaleOrderBits = 2,
+                          kScaleKindAt = kScaleOrderAt + kScaleOrderBits;
 
 // tag: the caller's, to tell calls apart that are alike in all else. piece: of the call.
 MNNVL_AR_HD constexpr uint32_t describe(Op op, Dtype dtype, Strategy strategy, uint32_t vectors, uint32_t tag,
                                         uint32_t piece, uint32_t variant = 0) {
   return static_cast<uint32_t>(op) | static_cast<uint32_t>(dtype) << kDtypeAt |
-         static_cast<uint32_t>(strategy) << kStrategyAt | vectors << kVectorsAt | variant << kVariantAt |
+         static_cast<uint32_t>(strategy) << kStrategyAt | (vectors - 1) << kVectorsAt | variant << kVariantAt |
          tag << kTagAt | piece % kSignedPieces << kPieceAt;
 }
 
@@ -50,7 +52,7 @@ MNNVL_AR_HD constexpr Dtype dtype_of(uint32_t d) { return static_cast<Dtype>(bit
 MNNVL_AR_HD constexpr Strategy strategy_of(uint32_t d) {
   return static_cast<Strategy>(bits_of(d, kStrategyAt, kStrategyBits));
 }
-MNNVL_AR_HD constexpr uint32_t vectors_of(uint32_t d) { return bits_of(d, kVectorsAt, kVectorsBits); }
+MNNVL_AR_HD constexpr uint32_t vectors_of(uint32_t d) { return bits_of(d, kVectorsAt, kVectorsBits) + 1; }
 MNNVL_AR_HD constexpr uint32_t variant_of(uint32_t d) { return bits_of(d, kVariantAt, kVariantBits); }
 MNNVL_AR_HD constexpr uint32_t tag_of(uint32_t d) { return bits_of(d, kTagAt, kTagBits); }
 MNNVL_AR_HD constexpr uint32_t piece_of(uint32_t d) { return bits_of(d, kPieceAt, kPieceBits); }

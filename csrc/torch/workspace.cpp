@@ -25,12 +25,14 @@ std::atomic<uint32_t> open_blocks[kMaxDevices];  // by device
 
 bool is_of_another_process(const Workspace& workspace) { return workspace.owner != this_process; }
 
-// With the mutex held, after a workspace was added or closed.
+// With the mutex held, after a workspace was added, or closed, or has given its memory back. One that is closed counts as long as its
+// graphs may run.
 void count_open_blocks(int64_t device) {
   if (device < 0 || device >= kMaxDevices) return;
   std::set<const void*> blocks;
   for (const auto& workspace : workspaces) {
-    if (workspace->closed || is_of_another_process(*workspace)) continue;
+    const bool may_run = !workspace->closed || (workspace->graphs != 0 && !workspace->unmapped);
+    if (!may_run || is_of_another_process(*workspace)) continue;
     if (workspace->settings.device == device) blocks.insert(workspace->params.group.block);
   }
   open_blocks[device] = static_cast<uint32_t>(blocks.size());
@@ -218,11 +220,12 @@ bool close(int64_t handle, bool force) {
                     " cannot give its memory back: a CUDA graph is being captured; close it again after that");
   }
   workspace.unmapped = quiet == diagnosis::Quiet::yes || force;
-  if (workspace.unmapped) {
-    workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
-    forget_fault(workspace);
-  }
-  return workspace.unmapped;
+  if (!workspace.unmapped) return false;
+  workspace.last_epoch = diagnosis::next_epoch_of(workspace.blocks());
+  forget_fault(workspace);
+  const std::lock_guard<std::mutex> counting(mutex);
+  count_open_blocks(workspace.settings.device);
+  return true;
 }
 
 void end_calls(int64_t handle) {
@@ -282,7 +285,7 @@ diagnosis::Finding poll(Workspace& workspace) {
   if (workspace.finding.conclusive) return workspace.finding;
   if (workspace.unmapped) {
     diagnosis::look_at_record(workspace.blocks(), workspace.finding);
-  } else if (!workspace.closed && diagnosis::look(workspace.blocks(), workspace.finding)) {
+  } else if (diagnosis::look(workspace.blocks(), workspace.finding)) {
     workspace.found = true;
   }
   return workspace.finding;

@@ -42,7 +42,8 @@ struct Workspace {
   uint64_t slot_vectors;
   std::atomic<bool> closed = false;
   std::atomic<bool> asleep = false;  // or on its way: no call may begin
-  bool unmapped = false;  // asleep, or closed and no graph is left: the addresses are without memory; under `reading`
+  std::atomic<bool> unmapped =
+      false;  // asleep, or closed and no graph is left: the addresses are without memory; set under `reading`
   std::atomic<uint32_t> graphs = 0;  // that hold our addresses (graphs.h)
   unsigned long long last_capture = 0;
   std::atomic<bool> busy = false;                           // a thread is in a call
@@ -91,7 +92,7 @@ void answer(int64_t handle);
 diagnosis::Loss lose(int64_t handle, uint32_t peer, diagnosis::Departure how, uint32_t next);
 // Of this rank's next call, now or when it closed or slept; kNoEpoch if that is not known.
 uint32_t epoch_of(int64_t handle);
-// Open workspaces on a device, those on one block counted once.
+// Workspaces on a device whose calls may run, those on one block counted once.
 uint32_t sharers(int64_t device);
 Workspace& find(int64_t handle, int64_t device);
 Workspace& find_any(int64_t handle);

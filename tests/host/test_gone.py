@@ -151,6 +151,15 @@ def test_nothing_is_said_while_graphs_may_run() -> None:
         pool.run(gone.check_kept)
 
 
+def test_what_a_replay_found_after_close_is_told() -> None:
+    with RankPool(2) as pool:
+        (told, (line,), said), (_, others, _) = pool.run(gone.fails_after_close)
+    assert told == 1
+    assert "is broken: rank 0 waited 0.3" in line
+    assert "for rank 1 in" in said
+    assert others == []
+
+
 PROGRAM = """
     import sys
     import torch

@@ -23,6 +23,7 @@
 #include "protocol/layout.h"
 #include "protocol/numerics.h"
 #include "protocol/numerics_root.h"
+#include "protocol/pieces.h"
 #include "protocol/ring.h"
 #include "protocol/sentinel.h"
 #include "protocol/signature.h"
@@ -411,6 +412,10 @@ PYBIND11_MODULE(_protocol, m) {
                                    variant_of(description)};
   });
   m.def("numbers_offset", &numbers_offset);
+  m.def("pieces_of", [](uint32_t strategy, uint32_t ranks, uint32_t tokens, uint32_t vectors, uint64_t slot_vectors) {
+    const Pieces pieces = pieces_of(Strategy{strategy}, {ranks, tokens, vectors}, slot_vectors);
+    return std::make_pair(pieces.rows, pieces.count);
+  });
   m.def("signature", [](uint32_t epoch, uint32_t tokens, uint32_t description) {
     return quad_of(signature(epoch, tokens, description));
   });

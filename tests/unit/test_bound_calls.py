@@ -57,6 +57,15 @@ def test_a_copy_is_the_call(told: list[Any], x: torch.Tensor) -> None:
     assert told == ["begin", "end", 7]
 
 
+def test_the_memory_that_was_bound_stays(told: list[Any], x: torch.Tensor) -> None:
+    """Though the tensor has another one by now: a kernel that writes there writes into nobody else's."""
+    call, before = bound.bind(all_reduce_out, x, x, 1), x.untyped_storage().data_ptr()
+    x.data = torch.zeros(4)
+    assert x.untyped_storage().data_ptr() != before
+    assert [memory.data_ptr() for memory in call._memory] == [before, before]
+    assert all(memory.nbytes() for memory in call._memory)
+
+
 def test_half_a_call_is_not_kept(told: list[Any], x: torch.Tensor) -> None:
     """Whose second piece is refused."""
     op = mock.Mock(__name__="all_reduce_out", side_effect=[None, RuntimeError("as ordered")])

@@ -28,6 +28,17 @@ def owner_columns(shape: tuple[int, int, int]) -> list[int]:
     return [protocol.columns_of(*shape, owner) for owner in range(shape[0])]
 
 
+@given(st.integers(0, 1), ranks, st.integers(1, 2**31 - 1), vectors, st.integers(1, 2**28 - 1))
+@example(0, 2, 2**27, 1, 2**28 - 1)
+@example(1, 2, 2**27, 1, 2**28 - 1)
+@example(0, 1, 2**31 - 1, 1, 1)
+def test_counts_of_a_piece_fit_32_bits(strategy: int, world: int, rows: int, row: int, slot: int) -> None:
+    """Pieces cover the call, and its threads, a warp a row at least, can be counted with room for a grid besides."""
+    of_piece, count = protocol.pieces_of(strategy, world, rows, row, slot)
+    assert (count - 1) * of_piece < rows <= count * of_piece or of_piece == 0
+    assert of_piece * max(row, 32) < 2**28
+
+
 @settings(max_examples=60)
 @given(shapes, st.booleans())
 @example((8, 3, 360), False)

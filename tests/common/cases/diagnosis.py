@@ -109,6 +109,8 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "tag": ({"tag": 3}, {"tag": 1}, "tag"),
     "norm stored": ({"with_norm": True}, {}, "norm stored too:"),
     "layout": ({"layout": 2}, {"layout": 0}, "layout of scales"),
+    "powers of two": ({"scales": 1}, {"scales": 0}, "scales as"),
+    "packed scales": ({"scales": 2, "layout": 2}, {"scales": 1, "layout": 2}, "scales as"),
 }
 
 
@@ -123,7 +125,7 @@ def check_different_in(rank: Any, what: str) -> None:
     given = dict(mine if rank.rank == 0 else others)
     weight = torch.ones(256, dtype=given.pop("weight", torch.bfloat16), device=rank.device)
     op = torch.ops.mnnvl_ar.all_reduce_rms_norm
-    if {"with_norm", "layout"} & {*mine, *others}:
+    if {"with_norm", "layout", "scales"} & {*mine, *others}:
         op = torch.ops.mnnvl_ar.all_reduce_rms_norm_per_token_group_fp8
     rows = torch.ones(2, 256, dtype=torch.bfloat16, device=rank.device)
     text = ""

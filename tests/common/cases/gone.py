@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import multiprocessing.util
@@ -305,6 +306,34 @@ def check_kept(rank: Any) -> None:
         rank.barrier()
         assert call_in_vain(rank, workspace)[:2] == ("PeerGone", 0)
         workspace.close()
+
+
+def fails_after_close(rank: Any) -> tuple[int, list[str], str]:
+    """Rank 0 closes while a graph is alive, as far as the workspace knows, and its replay waits in vain: how often
+    `on_fault` was called, what was logged, what `check` says."""
+    import mnnvl_ar.workspace as module
+
+    heard: list[Exception] = []
+    workspace = rank.new_workspace(**SMALL, deadline=0.3, on_fault=heard.append)
+    said, logged = "", list[str]()
+    rank.barrier()
+    if rank.rank == 0:
+        kept = mock.Mock(wraps=module.ops, _workspace_close=lambda *_: False)
+        with Log() as log, mock.patch.object(module, "ops", kept):
+            workspace.close()
+            with contextlib.suppress(RuntimeError):
+                one_call(rank, workspace)
+            until(lambda: bool(heard), "nobody is told")
+            time.sleep(HEARD)
+            logged += log
+        try:
+            workspace.check()
+        except RuntimeError as error:
+            said = str(error)
+        module._give_back_kept()
+    rank.barrier()
+    workspace.close(force=True)
+    return len(heard), logged, said
 
 
 def looks(rank: Any, seconds: float, backs_off: bool) -> tuple[int, float]:

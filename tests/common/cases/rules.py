@@ -196,7 +196,7 @@ class _Peer:
         self.block, self.board, self.data = block, (board + 16) // 4, control // 4
         if multicast:  # rank 0's own row comes first
             self.data += hidden
-        self.signature = torch.tensor([0, 1, 0, 2 << 4 | vectors << 7], dtype=torch.int32)  # describe()
+        self.signature = torch.tensor([0, 1, 0, 2 << 4 | (vectors - 1) << 7], dtype=torch.int32)  # describe()
         self.stream = stream_aside(block.device) if block.is_cuda else None
 
     def write(self, place: int, words: torch.Tensor) -> None:
