@@ -7,9 +7,9 @@
     13, 14  MXFP8: quant_out and scale_out
 
 4, 5, 9, 11 and 14 store the norm, too. Of the others a norm_out that is given is left alone (vLLM hands its input, or
-scratch). What is returned is FlashInfer's answer: quant_out; of those that store it, norm_out where the workspace poses
-as "trtllm". Outputs that are left out are made. quant_out may have another shape than `input`, as long as its rows are
-the same.
+scratch). What is returned is FlashInfer's answer: quant_out; of 4, 5, 9 and 11, norm_out where the workspace poses as
+"trtllm". Outputs that are left out are made. quant_out may have another shape than `input`, as long as its rows are the
+same.
 
 `layout_code` says how scale_out of 3, 5, 13 and 14 lies: None or 0, tiles of 128 by 4; 2, linear. 1, tiles of 8 by 4,
 is refused, as FlashInfer's mnnvl refuses it. That scale_out may be larger than it need be, and of any shape; NVFP4's
@@ -152,4 +152,4 @@ def quantised(pattern: int, given: dict[str, Any], handle: int, backend: str, **
         norm_out = torch.empty_like(x)
     residual_out = given["residual_out"] if given["residual_out"] is not None else torch.empty_like(x)
     call(given, handle, (quant_out, norm_out, residual_out), **choice)
-    return norm_out if norm_out is not None and backend == "trtllm" else answer
+    return norm_out if norm_out is not None and backend == "trtllm" and call is not mxfp8 else answer

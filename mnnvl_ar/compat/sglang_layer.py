@@ -51,6 +51,11 @@ DENSE = (  # module, function that says whether dense layers are whole on each r
     ("sglang.srt.layers.layer_boundary.layout", "enable_moe_dense_fully_dp"),
     ("sglang.srt.layers.layer_boundary.layout", "is_dense_ffn_fully_dp"),
 )
+NEEDED = (  # module, function without parameters
+    *((STATE, name) for name in GROUPS),
+    (ATTENTION, "is_dp_attention_enabled"),
+    (EXPERTS, "get_moe_a2a_backend"),
+)
 MOST_ROWS = 2048  # FUSE_ALLREDUCE_MAX_BATCH_SIZE of every release
 
 _calls: dict[str, GroupCalls | None] = {}  # "tp", once it was tried
@@ -77,9 +82,7 @@ def checked() -> tuple[str, str]:
         problems.append(f"{FUSED} has a parameter {odd[0]} that is not known")
     gate = _one_of(GATES, ["batch_size"], problems)
     _one_of(DENSE, [], problems)
-    needed = [(STATE, name) for name in GROUPS] + [(ATTENTION, "is_dp_attention_enabled")]
-    needed.append((EXPERTS, "get_moe_a2a_backend"))
-    problems += [f"there is no {module}.{name}" for module, name in needed if not callable(_attribute(module, name))]
+    problems += [f"there is no {module}.{name}" for module, name in NEEDED if not callable(_attribute(module, name))]
     if not callable(getattr(_attribute(EXPERTS, "MoeA2ABackend"), "is_none", None)):
         problems.append(f"there is no {EXPERTS}.MoeA2ABackend.is_none")
     if problems:

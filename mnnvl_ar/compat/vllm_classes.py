@@ -12,9 +12,10 @@ import logging
 from typing import Any
 
 import torch
+import vllm.compilation.passes.pass_manager as pass_manager
 from vllm.compilation.passes.inductor_pass import InductorPass, get_pass_context
 from vllm.compilation.passes.pass_manager import PostGradPassManager
-from vllm.config import get_current_vllm_config_or_none
+from vllm.config import get_current_vllm_config_or_none, set_current_vllm_config
 from vllm.distributed.device_communicators.cuda_communicator import CudaCommunicator
 from vllm.distributed.parallel_state import get_tp_group
 
@@ -85,8 +86,21 @@ class Passes(PostGradPassManager):
         group = get_tp_group()
         calls = getattr(group.device_communicator, "mnnvl_ar", None)
         if calls is not None:
-            known = [place for place, each in enumerate(self.passes) if type(each).__name__ in EARLIER]
-            self.passes.insert(max(known, default=-1) + 1, Fusion(group.unique_name, calls))
+            self._add_norms(config)
+            self._insert_behind(EARLIER, Fusion(group.unique_name, calls))
+
+    def _add_norms(self, config: Any) -> None:
+        """In graphs of the Transformers backend a residual is added before the norm, by itself. vLLM makes one op of
+        both, from 0.27 on, for fusions that are on; its own of the all-reduce, which ours stands for, is off."""
+        adds: Any = getattr(pass_manager, "AddRMSNormFusionPass", None)
+        known = {type(each).__name__ for each in self.passes}
+        if adds is not None and adds.__name__ not in known and config.model_config.using_transformers_backend():
+            with set_current_vllm_config(config, check_compile=False):
+                self._insert_behind(EARLIER[:1], adds(config))
+
+    def _insert_behind(self, names: tuple[str, ...], new: Any) -> None:
+        known = [place for place, each in enumerate(self.passes) if type(each).__name__ in names]
+        self.passes.insert(max(known, default=-1) + 1, new)
 
 
 class Fusion(InductorPass):

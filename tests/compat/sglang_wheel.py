@@ -61,7 +61,7 @@ class Texts:
     @staticmethod
     def of(version: str) -> Texts:
         gate, dense = (_one_of(version, places) for places in (sglang_layer.GATES, sglang_layer.DENSE))
-        names = (sglang_layer.LAYER, NORM, REGISTRY, sglang_layer.EXPERTS, gate[0], dense[0])
+        names = (sglang_layer.LAYER, NORM, REGISTRY, gate[0], dense[0])
         return Texts({name: _text(version, name) for name in names}, gate, dense)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from common.ranks import Rank, RankPool, rank_pool
 from compat.front import HIDDEN, create, installed, rows, works
+from compat.stand_in import COMMITTED
+from compat.wheels import define, text_of
 from mnnvl_ar import reference, scales
-from mnnvl_ar.compat.patterns import PATTERNS
+from mnnvl_ar.compat.patterns import NORM, PATTERNS, SUM
 
 EPS = 1e-6
 WIDE = 384  # three groups of 128
@@ -24,6 +27,11 @@ GIVEN: dict[int, dict[str, Any]] = {
     10: {},
     13: {},
 }
+
+
+def base_of(pattern: int) -> int:
+    """The first one of the same epilogue."""
+    return next(code for code in GIVEN if PATTERNS[code].epilogue == PATTERNS[pattern].epilogue)
 
 
 def answers(
@@ -72,7 +80,7 @@ def same_codes(got: torch.Tensor, want: torch.Tensor) -> bool:
 def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:
     """As vLLM calls it: norm_out is there for every pattern, quant_out has the shape of an outer batch."""
     on, weight = rank.device, 1 + rows(9, 1, WIDE, dtype=dtype)[0]
-    base = max(code for code in GIVEN if code <= pattern and PATTERNS[code].epilogue == PATTERNS[pattern].epilogue)
+    base = base_of(pattern)
     asked = {name: each.to(on) if isinstance(each, torch.Tensor) else each for name, each in GIVEN[base].items()}
     is_pairs = base == 3
     with installed() as comm:
@@ -103,7 +111,7 @@ def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:
                 assert same(scale.view(-1)[:-5].clone() if base == 13 else scale, wanted_scales[0])
             if pattern in WITH_NORM:
                 assert reference.same_bits(norm_out, norm)
-                assert got is (norm_out if backend == "trtllm" else quant_out)
+                assert got is (norm_out if backend == "trtllm" and pattern != 14 else quant_out)
             else:
                 assert torch.equal(norm_out, torch.full_like(x, 3.0)), "norm_out is left alone"
                 assert got is quant_out
@@ -198,3 +206,79 @@ def bad_input(rank: Rank) -> None:
 
 def test_bad_input_is_refused_by_name() -> None:
     rank_pool(2).run(bad_input)
+
+
+# ---- what is returned, beside FlashInfer's own function out of its wheel
+
+
+def theirs(text: str, comm: Any) -> tuple[Any, dict[str, Any]]:
+    """It, with kernels that do nothing, and a workspace of its own for each backend."""
+    fields = {"world_size": 2, "rank": 0, "workspace_tensor": None, "metadata": None, "mem_handles": []}
+    kinds = {
+        backend: type(f"{backend.upper()}AllReduceFusionWorkspace", (), {"backend": backend, **fields})
+        for backend in ("mnnvl", "trtllm")
+    }
+    space: dict[str, Any] = {
+        "torch": torch,
+        "AllReduceFusionPattern": comm.AllReduceFusionPattern,
+        "QuantizationSFLayout": comm.QuantizationSFLayout,
+        **{kind.__name__: kind for kind in kinds.values()},
+        **{name: mock.MagicMock() for name in ("MNNVLQuantType", "MNNVLAllreduceFusionStrategy")},
+        **dict.fromkeys(("trtllm_allreduce_fusion", "trtllm_mnnvl_allreduce", "_check_mxfp8_fusion_args"), mock.Mock()),
+        "trtllm_mnnvl_fused_allreduce_add_rmsnorm": lambda output, residual_out, **_: (output, residual_out),
+        "trtllm_mnnvl_fused_allreduce_add_rmsnorm_quant": lambda quant_out, **_: (quant_out, None, None, None),
+    }
+    return define(text, "allreduce_fusion", space), {backend: kind() for backend, kind in kinds.items()}
+
+
+def outputs(pattern: int, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """All that the pattern writes."""
+    if pattern == SUM:
+        return {"output": torch.empty_like(x)}
+    written = {"residual_out": torch.empty_like(x)}
+    if PATTERNS[pattern].norm:
+        written["norm_out"] = torch.empty_like(x)
+    if pattern == NORM:
+        return written
+    is_pairs = base_of(pattern) == 3
+    shape, dtype = ((x.shape[0], WIDE // 2), torch.uint8) if is_pairs else (x.shape, CODES)
+    written["quant_out"] = torch.empty(shape, dtype=dtype)
+    scale = scale_out(pattern, x.shape[0], "swizzled", x.device)
+    return written if scale is None else {**written, "scale_out": scale}
+
+
+def answered(rank: Rank, version: str, text: str) -> None:
+    names = {pattern.name: code for code, pattern in PATTERNS.items()}
+    branches = COMMITTED["flashinfer"][version]["branches allreduce_fusion in flashinfer/comm/allreduce.py"]
+    with installed(version) as comm:
+        function, workspaces = theirs(text, comm)
+        taken = {
+            "mnnvl": [names[name] for name in branches["MNNVLAllReduceFusionWorkspace"]],
+            "trtllm": [code for name, code in names.items() if hasattr(comm.AllReduceFusionPattern, name)],
+        }
+        x, residual, weight = rows(rank.rank, 6, WIDE), rows(77, 6, WIDE), rows(9, 1, WIDE)[0]
+        seen = set()
+        for backend, patterns in taken.items():
+            workspace = create(comm, rank, backend=backend, hidden_dim=WIDE)
+            for pattern in patterns:
+                written = outputs(pattern, x)
+                given = {
+                    "input": x, "pattern": pattern, "residual_in": residual, "rms_gamma": weight, "layout_code": 0,
+                    **(GIVEN[base_of(pattern)] if pattern > NORM else {}), **written,
+                }  # fmt: skip
+                told = [call(**given, workspace=place) for call, place in (
+                    (function, workspaces[backend]), (comm.allreduce_fusion, workspace),
+                )]  # fmt: skip
+                wanted, got = (next(name for name, each in written.items() if each is answer) for answer in told)
+                assert got == wanted, (backend, pattern)
+                seen.add((backend, wanted))
+            workspace.destroy()
+        assert {("mnnvl", "quant_out"), ("trtllm", "quant_out"), ("trtllm", "norm_out")} <= seen
+        assert comm.calls == []
+
+
+@pytest.mark.parametrize("version", ["0.6.15.post1", "0.7.4"])
+def test_the_answer_is_flashinfers(version: str) -> None:
+    """Of the outputs that are given, ours returns the one that FlashInfer's function does, whatever its backend."""
+    text = text_of("flashinfer-python", version, "flashinfer/comm/allreduce.py")
+    rank_pool(2).run(answered, version, text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
+import sys
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -14,7 +16,7 @@ import torch
 from common.ranks import Rank, rank_pool
 from compat.front import HIDDEN, rows
 from compat.test_fusion import EPS, GROUP, NORMED, PATIENCE, graph_of, later_layer, names
-from compat.vllm_wheel import Stage, Texts, in_place
+from compat.vllm_wheel import Stage, Texts, Theirs, in_place
 from mnnvl_ar import reference
 
 VERSIONS = ["0.20.2", "0.26.0", "0.33.0"]
@@ -35,9 +37,9 @@ def passes(stage: Stage, made: Any) -> Any:
     return manager
 
 
-def run_on(stage: Stage, manager: Any, end: int) -> torch.fx.GraphModule:
+def run_on(stage: Stage, manager: Any, end: int, layer: Any = later_layer) -> torch.fx.GraphModule:
     """A layer's graph after vLLM's own pass manager, compiled for up to `end` rows."""
-    module = graph_of(later_layer, *NORMED)
+    module = graph_of(layer, *NORMED)
     with stage.platform._named("vllm.compilation.passes.inductor_pass.pass_context")(SimpleNamespace(start=1, end=end)):
         manager(module.graph)
         manager.uuid()
@@ -95,6 +97,56 @@ def served(rank: Rank, texts: Texts) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_is_ours_and_what_is_theirs(version: str) -> None:
     rank_pool(2).run(served, Texts.of(version), timeout=PATIENCE)
+
+
+class AddsNorms(Theirs):
+    """As vLLM's AddRMSNormFusionPass: of a sum with a residual and its norm one op is made."""
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        for norm in graph.find_nodes(op="call_function", target=torch.ops.vllm_ir.rms_norm.default):
+            added, (weight, eps) = norm.args[0], norm.args[1:]
+            with graph.inserting_before(norm):
+                both = graph.call_function(torch.ops.vllm_ir.fused_add_rms_norm.default, (*added.args, weight, eps))
+                for old, place in ((norm, 0), (added, 1)):
+                    old.replace_all_uses_with(graph.call_function(operator.getitem, (both, place)))
+                    graph.erase_node(old)
+
+
+def of_transformers(rank: Rank, texts: Texts) -> None:
+    """A layer's residual is added by itself: in one op with the norm before our pass comes, whatever else is on."""
+
+    def layer(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
+        added = torch.ops.vllm.all_reduce(x, GROUP) + residual
+        return torch.ops.vllm_ir.rms_norm(added, weight, EPS), added
+
+    with mock.patch.dict(os.environ, ENVIRONMENT), in_place(texts, rank.world_size, max_size=LIMIT) as stage:
+        config = stage.config
+        stage.platform.Platform.check_and_update_config(config)
+        made = communicator(stage, rank)
+        module = sys.modules["vllm.compilation.passes.pass_manager"]
+        has_it = hasattr(module, "AddRMSNormFusionPass")  # from 0.27 on
+        if has_it:
+            vars(module)["AddRMSNormFusionPass"] = type("AddRMSNormFusionPass", (AddsNorms,), {})
+        for by_transformers in (False, True):
+            config.model_config.using_transformers_backend = lambda answer=by_transformers: answer
+            for quantises in (False, True):
+                config.compilation_config.pass_config.fuse_norm_quant = quantises
+                manager = passes(stage, made)
+                kinds = [type(each).__name__ for each in manager.passes]
+                there = has_it and by_transformers
+                assert kinds.count("AddRMSNormFusionPass") == there
+                if there:
+                    first = kinds.index("AddRMSNormFusionPass")
+                    assert kinds.index("NoOpEliminationPass") < first < kinds.index("Fusion")
+                ours = next(each for each in manager.passes if type(each).__name__ == "Fusion")
+                run_on(stage, manager, 16, layer)
+                assert ours.fused == there
+        made.destroy()
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.27.0", "0.33.0"])
+def test_norms_of_the_transformers_backend(version: str) -> None:
+    rank_pool(2).run(of_transformers, Texts.of(version), timeout=PATIENCE)
 
 
 def invariant(rank: Rank, texts: Texts) -> list[list[int]]:

@@ -111,6 +111,50 @@ def test_vllm(version: str) -> None:
     rank_pool(2).run(vllm, version, text_of("vllm", version, FI_AR), text_of("vllm", version, PASS))
 
 
+class Trtllm:
+    """As much of FlashInfer's workspace for trtllm as vLLM looks at: it has no mc_ptr."""
+
+    backend, destroyed = "trtllm", False
+
+    def destroy(self) -> None:
+        self.destroyed = True
+
+
+def vllm_falls_back(rank: Rank, version: str, creates: str, asked: str) -> None:
+    """Rows of no whole 16 bytes, so that all ranks go to FlashInfer's trtllm, whatever was asked for."""
+    with installed(pin("vllm", version)) as comm, stubbed(creates, "vllm") as root:
+        flashinfer.uninstall()
+        made: list[Trtllm] = []
+
+        def original(backend: str, **_: Any) -> Trtllm:
+            assert backend == "trtllm"
+            made.append(Trtllm())
+            return made[-1]
+
+        comm.create_allreduce_fusion_workspace = comm.allreduce.create_allreduce_fusion_workspace = original
+        with mock.patch.object(flashinfer, "wrong", return_value=[]):  # of the signature
+            flashinfer.install()
+        root.envs.VLLM_FLASHINFER_ALLREDUCE_BACKEND = asked
+        root.envs.VLLM_ALLREDUCE_USE_FLASHINFER = False
+        root.distributed.parallel_state._node_count.return_value = 1
+        root.distributed.parallel_state.get_node_count.return_value = 1
+        module = executed(creates, "flashinfer_all_reduce")
+        got = module.get_fi_ar_workspace(rank.world_size, rank.rank, TOKENS, 60, torch.bfloat16, rank.group)
+        looks = "mc_ptr" in creates  # from 0.27 on
+        assert [each.destroyed for each in made] == ([True] * looks + [False] * (asked == "auto" or not looks))
+        assert got is (None if looks and asked == "mnnvl" else made[-1])
+        module.destroy_fi_ar_workspace()
+        module.atexit.unregister(module.destroy_fi_ar_workspace)
+
+
+@pytest.mark.parametrize("asked", ["mnnvl", "auto"])
+@pytest.mark.parametrize("version", ["0.26.0", "0.27.0", "0.33.0"])
+def test_what_vllm_makes_of_the_fallback(version: str, asked: str) -> None:
+    """From 0.27 on it takes no trtllm where it asked for mnnvl: by "auto" it then asks for that itself, else it goes on
+    without fusion."""
+    rank_pool(2).run(vllm_falls_back, version, text_of("vllm", version, FI_AR), asked)
+
+
 def sglang(rank: Rank, version: str, text: str, hooks: str, backend: str) -> None:
     """SGLang's own manager of workspaces and fused call; its module is imported before the plugins are loaded, and its
     own registry puts ours in place."""

@@ -174,6 +174,40 @@ def test_what_is_no_fact_may_move() -> None:
     assert facts.of_python("m.py", source, WANTED) == facts.of_python("m.py", moved, WANTED)
 
 
+A2A = "sglang/srt/layers/moe/utils.py"
+A2A_SOURCE = """
+class MoeA2ABackend(Enum):
+    NONE = "none"
+    ONE = "one"
+    def is_none(self): return self.name == "NONE"
+class Another:
+    def is_some(self): ...
+def get_moe_a2a_backend(): return chosen or MoeA2ABackend.NONE
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("def get_moe", "def moe", f"function get_moe_a2a_backend in {A2A}: removed, was []"),
+        ("backend()", "backend(layer)", f'function get_moe_a2a_backend in {A2A}: changed, with ["layer"]'),
+        ("chosen or", "chosen()[0] or", f"body get_moe_a2a_backend in {A2A}: "),
+        ('ONE = "one"', 'ONE = "one"; TWO = "two"', f'enum MoeA2ABackend in {A2A}: TWO added, "two"'),
+        ("is_none", "none", f'function MoeA2ABackend.is_none in {A2A}: removed, was ["self"]'),
+        ("self.name ==", "self.name !=", f"body MoeA2ABackend.is_none in {A2A}: digest changed, "),
+    ],
+)
+def test_a_move_of_sglangs_expert_all_to_all_is_named(old: str, new: str, says: str) -> None:
+    """The controls of what is wanted of SGLang: `sglang_layer` asks it whether rows are complete."""
+    wanted = PROJECTS["sglang"].wanted
+    assert facts.matches(A2A, wanted.files)
+    assert old in A2A_SOURCE
+    before, after = (facts.of_release({A2A: each}, wanted) for each in (A2A_SOURCE, A2A_SOURCE.replace(old, new)))
+    assert not [name for name in before if "Another" in name or "is_some" in name]
+    moved = record.moved({"1": before}, {"1": after})
+    assert any(line.startswith(f"1: {says}") for line in moved), moved
+
+
 def test_every_kind_is_tried() -> None:
     """Of the fields of Wanted, each has a case above, and of the committed facts, each is of a kind above."""
     tried = {name.split()[0] for name in IDS}
