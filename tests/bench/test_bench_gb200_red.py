@@ -20,7 +20,7 @@ def harmed(harm: str, rank: int, part: str) -> dict[str, str]:
 
 def still_there(folder: Path) -> list[str]:
     """Processes whose command line names the folder, after a moment in which they may end."""
-    end = time.monotonic() + 5.0
+    end = time.monotonic() + PATIENCE
     while True:
         found = [line for line in command_lines() if str(folder) in line]
         if not found or time.monotonic() > end:

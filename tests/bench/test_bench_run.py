@@ -16,7 +16,7 @@ from bench.quantised import KINDS
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(root / "bench" / "run.py"), "--device", "cpu", "--rounds", "2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 
 def test_a_small_grid_ends_up_in_the_file(root: Path, tmp_path: Path):

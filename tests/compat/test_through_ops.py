@@ -126,7 +126,7 @@ def test_what_is_not_active_imports_nothing() -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
         )
         assert got.stdout == "False\n", got.stderr
 

@@ -124,7 +124,7 @@ def test_demo_can_be_stopped(moment: str, number: int, status: int, tmp_path: Pa
         demo = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=to, stderr=to, start_new_session=True, preexec_fn=heed_ctrl_c
         )
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while {"header": "Host transport", "progress": "making inputs"}[moment] not in log.read_text():
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.05)

@@ -170,7 +170,7 @@ def test_the_rendezvous_is_out_of_reach(rank: int) -> None:
 
 
 def test_without_an_address() -> None:
-    ranks = Ranks(1, fault="os.environ['MASTER_ADDR'] = ''", limit=4.0)
+    ranks = Ranks(1, fault="os.environ['MASTER_ADDR'] = ''")
     assert ranks.status == {0: 1}
     assert "PROBLEM: self-test, rank 0: MASTER_ADDR is '' and MASTER_PORT is" in ranks.out[0]
 
@@ -179,10 +179,10 @@ def test_without_an_address() -> None:
 def test_rank_0_itself_hangs(where: str) -> None:
     """In a driver call, say, which cannot be ended from outside: it reports all the same, and its process ends."""
     name = "machine.examine" if where == "looking at its machine" else "selftest.measure"
-    ranks = Ranks(1, "--json", fault=f"{name} = hang", limit=2.0)
+    ranks = Ranks(1, "--json", fault=f"{name} = hang", limit=8.0)  # in which a busy machine looks at itself
     assert ranks.status == {0: 1}, ranks.err
-    assert f"rank 0: still {where} after 2 s" in ranks.found()["self_test"]["errors"]
-    assert ranks.seconds < 30
+    assert f"rank 0: still {where} after 8 s" in ranks.found()["self_test"]["errors"]
+    assert ranks.seconds < 8 + 30
 
 
 APART = "hosts.identity = lambda: f'host{rank}/boot{rank}/1'"

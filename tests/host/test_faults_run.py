@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -13,12 +12,25 @@ import pytest
 from tools.faults import run
 
 ROOT = Path(__file__).parents[2]
+# `python -m tools.faults.run`, which says so when a fault has been injected.
+PROGRAM = """
+import sys
+from tools.faults import run
+
+class Tally(run.Tally):
+    def add(self, *what):
+        super().add(*what)
+        print("one more", flush=True)
+
+run.Tally = Tally
+sys.exit(run.main())
+"""
 
 
 def test_an_interrupted_run_tells_what_it_has_injected(tmp_path: Path) -> None:
     """As a GPU campaign does that is out of time."""
     record = tmp_path / "record.json"
-    command = [sys.executable, "-m", "tools.faults.run", "--faults", "900", "--groups", "1", "--ranks", "2"]
+    command = [sys.executable, "-c", PROGRAM, "--faults", "900", "--groups", "1", "--ranks", "2"]
     with subprocess.Popen(
         [*command, "--kinds", "exception", "--deadline", "0.2", "--record", str(record)],
         stdout=subprocess.PIPE,
@@ -26,9 +38,15 @@ def test_an_interrupted_run_tells_what_it_has_injected(tmp_path: Path) -> None:
         text=True,
         cwd=ROOT,
     ) as running:
-        time.sleep(20.0)  # it imports PyTorch, and so does what it forks its ranks from
+        assert running.stdout is not None
+        before = []
+        for line in running.stdout:  # to its end, should it end without
+            before.append(line)
+            if line == "one more\n":
+                break
         running.send_signal(signal.SIGINT)
-        said, _ = running.communicate(timeout=40)
+        said, _ = running.communicate(timeout=120)
+        said = "".join([*before, said])
     assert running.returncode == 1, said
     (figures,) = json.loads(record.read_text())["figures"].values()
     assert 0 < figures["injected"] < 900

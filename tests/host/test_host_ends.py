@@ -31,6 +31,14 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
 
 
+def nothing_is_left(before: set[str]) -> bool:
+    """Other tests run beside this one, and what they have there goes by itself."""
+    until = time.monotonic() + 20
+    while shared_memory() - before and time.monotonic() < until:
+        time.sleep(0.05)
+    return not shared_memory() - before
+
+
 def memory_of(pids: list[int]) -> list[int]:
     """Those of the processes that still exist."""
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
@@ -58,7 +66,7 @@ def test_normal_end_leaves_nothing(pool: RankPool) -> None:
     pids = pool.pids
     pool.close()
     assert memory_of(pids) == []
-    assert shared_memory() == before
+    assert nothing_is_left(before)
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
@@ -74,12 +82,12 @@ def test_killed_rank_leaves_nothing(pool: RankPool, victim: int) -> None:
     others = [outcome for rank, outcome in enumerate(outcomes) if rank != victim]
     assert {name for _, name in others} <= {"PeerGone", "PeerTimeout", "WorkspaceBroken"}, others
     assert all(ok for ok, _ in others)
-    assert shared_memory() == before
+    assert nothing_is_left(before)
 
 
 def test_all_killed_leave_nothing(pool: RankPool) -> None:
     before = shared_memory()
     pool.run(open_workspaces)
     pool.discard()
-    assert shared_memory() == before
+    assert nothing_is_left(before)
     pool.run(open_workspaces)  # and there are new ranks to be had

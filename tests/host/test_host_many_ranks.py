@@ -66,7 +66,7 @@ def test_a_wrong_bit_of_one_rank_is_found() -> None:
 def test_a_rank_that_does_not_come_is_named() -> None:
     """As where a GPU has no room for its kernel: the others end by their deadline and say who is missing."""
     (call,) = calls_of_many("bf16")[:1]
-    with ManyRanks(12, TOKENS, max(HIDDENS["bf16"]), "bf16", "cpu", deadline=0.3) as ranks:
+    with ManyRanks(12, TOKENS, max(HIDDENS["bf16"]), "bf16", "cpu", deadline=2.0) as ranks:
         each = ranks.group.each
         ranks.group.each = lambda work: each(lambda rank: rank == 7 or work(rank))  # type: ignore[method-assign]
         with pytest.raises((MnnvlArError, RuntimeError), match="rank 7"):

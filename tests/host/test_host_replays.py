@@ -38,7 +38,7 @@ def test_serves(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script = engine(Profile(ranks, seed, late=0.002, **sizes))
-    figures = total(rank_pool(ranks).run(serve, script, timeout=120))
+    figures = total(rank_pool(ranks).run(serve, script, timeout=240))
     with capsys.disabled():
         print(f"\n{script.engine}, {ranks} ranks, seed {seed}: {figures}")
     assert figures["wrong_rows"] == 0
@@ -79,7 +79,7 @@ def symptom(rule: str, seed: int) -> str:
     script = vllm(Profile(2, seed, late=0.002, forwards=150, **sizes))
     pool = rank_pool(2, library=TEST_LIBRARY)
     try:
-        figures = total(pool.run(serve, script, CONTROLS.get(rule, ""), timeout=30))
+        figures = total(pool.run(serve, script, CONTROLS.get(rule, ""), timeout=90))
         return f"wrong rows: {figures['wrong_by_form']}" if figures["wrong_rows"] else ""
     except RanksFailed as failed:
         return str(failed)

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 from unittest import mock
 
@@ -15,11 +16,12 @@ import pytest
 import torch
 
 import mnnvl_ar.workspace as module
+from common.cases import gone
 from common.ranks import RankPool, RanksFailed
 from mnnvl_ar import monitor, ops
 
 SMALL = {"max_tokens": 2, "hidden": 64, "deadline": 60.0}
-AT_ONCE = 5.0  # seconds, for what takes a tenth of one
+AT_ONCE = 10.0  # seconds, for what takes a tenth of one; the deadline is 60 s
 
 
 def row(value: float = 1.0) -> torch.Tensor:
@@ -73,10 +75,10 @@ def call_in_vain(handle: int) -> None:
         ops.all_reduce(row(), handle)
 
 
-def forced(rank: Any, second: str, hurries: bool) -> float:
+def forced(rank: Any, second: str, deadline: float, hurries: bool) -> float:
     """Rank 0 waits in a call, and another thread sleeps, which waits for that call, as it does on a GPU. The seconds
-    that `second` then takes, with a deadline of 3."""
-    workspace = rank.new_workspace(**{**SMALL, "deadline": 3.0}, monitor=False)
+    from the beginning of the call to the end of `second`."""
+    workspace = rank.new_workspace(**{**SMALL, "deadline": deadline}, monitor=False)
     rank.barrier()
     took, real = 0.0, module.ops
     if rank.rank == 0:
@@ -91,11 +93,11 @@ def forced(rank: Any, second: str, hurries: bool) -> float:
         slow = mock.Mock(wraps=real, _workspace_sleep=sleep, _workspace_end_calls=end)
         with mock.patch.object(module, "ops", slow):
             sleeper = threading.Thread(target=workspace.sleep)
+            began = time.monotonic()
             call.start()
-            time.sleep(0.2)  # until it waits
+            gone.until(lambda: gone.begun(workspace, 0) > 0, "the call does not begin")
             sleeper.start()
             waits.wait()
-            began = time.monotonic()
             if second == "close":
                 workspace.close(force=True)
             else:
@@ -116,13 +118,25 @@ def forced(rank: Any, second: str, hurries: bool) -> float:
 @pytest.mark.parametrize("second", ["close", "recover"])
 def test_force_ends_what_another_thread_waits_for(second: str) -> None:
     with RankPool(2) as pool:
-        assert pool.run(forced, second, True)[0] < 2.0
-        assert pool.run(forced, second, False)[0] > 2.0, "the control waits for the deadline"
+        assert pool.run(forced, second, 60.0, True)[0] < AT_ONCE
+        assert pool.run(forced, second, 3.0, False)[0] >= 3.0, "the control waits for the deadline"
+
+
+def interrupt_when(is_so: Any) -> None:
+    """Sends this process a signal then, a little later: when what has begun waits."""
+
+    def send() -> None:
+        gone.until(is_so, "what is to be interrupted does not begin")
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=send).start()
 
 
 def handled(rank: Any, verb: str) -> tuple[str, float, str, float]:
     """Rank 0 waits in a call, and a signal's handler does `verb` on its workspace: what that raised and after how many
-    seconds; what the call then ended with, and after how many."""
+    seconds; what the call then ended with, and after how many. Rank 1 comes to the call after that; if the handler has
+    ended it, when it has."""
     workspace, found = rank.new_workspace(**SMALL), ["", 0.0, "", 0.0]
     verbs = {
         "close": lambda: workspace.close(force=True),
@@ -137,19 +151,22 @@ def handled(rank: Any, verb: str) -> tuple[str, float, str, float]:
             verbs[verb]()
         except RuntimeError as error:
             found[:2] = str(error), time.monotonic() - began
+        if verb != "close":
+            rank.store.set("handled", "")
 
     rank.barrier()
     if rank.rank == 0:
         signal.signal(signal.SIGUSR1, handler)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        interrupt_when(lambda: gone.begun(workspace, 0) > 0)
         began = time.monotonic()
         try:
             assert float(ops.all_reduce(row(), workspace.handle)[0, 0]) == 2.0
         except RuntimeError as error:
             found[2] = str(error)
         found[3] = time.monotonic() - began
+        rank.store.set("handled", "")
     else:
-        time.sleep(1.0)
+        rank.store.wait(["handled"], timedelta(seconds=gone.PATIENCE))
         with contextlib.suppress(RuntimeError):  # of a call that the other has given up
             ops.all_reduce(row(), workspace.handle)
     workspace.close(force=True)
@@ -179,11 +196,13 @@ def twice_broken(rank: Any, where: str) -> list[str]:
     """Two faults, with a recovery between them while the first is still reported: by another thread, or in `on_fault`
     itself. What `on_fault` heard."""
     heard: list[str] = []
+    recovered: list[bool] = []
 
     def on_fault(error: Exception) -> None:
         heard.append(type(error).__name__)
         if where == "in on_fault":
             workspace.recover(rank.group)
+            recovered.append(True)
         else:
             time.sleep(1.0)
 
@@ -197,7 +216,9 @@ def twice_broken(rank: Any, where: str) -> list[str]:
         while len(heard) < number and time.monotonic() < until:
             time.sleep(0.01)
         if where == "in on_fault":
-            time.sleep(2.0)
+            while len(recovered) < number and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.5)  # until it has returned
         else:
             workspace.recover(rank.group)
     workspace.close(force=True)
@@ -214,16 +235,17 @@ def test_what_is_recovered_while_its_fault_is_reported_is_watched_again(where: s
 def slept_and_woken(rank: Any) -> bool:
     """Whether a workspace is watched that one thread put to sleep, slowly at its end, and another one woke."""
     workspace = rank.new_workspace(**SMALL)
-    forget = monitor.forget
+    forget, inside = monitor.forget, threading.Event()
 
     def slow(handle: int) -> Any:
+        inside.set()
         time.sleep(0.3)
         return forget(handle)
 
     with mock.patch.object(monitor, "forget", slow):
         sleeper = threading.Thread(target=workspace.sleep)
         sleeper.start()
-        time.sleep(0.05)
+        assert inside.wait(gone.PATIENCE)
         workspace.wake(rank.group)
         sleeper.join()
     watched = workspace.handle in monitor._monitor._watched
@@ -247,11 +269,12 @@ def nested(rank: Any) -> str:
                 workspace.close()
             except RuntimeError as error:
                 said[0] = str(error)
+            rank.store.set("handled", "")
 
         signal.signal(signal.SIGUSR1, handler)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        interrupt_when(lambda: workspace._turn._verb == "wake")
     else:
-        time.sleep(1.0)
+        rank.store.wait(["handled"], timedelta(seconds=gone.PATIENCE))
     workspace.wake(rank.group)
     assert float(ops.all_reduce(row(), workspace.handle)[0, 0]) == 2.0
     workspace.close()

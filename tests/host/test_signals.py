@@ -135,7 +135,7 @@ def test_control_a_library_that_does_not_ask(tmp_path: Path, name: str) -> None:
     assert deaf.read_bytes() != PATH.read_bytes()
     pool = RankPool(2, library=deaf)
     try:
-        (raised, when), sent = pool.run(signalled, name, 2.0)
+        (raised, when), sent = pool.run(signalled, name, 4.0)
     finally:
         pool.discard()
     assert raised == SIGNALS[name][2]
@@ -166,7 +166,7 @@ def test_sigterm_ends_a_process_that_waits_within_a_second(pool: RankPool, recor
 
 
 def test_control_a_process_that_is_deaf_to_sigterm(pool: RankPool) -> None:
-    sent = terminated(pool, "SIGTERM, ignored", 2.0)
+    sent = terminated(pool, "SIGTERM, ignored", 4.0)
     assert sent.ended == 0.0
     assert sent.fault[0] == "PeerTimeout", sent.fault
     assert late([[sent.fault[3] - sent.at]])

@@ -21,7 +21,9 @@ from mnnvl_ar.memory.vote import Outcome, Participant, Verdict, hooks
 
 SIZE = 4
 PARALLEL = 3
-STALL_TIMEOUT = 1.2
+STALL_TIMEOUT = 2.0  # in which a busy machine comes to the step; the others sleep through it
+MARGIN = 3.0  # seconds after a timeout by which it must have been told
+NOTICED = 10.0  # seconds, for what takes a tenth of one, and must not wait for the timeout of 20 s
 
 
 def split(cases: list[Any], parts: int) -> list[list[Any]]:
@@ -47,7 +49,7 @@ def test_one_rank_fails(kind: str, mode: str) -> None:
     cases = [(step, victim) for step in steps for victim in range(SIZE)]
     told = ranks.values(ranks.launch(SIZE, faults.loop_body, kind, mode, cases, 20.0, seconds=120))
     for number, case in enumerate(cases):
-        check(case, [results[number] for results in told], list(range(SIZE)), 5.0)
+        check(case, [results[number] for results in told], list(range(SIZE)), NOTICED)
 
 
 @pytest.mark.parametrize("mode", ["failure", "exception"])
@@ -56,7 +58,7 @@ def test_one_rank_fails_in_a_restoration(kind: str, mode: str) -> None:
     cases = [(step, victim) for step in steps_of(kind, "restore") for victim in (0, 2)]
     told = ranks.values(ranks.launch(3, faults.loop_body, kind, mode, cases, 20.0, "restore"))
     for number, case in enumerate(cases):
-        check(case, [results[number] for results in told], [0, 1, 2], 5.0)
+        check(case, [results[number] for results in told], [0, 1, 2], NOTICED)
 
 
 def run_stalls(kind: str, cases: list[tuple[str, int]], purpose: str = "allocate") -> None:
@@ -66,8 +68,9 @@ def run_stalls(kind: str, cases: list[tuple[str, int]], purpose: str = "allocate
         for number, (step, victim) in enumerate(part):
             everyone = [results[number] for results in told]
             awake = [rank for rank in range(SIZE) if rank != victim]
-            check((step, victim), everyone, awake, STALL_TIMEOUT + 1.0)
-            check((step, victim), everyone, [victim], 3 * STALL_TIMEOUT)  # the sleeper itself says it was too late
+            check((step, victim), everyone, awake, STALL_TIMEOUT + MARGIN)
+            slept = 1.4 * STALL_TIMEOUT
+            check((step, victim), everyone, [victim], slept + MARGIN)  # the sleeper itself says it was too late
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(run, split(cases, PARALLEL)))
@@ -111,7 +114,7 @@ def run_kills(kind: str, cases: list[tuple[str, int]], size: int = SIZE, purpose
         assert ends[case[1]].exitcode == -signal.SIGKILL
         survivors = [rank for rank in range(size) if rank != case[1]]
         ranks.values([ends[rank] for rank in survivors])
-        check(case, [end.value for end in ends], survivors, 4.0)  # noticed, not waited for
+        check(case, [end.value for end in ends], survivors, NOTICED)  # noticed, not waited for
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(run, cases))
@@ -150,7 +153,7 @@ UNDO = [("multicast undo", victim) for victim in (0, 2)]
 def test_one_rank_fails_while_multicast_is_given_up(mode: str) -> None:
     told = ranks.values(ranks.launch(3, faults.loop_body, "auto", mode, UNDO, 20.0))
     for number, case in enumerate(UNDO):
-        check(case, [results[number] for results in told], [0, 1, 2], 5.0)
+        check(case, [results[number] for results in told], [0, 1, 2], NOTICED)
         assert "not multicast, since rank 1 failed at multicast bind" in told[0][number][0][2]
 
 
@@ -164,7 +167,7 @@ def test_one_rank_is_killed_while_multicast_is_given_up() -> None:
 
 def absent_body(rank: int, size: int, store: dist.Store, absent: int) -> Any:
     group = ranks.group(store, "first", rank, size)
-    told = faults.attempt(group, "host", 1.5, {}) if rank != absent else (None, 0.0)
+    told = faults.attempt(group, "host", STALL_TIMEOUT, {}) if rank != absent else (None, 0.0)
     ranks.meet(store, "all gave up", size)
     assert faults.attempt(group, "host", 20.0, {})[0] is None  # and can meet again over the same group
     return told
@@ -173,7 +176,7 @@ def absent_body(rank: int, size: int, store: dist.Store, absent: int) -> Any:
 @pytest.mark.parametrize("absent", [0, 2])
 def test_one_rank_never_comes(absent: int) -> None:
     told = ranks.values(ranks.launch(3, absent_body, absent))
-    check(("rendezvous", absent), told, [rank for rank in range(3) if rank != absent], 2.0)
+    check(("rendezvous", absent), told, [rank for rank in range(3) if rank != absent], STALL_TIMEOUT + MARGIN)
 
 
 def stop_body(rank: int, size: int, store: dist.Store, step: str, victim: int) -> Any:
@@ -181,7 +184,7 @@ def stop_body(rank: int, size: int, store: dist.Store, step: str, victim: int) -
     faults.make(group, "host", 20.0).close()
     store.set(f"pid{rank}", str(os.getpid()))
     ranks.meet(store, "ready to stop", size)
-    told = faults.attempt(group, "host", 1.5, {step: "stop"} if rank == victim else {})
+    told = faults.attempt(group, "host", STALL_TIMEOUT, {step: "stop"} if rank == victim else {})
     if rank == (victim + 1) % size:
         os.kill(int(store.get(f"pid{victim}")), signal.SIGCONT)
     ranks.meet(store, "all gave up", size)
@@ -192,7 +195,7 @@ def stop_body(rank: int, size: int, store: dist.Store, step: str, victim: int) -
 @pytest.mark.parametrize(("step", "victim"), [("exchange", 0), ("exchange", 1), ("ready", 2)])
 def test_one_rank_is_stopped_and_continued(step: str, victim: int) -> None:
     told = ranks.values(ranks.launch(3, stop_body, step, victim))
-    check((step, victim), told, [rank for rank in range(3) if rank != victim], 2.0)
+    check((step, victim), told, [rank for rank in range(3) if rank != victim], STALL_TIMEOUT + MARGIN)
     assert told[victim][0][:2] == (victim, step)
 
 
@@ -256,4 +259,4 @@ def test_without_the_vote_ranks_diverge(step: str) -> None:
     start = time.monotonic()
     told = ranks.values(ranks.launch(3, unvoted_body, step))
     assert len({answer and answer[:2] for answer, _ in told}) > 1, told
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60

@@ -84,14 +84,11 @@ def test_one_all_gather_a_bring_up(kind: str, size: int) -> None:
 
 def leaks_body(rank: int, size: int, store: dist.Store) -> None:
     group: Any = Launched(ranks.group(store, "first", rank, size))
-    before = {}
-    for round in range(6):
+    make(group).close()
+    before = ranks.census()
+    for _ in range(5):
         make(group).close()
-        before = before if round else ranks.census()
-    after = ranks.census()
-    assert {name: after[name] for name in ("fds", "mapped", "threads", "sockets")} == {
-        name: before[name] for name in ("fds", "mapped", "threads", "sockets")
-    }
+    faults.check_census(before, "five more")
 
 
 def test_rounds_leave_nothing() -> None:
@@ -171,7 +168,7 @@ def test_after_the_gather_a_death_is_noticed_by_us() -> None:
     ends = ranks.launch(3, dead_body)
     told = [ends[rank].value for rank in (0, 2)]
     assert one([answer for answer, _ in told])[:2] == (1, "import")
-    assert max(seconds for _, seconds in told) < 4
+    assert max(seconds for _, seconds in told) < 10, "noticed, not waited for"
 
 
 class Wrong(Launched):

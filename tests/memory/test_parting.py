@@ -370,8 +370,10 @@ def failed_before_body(rank: int, size: int, store: dist.Store) -> tuple[list[in
     memory = make(group, device=torch.device("cuda", 0), transport="multicast", driver=driver)
     late = rank == 2
     with pytest.raises(BringUpError, match="no answer from rank 2"):
-        memory.restore(group, 1.5)
+        memory.restore(group, 5.0)
     memory.drop(CHECKPOINT)
+    if rank != 2:
+        until(lambda: memory.await_parting(0.0) == [2], "it does not hear of the other one")
     staying = memory.await_parting(0.3) if rank != 2 else [2]
     store.add("asked", int(rank != 2))
     return staying, memory.await_parting(PATIENCE)
@@ -434,7 +436,7 @@ def test_control_a_rank_that_leaves_between_two_votes_and_unbinds(victim: int) -
 def stall_body(rank: int, size: int, store: dist.Store, victim: int, early: bool) -> tuple[str, str, str]:
     """One rank is so late in a bring-up that the others have given it up; then it stores its nonce."""
     allow_simulated_multicast()
-    group, timeout = ranks.group(store, "first", rank, size), 1.5
+    group, timeout = ranks.group(store, "first", rank, size), 5.0
     driver, met = SimulatedDriver(rank, multicast=True), [""]
 
     class Late(SimulatedDriver):
@@ -606,7 +608,7 @@ def test_a_child_that_is_forked_while_the_thread_wakes_ends() -> None:
     with parting._lock, parting._nothing_to_do._cond:
         child = os.fork()
         if child == 0:
-            signal.alarm(5)
+            signal.alarm(20)
             parting.keep("owner", Silent(), lambda: None)  # type: ignore[arg-type]
             parting._end()
             os._exit(0)

@@ -108,13 +108,14 @@ def test_what_may_have_passed_is_tried_again(fail: dict[str, str]) -> None:
 
 
 def forgetful_body(rank: int, size: int, store: dist.Store, forgetful: int, telling: bool) -> Told:
-    """After a refusal one rank remembers nothing, as if it had been interrupted. Unless `telling`, nobody tells."""
+    """After a refusal one rank remembers nothing, as if it had been interrupted. Unless `telling`, nobody tells, and
+    they wait for each other in vain."""
     group = ranks.group(store, "first", rank, size)
     tried(group, {"create fabric": REFUSED} if rank == 1 else {}, transport="unicast")
     if rank == forgetful:
         Refusals.of(group).clear()
     with mock.patch.object(Refusals, "agree", Refusals.agree if telling else lambda self, by_rank: None):
-        return tried(group, {}, transport="unicast", timeout=3.0)
+        return tried(group, {}, transport="unicast", timeout=20.0 if telling else 3.0)
 
 
 @pytest.mark.parametrize("forgetful", [0, 1])

@@ -83,7 +83,7 @@ def test_a_kill_is_noticed_across_hosts(victim: int) -> None:
     ends = ranks.launch(3, remote_kill_body, victim)
     told = [ends[rank].value for rank in range(3) if rank != victim]
     assert one([answer for answer, _ in told])[:2] == (victim, "import")
-    assert max(seconds for _, seconds in told) < 4
+    assert max(seconds for _, seconds in told) < 10, "noticed, not waited for"
 
 
 def remote_loop_body(rank: int, size: int, store: dist.Store, mode: str, cases: list[tuple[str, int]]) -> Any:
@@ -165,7 +165,7 @@ def stranger_body(rank: int, size: int, store: dist.Store) -> None:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(f"\0mnnvl_ar-{about['name']}")
                 sock.sendall(struct.pack("<I", len(body)) + body)
-                sock.settimeout(5)
+                sock.settimeout(30)
                 assert sock.recv(1) == b""  # shown the door
         mute = socket.socket(socket.AF_UNIX)  # and one that never says a word must not hold anyone up
         mute.connect(f"\0mnnvl_ar-{about['name']}")
@@ -201,6 +201,6 @@ def stopped_store_body(rank: int, size: int, store: dist.Store) -> Any:
 
 
 def test_a_stopped_store_does_not_block_for_ever() -> None:
-    _, (rank, step, seconds) = ranks.values(ranks.launch(2, stopped_store_body, seconds=30))
+    _, (rank, step, seconds) = ranks.values(ranks.launch(2, stopped_store_body))
     assert (rank, step) == (-1, "rendezvous")
-    assert seconds < 1.5
+    assert seconds < 10, "nobody waits for the store's own timeout of 60 s"

@@ -1,5 +1,6 @@
 """Faults are named on every rank; the matrix of all kinds is tools/faults."""
 
+import statistics
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ from common.ranks import RankPool
     indirect=["ranks"],
 )
 def test_absent_rank(ranks: Any, absent: int) -> None:
-    ranks.run(check_absent, absent)
+    """Of three times the middle one counts, as any machine may stand still once."""
+    took = [max(ranks.run(check_absent, absent, 20.0)) for _ in range(3)]
+    assert statistics.median(took) < 1.5, took
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,13 @@ def test_each_job_has_its_gpus_to_itself(tmp_path: Path) -> None:
 def test_failures_and_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     bad = campaign.run(
-        [job("bad", 1, status=3), job("slow", 1, 30, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path, ignore
+        [job("bad", 1, status=3), job("slow", 1, 300, limit=1.0)], ["0"], 60.0, tmp_path, tmp_path, ignore
     )
     assert [each.name for each in bad] == ["bad", "slow"]
     said = capsys.readouterr().out
     assert "bad: FAILED (exit 3)" in said
     assert "slow: interrupted after 1 s" in said
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 def test_what_there_is_no_time_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,9 @@ for word in "$@"; do case $word in -*|*=*) ;; *) target=$word; break ;; esac; do
 for line in 1 2 3 4 5; do echo "$target line $line"; sleep 0.04; done
 if [ "$target" = "$KILLS" ]; then kill -KILL $PPID; fi
 if [ "$target" = model ]; then sleep "${MODEL_SECONDS:-0}"; fi
+if [ "$target" = model ] && [ "$MODEL_AFTER" ]; then
+  until [ -e "$TMPDIR"/tmp.*/"$MODEL_AFTER".ended ]; do sleep 0.05; done
+fi
 if [ "$target" = "$PATIENT" ]; then until [ -e "$TMPDIR"/tmp.*/model.ended ]; do sleep 0.05; done; fi
 [[ " $FAILING " != *" $target "* ]]
 """
@@ -45,6 +48,7 @@ def start(place: Path, **variables: str) -> subprocess.Popen[str]:
         "FAILING": "",
         "PATIENT": "",
         "KILLS": "",
+        "MODEL_AFTER": "",
         **variables,
     }
     env["TMPDIR"] = str(place)
@@ -96,7 +100,7 @@ def test_logs_do_not_mix(place: Path) -> None:
 
 def test_the_model_runs_beside_the_others(place: Path) -> None:
     """It is told where it ends: behind the tests, if it takes longer."""
-    _, text = ci(place, MODEL_SECONDS="3")
+    _, text = ci(place, MODEL_AFTER="test")
     assert text.index("==== model: begins") < text.index("lint line 1")
     assert text.index("test line 5") < text.index("model line 1")
     _, text = ci(place, PATIENT="lint")
@@ -120,13 +124,14 @@ def test_ended_from_outside_it_tells_what_was_logged_and_leaves_nothing(place: P
     with start(place, MODEL_SECONDS=seconds) as process:
         while "line 5" not in "".join(log.read_text() for log in place.glob("tmp.*/model.log")):
             time.sleep(0.05)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 20
         while not running(f"sleep {seconds}") and time.monotonic() < until:
             time.sleep(0.05)
         assert running(f"sleep {seconds}")
         process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate(timeout=20)
+        text, _ = process.communicate(timeout=60)
     assert process.returncode != 0
+    until = time.monotonic() + 20
     assert "model line 5" in text
     assert "==== model: ? s, exit status ?" in text
     while running(f"sleep {seconds}"):

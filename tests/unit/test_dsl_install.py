@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from mnnvl_ar.dsl import constants
 PYTHON = f"#!/bin/sh\ntest -e {{venv}}/metadata && echo {constants.DSL}\n"
 
 
-def use(venv: Path, one_at_a_time: bool, found: Any) -> None:
-    """As a test file does, where installing takes its time: as with pip, the version is there before the library."""
+def use(venv: Path, one_at_a_time: bool, found: Any, events: dict[str, Any], comes: str) -> None:
+    """As a test file does, where installing takes its time: as with pip, the version is there before the library. In
+    the midst of it another one comes, and has time to answer; one that waits for its turn does not."""
     os.environ["CI"] = "true"
     real = subprocess.run
 
@@ -32,7 +32,9 @@ def use(venv: Path, one_at_a_time: bool, found: Any) -> None:
             with (venv.parent / "installed").open("a") as log:
                 log.write("once\n")
             (venv / "metadata").touch()
-            time.sleep(1.0)
+            events["in the midst"].set()
+            events["another comes"].wait(30)
+            events["it has answered"].wait(1.0 if one_at_a_time else 30)
             (venv / "library").touch()
         elif words[0] == sys.executable:
             return subprocess.CompletedProcess(command, 1, "", "")  # has no DSL
@@ -45,18 +47,22 @@ def use(venv: Path, one_at_a_time: bool, found: Any) -> None:
     if not one_at_a_time:
         dsl.one_at_a_time = contextlib.nullcontext  # type: ignore[assignment]
         dsl.is_installed = lambda: True
+    dsl.python.cache_clear()  # of the process that this one was forked from
+    events[comes].set()
     python = dsl.python()
     found.put(python == str(venv / "bin" / "python") and (venv / "library").exists())
+    events["it has answered"].set()
 
 
 def used(folder: Path, one_at_a_time: bool) -> tuple[list[bool], int]:
     """Whether each of two found all of it, of which the second comes in the midst; how often it was installed."""
     context = multiprocessing.get_context("fork")
     found = context.Queue()
-    for _ in range(2):
-        context.Process(target=use, args=(folder / "venv", one_at_a_time, found)).start()
-        time.sleep(0.5)
-    answers = [found.get(timeout=30) for _ in range(2)]
+    events = {name: context.Event() for name in ("first comes", "in the midst", "another comes", "it has answered")}
+    for comes in ("first comes", "another comes"):
+        context.Process(target=use, args=(folder / "venv", one_at_a_time, found, events, comes)).start()
+        assert events["in the midst"].wait(30)
+    answers = [found.get(timeout=60) for _ in range(2)]
     return answers, (folder / "installed").read_text().count("once")
 
 

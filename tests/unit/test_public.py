@@ -57,7 +57,9 @@ def surface(package: ModuleType = mnnvl_ar) -> list[str]:
     ops = [name for name in torch._C._dispatch_get_all_op_names() if re.match("mnnvl_ar::[^_]", name)]
     for op in sorted({name.split("::")[1].split(".")[0] for name in ops}):
         lines.append(f"torch.ops.{getattr(torch.ops.mnnvl_ar, op).default._schema}")
-    texts = [path.read_text() for path in sorted(ROOT.glob("mnnvl_ar*/**/*.py"))]
+    # Not by mnnvl_ar*: while tests/host/test_wheel.py makes an sdist, there is a folder mnnvl_ar-<version>.
+    files = [path for name in ("mnnvl_ar", "mnnvl_ar_plugins") for path in (ROOT / name).rglob("*.py")]
+    texts = [path.read_text() for path in sorted(files)]
     return lines + sorted({f"${name}" for text in texts for name in re.findall(r'"(MNNVL_AR(?:_[A-Z]+)*)"', text)})
 
 

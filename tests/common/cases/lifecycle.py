@@ -88,7 +88,7 @@ def check_recover(rank: Any, rounds: int = 2) -> None:
         rank.barrier()
         if rank.rank != 1:
             make_fail(rank, workspace)
-        error = broken(workspace, 1.5)  # a rank that calls nothing is told too
+        error = broken(workspace, 10.0)  # a rank that calls nothing is told too
         assert type(error).__name__ == "PeerTimeout", error
         assert error.peer == 1, str(error)
         expect(lambda: one_call(rank, workspace), "for rank 1", "broken")

@@ -152,7 +152,7 @@ def check_absent_peer(rank: Any, off: str) -> None:
         assert all(output.isnan().all() for output in prepared.outputs)
         with pytest.raises(mnnvl_ar.PeerTimeout, match=r"rank 0 waited .* for rank 1"):
             workspace.check()
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 8.0
         with pytest.raises(RuntimeError, match="is broken"):
             prepared.launch(workspace.handle)
     rank.barrier()
