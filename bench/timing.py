@@ -33,6 +33,7 @@ from bench.team import Team
 
 GRAPH_US = 1500.0  # aimed-at time of one replay
 FEWEST_CALLS = 20
+SHARED_CALLS = 6  # twice round the ring, by ranks that have a GPU together: each takes some milliseconds
 GEMM_CALLS = 40  # between GEMMs, which take longer than most calls
 HEAD_START_CYCLES = 800_000  # about 0.4 ms, in which the CPU queues the first replays of a round
 
@@ -55,9 +56,11 @@ class Timed:
 
 def calls_of(cell: Cell, *, shared: bool = False) -> int:
     """Calls in one replay: an even number from 20 to 200, fewer for large sizes. The same on all ranks, and on
-    every machine, as H200's floor is near enough to tell small from large. shared: by ranks that have a GPU together,
-    each of whose calls takes some milliseconds."""
-    if cell.mode == "eager" or shared:
+    every machine, as H200's floor is near enough to tell small from large. shared: by ranks that have a GPU
+    together."""
+    if shared:
+        return SHARED_CALLS
+    if cell.mode == "eager":
         return FEWEST_CALLS
     if cell.context == "gemm":
         return GEMM_CALLS

@@ -107,11 +107,12 @@ def jobs(here: int, choice: Choice | None = None) -> Iterator[Job]:
         yield from _tool(choice, "the twin's times", figure, 1, 120, "tools.twin_time")
         yield from _tests(choice, 1, ", software multicast", "test_software_multicast", 600)
         apart = ("controls", "test_gpu_twin", "test_software_multicast", *virtual)
-        yield from _tests(choice, 1, ", others", f"not ({' or '.join(apart)})", 300)
-        yield from _tests(choice, 1, ", programs", "", 300, PROGRAMS)
+        yield from _tests(choice, 1, ", others", f"not ({' or '.join(apart)})", 400)
+        yield from _tests(choice, 1, ", programs", "not share_a_gpu", 400, PROGRAMS)
 
     if here >= 1:  # by processes that share the first GPU: the driver lets one run after the other
-        shared = "--device", "cuda", "--share", "--ranks", "2", "--faults", "60"
+        yield from _tests(choice, 1, ", ranks that share it", "share_a_gpu", 560, PROGRAMS)
+        shared = "--device", "cuda", "--share", "--ranks", "2", "--faults", "60", "--seconds", "170"
         figure = "faults, cuda, 2 ranks on one GPU"
         yield from _tool(choice, "faults on one GPU", figure, 1, 200, "tools.faults.run", *shared)
     for n in sizes:
@@ -233,7 +234,7 @@ def main() -> int:
     choice = Choice(gpu_record.gpu_name(), gpu_record.fresh()) if options.stale else Choice()
     wanted = [job for job in jobs(len(gpus), choice) if any(word in job.name for word in words)]
     if not wanted:
-        print(f"nothing to run: {len(gpus)} GPUs here")
+        print(f"nothing to run: {len(gpus)} GPUs here", *(job.name for job in jobs(len(gpus), choice)), sep="\n  ")
         return 1
     options.logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as records:

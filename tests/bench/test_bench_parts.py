@@ -61,7 +61,8 @@ def test_calls_are_even_and_fewer_for_large_sizes():
     counts = [calls_of(c) for c in grid([2, 4, 8], ["fused"], ["bfloat16"], [2880, 8192], [1, 64, 2048])]
     assert all(count % 2 == 0 and 20 <= count <= 200 for count in counts)
     assert calls_of(cell()) == 200
-    assert calls_of(cell(tokens=2048)) == calls_of(cell(), shared=True) == 20
+    assert calls_of(cell(tokens=2048)) == 20
+    assert calls_of(cell(), shared=True) == 6
 
 
 def test_percentiles_are_samples():

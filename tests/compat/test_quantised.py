@@ -74,7 +74,7 @@ def same(got: torch.Tensor, want: torch.Tensor) -> bool:
 
 
 def same_codes(got: torch.Tensor, want: torch.Tensor) -> bool:
-    return torch.equal(got.cpu().view(torch.uint8).view(want.shape), want.view(torch.uint8))
+    return torch.equal(got.view(torch.uint8).cpu().view(want.shape), want.view(torch.uint8))
 
 
 def served(rank: Rank, backend: str, pattern: int, dtype: torch.dtype) -> None:

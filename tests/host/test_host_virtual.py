@@ -3,11 +3,12 @@ here.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from common.cases import own_rows, quantised
+from common.cases import forms, own_rows, quantised
 from common.cases.bad_input import check_bad_input
 from common.cases.calls import check_calls
 from common.cases.mixed import check_empty_calls, mixed_calls
@@ -32,6 +33,13 @@ def test_traffic_epochs_and_refusals() -> None:
     ranks.run(check_bad_input)
     ranks.run(check_empty_calls, WORKSPACE)
     ranks.close()
+
+
+def test_a_build_for_release_has_the_calls_of_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that tests/gpu/test_gpu_bits.py captures. On the host they are launched twice, and there are no kernels."""
+    monkeypatch.setattr(forms, "captured", lambda rank, work, before: SimpleNamespace(replay=work))
+    monkeypatch.setattr(forms, "kernels_built", lambda world_size: 0)
+    VirtualRanks(2, "cpu").run(forms.check_every_kernel)
 
 
 def test_failure_names_the_rank() -> None:

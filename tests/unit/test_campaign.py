@@ -113,6 +113,7 @@ def names_and_files(gpus: int, fresh: set[str]) -> dict[str, set[str]]:
     return {each.name: {word for word in each.command if word.startswith("tests/")} for each in jobs}
 
 
+OTHERS = ("programs", "ranks that share it")  # jobs of tests that lie outside of tests/gpu and tests/ranks
 EVERY = {f"{gpus} x GPU: {part}" for gpus in (1, 2) for part in (*sources.PARTS, "other tests")}
 
 
@@ -125,13 +126,13 @@ def test_of_what_is_fresh_nothing_is_run_again() -> None:
     }  # fmt: skip
     for gpus in (1, 2):
         asked = names_and_files(2, (EVERY | figures) - {f"{gpus} x GPU: workspaces"})
-        every = {name for name in names_and_files(2, figures) if "tests" in name and "programs" not in name}
+        every = {name for name in names_and_files(2, figures) if "tests" in name and not name.endswith(OTHERS)}
         assert {*asked} == {name for name in every if f"of {gpus}" in name}
         for files in asked.values():
             assert {gpu_record.part_of(file) for file in files} == {"workspaces"}
             assert "tests/gpu/test_gpu_lifecycle.py" in files
     other = names_and_files(2, (EVERY | figures) - {"1 x GPU: other tests", "2 x GPU: other tests"})
-    assert {*other} == {"tests of 2, programs", "tests of 1, programs"}
+    assert {*other} == {"tests of 2, programs", "tests of 1, programs", "tests of 1, ranks that share it"}
 
 
 def test_a_record_of_other_gpus_leaves_nothing_out() -> None:

@@ -19,7 +19,7 @@ from common.cases.rules import write_word
 from common.streams import stream_aside
 
 # Of a block (csrc/protocol/layout.h, signature.h; csrc/diagnosis/notes.h).
-CONTROL_BYTES, BROKEN, BOARD, NOTES, MAX_RANKS, NO_EPOCH, TAG = 16384, 20, 1024, 8192, 72, 0xFFFFFFFF, 1 << 23
+CONTROL_BYTES, BROKEN, BOARD, NOTES, MAX_RANKS, NO_EPOCH, TAG = 16384, 20, 1024, 8192, 72, 0xFFFFFFFF, 1 << 24
 MISMATCH, AT_ONCE = 2, 7  # csrc/protocol/fault.h
 
 
