@@ -89,7 +89,7 @@ class Monitor:
         """The thread, if there is none: it ends with the next `forget` that leaves nothing to watch. Raises
         `RuntimeError` where there is no room for one."""
         with self._lock:
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 stop = threading.Event()
                 thread = threading.Thread(target=self._run, args=(stop,), name="mnnvl_ar monitor", daemon=True)
                 thread.start()
@@ -166,7 +166,10 @@ class Monitor:
         """Whether there is a fault now, since a peer is gone."""
         ended = False
         try:
-            for gone in lifeline.look():
+            heard = lifeline.look()
+            for text in lifeline.warnings():
+                _say("%s", text, level=logging.WARNING)
+            for gone in heard:
                 pause = self._pauses.setdefault(lifeline, {}).setdefault(gone, Pause())
                 if not pause.is_over():
                     continue
@@ -176,7 +179,8 @@ class Monitor:
                     lifeline.settled(gone)
                     ended = True
         except Exception:
-            _log.exception("the monitor cannot listen to the peers of workspace %d any more", handle)
+            text = "the monitor cannot listen to the peers of workspace %d any more: %s"
+            _say(text, handle, traceback.format_exc())
             with self._lock:
                 if self._lifelines.get(handle) is lifeline:
                     del self._lifelines[handle]
@@ -187,7 +191,7 @@ class Monitor:
         try:
             fault = read_fault(handle)
         except Exception:
-            _log.exception("the monitor cannot look at workspace %d any more", handle)
+            _say("the monitor cannot look at workspace %d any more: %s", handle, traceback.format_exc())
             return True
         if fault is None:
             return False
@@ -219,13 +223,13 @@ class Monitor:
                 self._tellers.discard(threading.current_thread())
 
 
-def _say(text: str, *arguments: object) -> None:
-    """Logs an error, and waits for that, but not for long."""
+def _say(text: str, *arguments: object, level: int = logging.ERROR) -> None:
+    """Logs it, and waits for that, but not for long; and whatever a log raises ends nobody else."""
     try:
-        speaker = threading.Thread(target=_log.error, args=(text, *arguments), daemon=True, name="mnnvl_ar log")
+        speaker = threading.Thread(target=_log.log, args=(level, text, *arguments), daemon=True, name="mnnvl_ar log")
         speaker.start()
     except RuntimeError:  # out of threads
-        _log.error(text, *arguments)
+        _log.log(level, text, *arguments)
     else:
         speaker.join(LOG_SECONDS)
 

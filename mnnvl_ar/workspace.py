@@ -176,13 +176,22 @@ class Workspace:
 
         _give_back_kept()
         self._memory = allocate(group, prepare, timeout=timeout, use=use)
+        self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self._memory.nbytes, self._pid)
+        self._dropped.atexit = False
+        try:
+            self._begin(Layout(slot_bytes), deadline)
+        except BaseException:  # peers have this workspace by now, and are told that this rank has not
+            self.close(force=True)
+            raise
+
+    def _begin(self, layout: Layout, deadline: float | None) -> None:
+        """What is left to do when all ranks have voted."""
+        assert self._memory is not None
         ops._workspace_processors(self.handle, self._memory.processors)
-        self._memory.stand_in = functools.partial(_asleep_fills, self.handle, Layout(slot_bytes).asleep)
+        self._memory.stand_in = functools.partial(_asleep_fills, self.handle, layout.asleep)
         self._memory.lifeline.next_epoch = functools.partial(ops._workspace_epoch, self.handle)
         self.transport, self.transport_reason = self._memory.transport, self._memory.reason
         self.nbytes = self._memory.nbytes
-        self._dropped = weakref.finalize(self, _tell_of_dropped, self.handle, self.nbytes, self._pid)
-        self._dropped.atexit = False
         self._deadline = deadline
         if crosscheck.is_on():
             crosscheck.watch(self.handle, self.rank, self.world_size)
@@ -303,11 +312,12 @@ class Workspace:
     def _close(self, force: bool) -> None:
         may_unmap = ops._workspace_close(self.handle, force)
         with self._mapping:
-            memory, self._memory = self._memory, None
+            memory = self._memory
             assert memory is not None
+            self._asleep = True  # `calls` looks at nothing from here on. The marks of what is done come last
             self._dropped.detach()
             if may_unmap and not ops._workspace_graphs(self.handle):
-                memory.close()
+                memory.close()  # interrupted, it is to be closed again
                 watchers.forget(self.handle)
             elif may_unmap:
                 memory.drop(CLOSED)
@@ -318,6 +328,8 @@ class Workspace:
                 kept = Replayed(self)
                 watchers.pass_on(self.handle, kept)
                 _kept.append((self.handle, memory, kept))
+            self._memory = None
+            self._asleep = False
 
     def sleep(self) -> None:
         """Gives the physical memory back and keeps the addresses, captured graphs included, once the calls of this rank

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kSecond = 1000000000;
 constexpr int64_t kPatienceNs = 2 * kSecond;  // for notes, before what is known is all there will be
+constexpr int64_t kShortNs = kSecond / 20;    // of a fault that is older than that, unless the GPU's clock is wrong
 
 int64_t clock_ns(clockid_t clock) {
   timespec t{};
@@ -337,10 +338,13 @@ bool look(const Blocks& blocks, Finding& finding) {
   if (record.code == FaultCode::none && (!is_readable || (broken == 0 && damaged(blocks, control) == 0))) {
     return finding.code != FaultCode::none;
   }
-  const int64_t first = finding.when_ns;
+  const int64_t first = finding.when_ns, now = clock_ns(CLOCK_MONOTONIC);
+  const int64_t looked = finding.looked_ns != 0 ? finding.looked_ns : now;
   finding = conclude(blocks, record, control);
   if (first != 0) finding.when_ns = first;
-  finding.conclusive |= clock_ns(CLOCK_REALTIME) - finding.when_ns > kPatienceNs;
+  finding.looked_ns = looked;
+  const bool is_old = clock_ns(CLOCK_REALTIME) - finding.when_ns > kPatienceNs;
+  finding.conclusive |= now - looked > (is_old ? kShortNs : kPatienceNs);
   if (finding.conclusive) tell_peers(blocks, finding);
   return true;
 }

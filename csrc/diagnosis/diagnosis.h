@@ -38,6 +38,7 @@ struct Finding {
   Sent peer_call;                        // that of `peer`, or of `other`
   uint64_t waited_ns = 0;
   int64_t when_ns = 0;              // Unix time of the fault, or of its discovery
+  int64_t looked_ns = 0;            // monotonic time of the first look; 0: none
   uint64_t offset = 0;              // damaged: the first word
   Departure how = Departure::died;  // peer_died, peer_left
   std::vector<Sent> newest;         // of each rank

@@ -44,6 +44,10 @@ class Undo:
         taken._calls, self._calls = self._calls, []
         return taken
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to give back."""
+        return bool(self._calls)
+
     def run(self) -> None:
         while self._calls:
             call, arguments = self._calls.pop()
@@ -73,7 +77,7 @@ class Block:
         self.pointers: tuple[int, ...] = ()
         self.multicast_pointer = 0
         self.handle = 0
-        self.is_exposed = self._is_open = False
+        self.is_exposed = self._is_open = self._is_closed = False
         # Addresses, until `close`; what is mapped there; our memory, and its part in a multicast.
         self.space, self.views, self.window, self.instead, self.memory, self.team = (Undo() for _ in range(6))
         self._users = 1  # of the driver: the block, and what `drop` has handed on
@@ -122,10 +126,10 @@ class Block:
         Over unicast nobody needs to be asked: a peer that maps our memory keeps it alive by that until it drops it,
         too. A binding to a multicast object keeps nothing for those who store to it.
         """
+        self.handle = 0  # first: nobody is to look there, should this be cut short
         self.instead.run()
         self.window.run()
         self.views.run()
-        self.handle = 0
         if not self.is_exposed:
             self.team.run()
             self.memory.run()
@@ -186,7 +190,9 @@ class Block:
         left = self.drop()
         self.space.run()
         self.pointers, self.multicast_pointer = (), 0
-        self._leave_driver()
+        if not self._is_closed:  # a first time that was cut short may have come so far
+            self._is_closed = True
+            self._leave_driver()
         return left
 
     def opened(self) -> None:

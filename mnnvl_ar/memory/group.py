@@ -109,17 +109,30 @@ class Members:
         with contextlib.suppress(AttributeError, RuntimeError):
             held.append(self.group.get_group_store())  # type: ignore[union-attr]
         keys = {(id(each), self.rank, os.getpid()) for each in held}
-        with _lock:
-            if keys & _busy:
-                raise ValueError("group: another thread of this process is in a bring-up over it; one after the other")
-            _busy.update(keys)
+        mine = False
         try:
+            with _lock:
+                if keys & _busy:
+                    taken = "group: another thread of this process is in a bring-up over it; one after the other"
+                    raise ValueError(taken)
+                mine = True  # before it is: whatever a signal's handler raises, what is taken is given back
+                _busy.update(keys)
             yield
         finally:
-            with _lock:
-                _busy.difference_update(keys)
+            if mine:
+                with _lock:
+                    _busy.difference_update(keys)
 
 
 _met: WeakKeyDictionary[dist.ProcessGroup, str] = WeakKeyDictionary()
 _busy: set[tuple[int, int, int]] = set()
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # which another thread of the parent may have held
+    _busy.clear()  # the parent's
+
+
+os.register_at_fork(after_in_child=_after_fork)

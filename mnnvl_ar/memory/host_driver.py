@@ -71,9 +71,11 @@ class HostDriver:
             os.close(0)
         try:
             os.posix_fallocate(fd, 0, nbytes)  # an error now instead of a SIGBUS at first touch
-        except OSError as error:
+        except BaseException as error:  # a signal's handler may raise in it
             os.close(fd)
-            raise _error("posix_fallocate", error.errno or 0) from error
+            if isinstance(error, OSError):
+                raise _error("posix_fallocate", error.errno or 0) from error
+            raise
         return fd
 
     def release(self, handle: int) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import multiprocessing.util
 import os
 import select
@@ -34,7 +33,6 @@ DIED, CLOSED, ASLEEP, CHECKPOINT, RECOVERS, EXITED = range(6)
 _LAST_SECONDS = 5.0  # from the end of a connection until nothing of that process runs on its GPU
 _SEND_SECONDS = 1.0  # the kernel takes a message this small at once, unless the other end reads nothing any more
 
-_log = logging.getLogger("mnnvl_ar")
 _open: set[Lifeline] = set()  # held here: a connection must not end because nobody holds its workspace any more
 
 
@@ -67,7 +65,8 @@ class Lifeline:
         self._quiet: dict[int, float | None] = {other: None for other in range(world_size) if other != rank}
         # Leaving is another thread's than looking; or the same one's, where collecting garbage closes a workspace.
         self._lock = threading.RLock()
-        self._has_left = False
+        self._unsaid: list[str] = []  # what the log is to be told, by whoever may wait for it
+        self._has_left = self._has_told = False
         for connection in self._connections.values():
             connection.notice_silence()
         for other, message in (heard or {}).items():
@@ -92,6 +91,12 @@ class Lifeline:
                 self._hear(rank)
             return list(self._gone)
 
+    def warnings(self) -> list[str]:
+        """What `look` has found that no error tells, each once."""
+        with self._lock:
+            unsaid, self._unsaid = self._unsaid, []
+            return unsaid
+
     def settled(self, gone: Gone) -> None:
         """There is nothing more to do about this one."""
         with self._lock:
@@ -115,7 +120,7 @@ class Lifeline:
         """Says so to all ranks, and ends the connections, unless it is to `stay` and listen; with `EXITED` the end of
         the process does that, whose calls may still run. Idempotent, never raises."""
         with self._lock:
-            if self._has_left:
+            if self._has_told:
                 return
             self._has_left = True
             epoch = -1
@@ -124,6 +129,7 @@ class Lifeline:
             self._tell(Gone(self.rank, how, epoch))
             if how != EXITED and not stay:
                 self._close()
+            self._has_told = True  # last: where a signal's handler raises before, it is to be done once more
 
     def end(self) -> None:
         """Of one that has left: ends the connections."""
@@ -131,9 +137,9 @@ class Lifeline:
             self._close()
 
     def _close(self) -> None:
-        _open.discard(self)
         while self._connections:
             self._connections.popitem()[1].close()
+        _open.discard(self)
 
     def _ready(self) -> list[int]:
         poll, by_fd, ready = select.poll(), dict[int, int](), set[int]()
@@ -160,8 +166,9 @@ class Lifeline:
             pass
         except OSError as error:
             if self._drop(rank):
-                text = "nothing is heard of rank %d any more (%s): if it dies, only the deadline tells"
-                _log.warning(text, rank, error)
+                self._unsaid.append(
+                    f"nothing is heard of rank {rank} any more ({error}): if it dies, only the deadline tells"
+                )
             return
         if not self._drop(rank):
             return

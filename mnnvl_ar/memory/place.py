@@ -262,8 +262,9 @@ class GroupStore(Place):
             raise BringUpError(self.rank, STEP, f"cannot start a thread: {error}", advice) from error
         thread.join(max(self.deadline - time.monotonic(), _AT_LEAST))
         advice = "The process that hosts it (torchrun's agent, or the first rank) is gone, stopped or out of reach."
+        waits = " Or another thread of this process waits for a key in it, which locks it for all."
         if not box:
-            raise BringUpError(-1, STEP, "the process group's store does not answer", advice)
+            raise BringUpError(-1, STEP, "the process group's store does not answer", advice + waits)
         value, failed = box[0]
         if failed is not None:
             try:

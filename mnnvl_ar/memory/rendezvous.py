@@ -35,6 +35,7 @@ from .place import ONE_STORE, STEP, Address, GroupShared, Note, Place, place_of
 from .vote import Coordinator, Participant, Voter
 
 _LISTEN_SECONDS, _LOOK_SECONDS = 0.04, 0.02  # between two looks at the place, on rank 0 and on the others
+_COMES_AGAIN = 3.0  # seconds, for a rank of another host that had given a connection up when it was heard
 _STRANGERS = 32  # beside the ranks: the oldest has to go when more have connected and said nothing
 _MOST_SECONDS = 9e9
 _OUT_OF_REACH = (
@@ -100,6 +101,7 @@ class Listener:
         self._reserve = Reserve()  # for the ranks that are still to come
         self._strangers: dict[Connection, None] = {}  # connected, not yet introduced; the oldest first
         self._peers: dict[int, Connection] = {}
+        self._left: dict[int, float] = {}  # whose connection has ended, and when
         self._troubles: dict[int, Failure] = {}  # what keeps a rank from connecting
         self._selector = selectors.PollSelector()
         self._look_at = 0.0
@@ -109,16 +111,22 @@ class Listener:
         try:
             self._begin()
             self._deadline = self._place.deadline - self._margin
-            while len(self._peers) < self._size - 1:
-                if time.monotonic() > self._deadline:
+            while len(self._peers) < self._size - 1 or self._have_left():
+                now = time.monotonic()
+                if now > self._deadline:
                     self._fail(self._late(), patient=False)
+                for rank, since in self._left.items():
+                    if rank not in self._peers and now > since + _COMES_AGAIN:
+                        self._give_up(rank)
                 self._serve()
             name = self._who.get("met", "").replace("?", "") or self._address.name
-            for rank, connection in self._peers.items():
+            for rank, connection in list(self._peers.items()):
                 try:
                     connection.send({"welcome": name}, time.monotonic() + 1.0)
                 except OSError:
-                    self._fail(lost(rank, STEP))
+                    del self._peers[rank]
+                    connection.close()
+                    self._give_up(rank)
             self._members.meets(name)
             done = True
             return Coordinator(
@@ -130,6 +138,27 @@ class Listener:
             sockets = (*self._listeners, *(() if self._tcp is None else (self._tcp,)))
             for closing in (*sockets, *self._strangers, *(() if done else self._peers.values())):
                 closing.close()
+
+    def _have_left(self) -> bool:
+        """Whether a connection has ended since its rank introduced itself; the last look before all are welcomed."""
+        for rank, connection in list(self._peers.items()):
+            with contextlib.suppress(OSError):
+                if connection.poll() is None:
+                    continue
+            self._lose(rank)
+        return len(self._peers) < self._size - 1
+
+    def _lose(self, rank: int) -> None:
+        """It is dead; or, from another host, it did not hear us in time, and comes again."""
+        connection = self._peers.pop(rank)
+        self._show_out(connection)
+        if connection.is_local:
+            self._give_up(rank)
+        self._left[rank] = time.monotonic()
+
+    def _give_up(self, rank: int) -> None:
+        """Of a rank that is gone: nobody waits for it to be told."""
+        self._fail(lost(rank, STEP), patient=len(self._peers) + 1 < self._size - 1)
 
     def _begin(self) -> None:
         try:
@@ -255,9 +284,10 @@ class Listener:
             hello = hello_of(got[0], self._address.token, self._size)
             connection.send({"heard": True}, time.monotonic() + 1.0)
         except OSError:
-            self._show_out(connection)
-            if rank is not None and self._peers.pop(rank) is connection:
-                self._fail(lost(rank, STEP))
+            if rank is None:
+                self._show_out(connection)
+            else:
+                self._lose(rank)
             return
         connection.trust()
         del self._strangers[connection]

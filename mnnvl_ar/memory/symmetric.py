@@ -60,10 +60,10 @@ class SymmetricMemory:
         Bound to a multicast object, memory goes once all ranks have left, in a thread."""
         if self._closed or os.getpid() != self._pid:
             return
-        self._closed = True
         if not self._block.is_exposed:
             self.lifeline.leave(CLOSED)
         self._part(self._block.close(), CLOSED)
+        self._closed = True  # last: where a signal's handler raises before, it is to be closed once more
 
     def drop(self, how: int = ASLEEP) -> None:
         """Gives the physical memory back and keeps the addresses. Idempotent, not collective. Touching them then
@@ -72,7 +72,7 @@ class SymmetricMemory:
         self._check_usable("drop")
         if not self._block.is_exposed:
             self.lifeline.leave(how)
-        if not self.is_dropped:
+        if not self.is_dropped or self._block.views or self._block.memory:  # or it was cut short
             self._drop(how)
 
     def _drop(self, how: int) -> None:
@@ -181,13 +181,16 @@ def allocate(
         return asked
 
     parting.look()
+    lifeline: Lifeline | None = None
     try:
         with members.alone():
-            memory = SymmetricMemory(block, *_bring_up(block, members, timeout, prepare, Refusals.of(group), use))
+            made, lifeline = _bring_up(block, members, timeout, prepare, Refusals.of(group), use)
+            return SymmetricMemory(block, made, lifeline)
     except BaseException:
         block.close()
+        if lifeline is not None:  # a signal's handler has raised: peers have the memory
+            lifeline.leave(CLOSED)
         raise
-    return memory
 
 
 def _bring_up(

@@ -102,7 +102,7 @@ class Participant(Voter):
             self.last_words[0] = message
             return Verdict(lost(0, step))
         if message["failure"]:
-            return Verdict(Failure(**message["failure"]), is_announced=True, all_voted=message["all_voted"])
+            return Verdict(Failure(**message["failure"]), is_announced=True, all_voted=message.get("all_voted", False))
         if len(fds) != sum(message["fds"]):
             close_all(fds)
             return Verdict(None, message["data"], [[LOST] * count for count in message["fds"]], all_voted=True)
@@ -140,6 +140,14 @@ class Coordinator(Voter):
 
     def vote(self, step: str, outcome: Outcome) -> Verdict:
         outcomes: dict[int, Outcome] = {0: outcome}
+        try:
+            return self._vote(step, outcomes)
+        except BaseException:
+            for received in outcomes.values():
+                close_all(received.fds)
+            raise
+
+    def _vote(self, step: str, outcomes: dict[int, Outcome]) -> Verdict:
         failure = self._gather(step, outcomes)
         ranks = range(self.world_size)
         if failure is None:

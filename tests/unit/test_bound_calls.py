@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dis
 import pickle
-import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -14,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
+from common.interrupts import interrupted
 from mnnvl_ar import bound
 
 
@@ -76,43 +75,14 @@ def test_half_a_call_is_not_kept(told: list[Any], x: torch.Tensor) -> None:
     assert told == ["begin", "end", 7, "begin", "end", 7]
 
 
-class Interrupt(BaseException):
-    pass
-
-
-def interrupted(call: bound.BoundCall, at: int) -> bool:
-    """Binds it anew, with an exception at the number `at` of the places where a signal's handler may run, behind each
-    call that `_bind` makes. False if there are fewer."""
-    seen, before = 0, ""
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal seen, before
-        if frame.f_code is not bound.BoundCall._bind.__code__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            last, before = before, dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            if last.startswith(("CALL", "RESUME")):
-                seen += 1
-                if seen == at:
-                    raise Interrupt
-        return trace
-
-    kept = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call._bind()
-    except Interrupt:
-        return True
-    finally:
-        sys.settrace(kept)
-    return False
+def is_binding(frame: FrameType) -> bool:
+    return frame.f_code is bound.BoundCall._bind.__code__
 
 
 def test_whatever_interrupts_it_the_thread_binds_no_longer(x: torch.Tensor) -> None:
     call = bound.bind(all_reduce_out, x, x, 1)
     at = 1
-    while interrupted(call, at):
+    while interrupted(call._bind, at, is_binding):
         bound.ops._bind_begin(1 << 40)  # an error if it still does
         bound.ops._bind_end(1 << 40)
         at += 1

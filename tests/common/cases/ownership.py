@@ -136,7 +136,8 @@ def check_on_fault_raises(rank: Any, name: str) -> None:
             if rank.rank == 0:
                 make_fail(rank, workspace)
         until(lambda: told, "the second workspace's on_fault was not called")
-        assert any(f"on_fault of workspace {made[0].handle} failed" in text and name in text for text in texts), texts
+        line = f"on_fault of workspace {made[0].handle} failed"
+        assert any(line in text and name in text for text in texts), f"nothing says what on_fault raised: {texts}"
     rank.barrier()
     for workspace in made:
         workspace.close()

@@ -80,7 +80,7 @@ CONTROLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], Callable[[], Abst
             ownership.check_on_fault_raises,
             (name,),
             uncaught,
-            "the second workspace's on_fault was not called",
+            "nothing says what on_fault raised",
         )
         for name in ownership.RAISED
     },
