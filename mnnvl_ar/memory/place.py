@@ -131,9 +131,9 @@ class Place:
         time."""
         raise NotImplementedError
 
-    def answer(self, failure: Failure, missing: Iterable[int], patient: bool) -> None:
+    def answer(self, failure: Failure, missing: Iterable[int], patient: bool, gone: int = 0) -> None:
         """On rank 0, which has published: tells ranks that have not connected, as long as there is time. patient: those
-        too that have yet to come."""
+        too that have yet to come. gone: a rank, if not 0, that is told should it come all the same."""
 
 
 def place_of(members: Members, timeout: float) -> Place:
@@ -221,11 +221,11 @@ class GroupStore(Place):
                 told_at = time.monotonic()
             time.sleep(_PAUSE)
 
-    def answer(self, failure: Failure, missing: Iterable[int], patient: bool) -> None:
-        waiting, attempts = set(missing), dict[int, str]()
+    def answer(self, failure: Failure, missing: Iterable[int], patient: bool, gone: int = 0) -> None:
+        waiting, attempts = set(missing) - {gone}, dict[int, str]()
         while True:
             news = False
-            for rank in sorted(waiting):
+            for rank in sorted(waiting | ({gone} if gone else set())):
                 text = self._get(f"{KEY}/{rank}")
                 attempt = json.loads(text)["attempt"] if text else ""
                 if attempt and rank not in attempts:

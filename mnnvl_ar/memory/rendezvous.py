@@ -35,6 +35,7 @@ from .place import ONE_STORE, STEP, Address, GroupShared, Note, Place, place_of
 from .vote import Coordinator, Participant, Voter
 
 _LISTEN_SECONDS, _LOOK_SECONDS = 0.04, 0.02  # between two looks at the place, on rank 0 and on the others
+_HEARD_SECONDS = 10.0  # that a rank waits until rank 0 has heard it, before it tries again
 _COMES_AGAIN = 3.0  # seconds, for a rank of another host that had given a connection up when it was heard
 _STRANGERS = 32  # beside the ranks: the oldest has to go when more have connected and said nothing
 _MOST_SECONDS = 9e9
@@ -157,8 +158,8 @@ class Listener:
         self._left[rank] = time.monotonic()
 
     def _give_up(self, rank: int) -> None:
-        """Of a rank that is gone: nobody waits for it to be told."""
-        self._fail(lost(rank, STEP), patient=len(self._peers) + 1 < self._size - 1)
+        """Of a rank that is gone: nobody waits until it has been told."""
+        self._fail(lost(rank, STEP), gone=rank)
 
     def _begin(self) -> None:
         try:
@@ -310,8 +311,8 @@ class Listener:
             cause = f"it is of another group: {what} is {theirs!r} there, and {ours!r} on rank 0"
             self._fail(Failure(hello.rank, STEP, cause, ONE_STORE))
 
-    def _fail(self, failure: Failure, *, by_place: bool = True, patient: bool = True) -> None:
-        """Tells all ranks. patient: those too that have yet to come, as long as there is time."""
+    def _fail(self, failure: Failure, *, by_place: bool = True, patient: bool = True, gone: int = 0) -> None:
+        """Tells all ranks. patient: those too that have yet to come, as long as there is time; but `gone`, if not 0."""
         for connection in self._peers.values():
             with contextlib.suppress(OSError):
                 connection.send({"failure": asdict(failure)}, time.monotonic() + 1.0)
@@ -323,7 +324,7 @@ class Listener:
             for listener in self._listeners:
                 listener.close()
             with contextlib.suppress(BringUpError):
-                self._place.answer(failure, missing, patient)
+                self._place.answer(failure, missing, patient, gone)
         raise failure.error()
 
 
@@ -404,7 +405,7 @@ class _Guest:
             connection = Connection(sock)
             hello = {"token": token, "rank": place.rank, "seconds_left": left, "who": self._who}
             connection.send(hello, place.deadline)
-            if "heard" not in connection.receive(min(place.deadline, time.monotonic() + 10.0))[0]:
+            if "heard" not in connection.receive(min(place.deadline, time.monotonic() + _HEARD_SECONDS))[0]:
                 raise ConnectionRefusedError("another program listens there")
         except OSError as error:
             sock.close()

@@ -20,8 +20,10 @@ from memory import faults, ranks
 from memory.simulated_driver import SimulatedDriver
 from memory.test_allocate import check_content, check_shared, make
 from mnnvl_ar.errors import BringUpError
-from mnnvl_ar.memory import Fill, Request, allocate, hosts
+from mnnvl_ar.memory import Fill, Request, agree, allocate, hosts, rendezvous
 from mnnvl_ar.memory.place import KEY
+
+WELCOMED = rendezvous._Guest._welcomed
 
 
 def on_host(name: str) -> Any:
@@ -84,6 +86,65 @@ def test_a_kill_is_noticed_across_hosts(victim: int) -> None:
     told = [ends[rank].value for rank in range(3) if rank != victim]
     assert one([answer for answer, _ in told])[:2] == (victim, "import")
     assert max(seconds for _, seconds in told) < 10, "noticed, not waited for"
+
+
+def late_body(rank: int, size: int, store: dist.Store, comes_again: bool) -> Any:
+    """Rank 0 stands still while ranks of other hosts introduce themselves, who give up and come again."""
+    group, look, stood = ranks.group(store, "first", rank, size), rendezvous.Listener._look, list[bool]()
+
+    def stands_still(listener: rendezvous.Listener) -> None:
+        look(listener)
+        if len(listener._listeners) == 2 and not stood:
+            stood.append(True)
+            time.sleep(2.5)
+
+    with (
+        on_host(f"host{rank}"),
+        mock.patch.object(rendezvous.Listener, "_look", stands_still),
+        mock.patch.object(rendezvous, "_HEARD_SECONDS", 1.0),
+        mock.patch.object(rendezvous, "_COMES_AGAIN", 3.0 if comes_again else -1.0),
+    ):
+        began = time.monotonic()
+        try:
+            agree(group, 1, step="meets", timeout=40.0 if comes_again else 10.0)
+        except BringUpError as error:
+            return error.cause, time.monotonic() - began
+        return "", time.monotonic() - began
+
+
+def test_a_rank_0_that_stands_still_takes_nobody_for_dead() -> None:
+    for cause, took in ranks.values(ranks.launch(3, late_body, True)):
+        assert cause == ""
+        assert took < 20.0
+
+
+def test_control_who_comes_again_would_be_taken_for_dead() -> None:
+    causes = [cause for cause, _ in ranks.values(ranks.launch(3, late_body, False))]
+    assert any("died" in cause for cause in causes), causes
+
+
+def met_and_gone_body(rank: int, size: int, store: dist.Store) -> Any:
+    """Rank 1, of another host, is killed when rank 0 has heard it, while the last one is still to come."""
+    group = ranks.group(store, "first", rank, size)
+
+    def killed(guest: Any, connection: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with on_host(f"host{rank}"), mock.patch.object(rendezvous._Guest, "_welcomed", killed if rank == 1 else WELCOMED):
+        if rank == 2:
+            time.sleep(1.0)
+        began = time.monotonic()
+        with pytest.raises(BringUpError) as caught:
+            agree(group, 1, step="meets", timeout=40.0)
+        return caught.value.rank, time.monotonic() - began
+
+
+def test_who_is_killed_in_the_meeting_is_named() -> None:
+    ends = ranks.launch(3, met_and_gone_body)
+    for rank in (0, 2):
+        named, took = ends[rank].value
+        assert named == 1
+        assert took < 20.0, "noticed, not waited for"
 
 
 def remote_loop_body(rank: int, size: int, store: dist.Store, mode: str, cases: list[tuple[str, int]]) -> Any:
