@@ -341,7 +341,8 @@ class Workspace:
 
     def wake(self, group: AnyGroup, timeout: float = 60.0) -> None:
         """New memory at the same addresses, as if no call had been made. Collective over `group`: the same ranks, all
-        of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed."""
+        of them asleep or broken. Raises `BringUpError` on all ranks alike; it may then be tried again, or closed. The
+        `timeout` begins when what this GPU has queued, for others too, has ended."""
         self._mapped("wake")
         timeout = seconds("timeout", timeout)
         with self._turn.of("wake", self._end_calls):
