@@ -193,7 +193,8 @@ class Monitor:
         except Exception:
             _say("the monitor cannot look at workspace %d any more: %s", handle, traceback.format_exc())
             return True
-        if fault is None:
+        is_news = not getattr(owner(), "is_closed", False) or ops._workspace_has_fault(handle)
+        if fault is None or not is_news:
             return False
         with self._lock:
             if self._watched.get(handle) is not owner:  # passed on meanwhile, or forgotten

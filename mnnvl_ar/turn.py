@@ -15,20 +15,29 @@ class Turn:
 
     def __init__(self) -> None:
         self._lock, self._verb = threading.RLock(), ""
+        self._hurries: list[Callable[[], object]] = []  # of those who wait
 
     @contextlib.contextmanager
     def of(self, verb: str, hurry: Callable[[], object] | None = None) -> Iterator[None]:
-        """`hurry` is called first if somebody's turn is not over."""
-        if self._verb and hurry is not None:
-            hurry()
-        with self._lock:
-            if self._verb:  # by this thread, as others would not have come here
-                raise MnnvlArError(
-                    f"{verb}: this thread is in {self._verb} of this workspace, which a signal's handler interrupts; "
-                    "once more when the handler has returned"
-                )
-            self._verb = verb
-            try:
-                yield
-            finally:
-                self._verb = ""
+        """`hurry` is called while another one's turn is not over, be it begun before or behind this look."""
+        try:
+            if hurry is not None:
+                self._hurries.append(hurry)  # then it looks; whose turn begins says so, then looks here: one sees it
+                if self._verb:
+                    hurry()
+            with self._lock:
+                if self._verb:  # by this thread, as others would not have come here
+                    raise MnnvlArError(
+                        f"{verb}: this thread is in {self._verb} of this workspace, which a signal's handler "
+                        "interrupts; once more when the handler has returned"
+                    )
+                self._verb = verb
+                try:
+                    for each in [each for each in self._hurries if each is not hurry]:
+                        each()
+                    yield
+                finally:
+                    self._verb = ""
+        finally:
+            if hurry in self._hurries:
+                self._hurries.remove(hurry)

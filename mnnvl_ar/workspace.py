@@ -213,7 +213,7 @@ class Workspace:
 
     @property
     def is_asleep(self) -> bool:
-        """Whether it is between `sleep` and `wake`: no op may be called."""
+        """Whether it is between `sleep` and `wake`, or in `close`: no op may be called."""
         return self._asleep
 
     @property
@@ -274,7 +274,8 @@ class Workspace:
     def check(self) -> None:
         """Raises `PeerTimeout` (also as `PeerGone`), `CallMismatch` or `WorkspaceBroken` if a call on this workspace
         failed, here or, as far as this rank has been told, on a peer, or if a peer's process has died; `MnnvlArError`
-        if it is closed or asleep, and nobody can tell, but the error of a graph that was replayed in vain since.
+        if it is closed or asleep, and nobody can tell, but what became of a graph that was replayed since and, as long
+        as there are graphs that keep a closed one's memory, of calls before.
         Waits for nothing; on a GPU it costs a copy of 16 KiB."""
         if self.handle and os.getpid() == self._pid and (self._memory is None or self._memory.is_dropped):
             fault = read_fault(self.handle)
@@ -326,8 +327,8 @@ class Workspace:
                 _kept.append((self.handle, memory, kept))
             else:
                 kept = Replayed(self)
-                watchers.pass_on(self.handle, kept)
                 _kept.append((self.handle, memory, kept))
+                watchers.pass_on(self.handle, kept)
             self._memory = None
             self._asleep = False
 
@@ -479,6 +480,8 @@ def _give_back_kept() -> None:
 class Replayed:
     """Stands in for a workspace that was closed, while graphs may still be replayed: it has its `on_fault`, as long as
     the workspace lives."""
+
+    is_closed = True  # that a peer is gone is no news then, unless a replay has waited for it
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = weakref.ref(workspace)

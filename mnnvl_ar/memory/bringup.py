@@ -97,6 +97,10 @@ class BringUp:
         part = [f"{self.processors} of {most} SMs"] if self.processors < most else []
         self.reason = "; ".join([f"{self.transport} over {self._block.kind}, {where}", *part, *self._notes])
 
+    def undo(self) -> None:
+        """What `use` has made: for whoever fails behind `run`, while the memory is still there."""
+        self._made.run()
+
     def _ask(self) -> None:
         self.request = self._prepare()
         self.transport = "host" if self.request.device.type == "cpu" else "unicast"

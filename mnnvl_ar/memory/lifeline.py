@@ -231,7 +231,7 @@ def _exit() -> None:
 def _after_fork() -> None:
     for lifeline in list(_open):
         lifeline._lock = threading.RLock()  # which another thread of the parent may have held
-        lifeline._has_left = True
+        lifeline._has_left = lifeline._has_told = True
         lifeline._close()
 
 

@@ -80,6 +80,8 @@ def look() -> None:
         try:
             entry.lifeline.look()
             done = entry.lifeline.all_have_left()
+            for text in entry.lifeline.warnings():
+                _log.warning(text)
         except Exception:
             if _give_up_on(entry):
                 _log.exception("nothing is heard of peers any more: memory that was given back stays with this process")

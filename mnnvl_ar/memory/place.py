@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -131,9 +131,9 @@ class Place:
         time."""
         raise NotImplementedError
 
-    def answer(self, failure: Failure, missing: Iterable[int], patient: bool, gone: int = 0) -> None:
+    def answer(self, failure: Failure, missing: Iterable[int], patient: bool, gone: Collection[int] = ()) -> None:
         """On rank 0, which has published: tells ranks that have not connected, as long as there is time. patient: those
-        too that have yet to come. gone: a rank, if not 0, that is told should it come all the same."""
+        too that have yet to come. gone: ranks that are told should they come all the same."""
 
 
 def place_of(members: Members, timeout: float) -> Place:
@@ -221,11 +221,11 @@ class GroupStore(Place):
                 told_at = time.monotonic()
             time.sleep(_PAUSE)
 
-    def answer(self, failure: Failure, missing: Iterable[int], patient: bool, gone: int = 0) -> None:
-        waiting, attempts = set(missing) - {gone}, dict[int, str]()
+    def answer(self, failure: Failure, missing: Iterable[int], patient: bool, gone: Collection[int] = ()) -> None:
+        waiting, attempts = set(missing).difference(gone), dict[int, str]()
         while True:
             news = False
-            for rank in sorted(waiting | ({gone} if gone else set())):
+            for rank in sorted(waiting.union(gone)):
                 text = self._get(f"{KEY}/{rank}")
                 attempt = json.loads(text)["attempt"] if text else ""
                 if attempt and rank not in attempts:

@@ -21,7 +21,7 @@ import secrets
 import selectors
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -158,8 +158,8 @@ class Listener:
         self._left[rank] = time.monotonic()
 
     def _give_up(self, rank: int) -> None:
-        """Of a rank that is gone: nobody waits until it has been told."""
-        self._fail(lost(rank, STEP), gone=rank)
+        """Of a rank that is gone: nobody waits until it has been told, nor until others have whose connection ended."""
+        self._fail(lost(rank, STEP), gone={rank, *(self._left.keys() - self._peers.keys())})
 
     def _begin(self) -> None:
         try:
@@ -311,8 +311,10 @@ class Listener:
             cause = f"it is of another group: {what} is {theirs!r} there, and {ours!r} on rank 0"
             self._fail(Failure(hello.rank, STEP, cause, ONE_STORE))
 
-    def _fail(self, failure: Failure, *, by_place: bool = True, patient: bool = True, gone: int = 0) -> None:
-        """Tells all ranks. patient: those too that have yet to come, as long as there is time; but `gone`, if not 0."""
+    def _fail(
+        self, failure: Failure, *, by_place: bool = True, patient: bool = True, gone: Collection[int] = ()
+    ) -> None:
+        """Tells all ranks. patient: those too that have yet to come, as long as there is time; but not `gone`."""
         for connection in self._peers.values():
             with contextlib.suppress(OSError):
                 connection.send({"failure": asdict(failure)}, time.monotonic() + 1.0)

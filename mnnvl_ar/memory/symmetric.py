@@ -48,7 +48,7 @@ class SymmetricMemory:
     def __init__(self, block: Block, made: BringUp, lifeline: Lifeline) -> None:
         self.lifeline = lifeline
         self._block, self._request, self._pid = block, made.request, os.getpid()
-        self._closed = False
+        self._closed = self._is_dropping = False
         self.stand_in: Callable[[], Sequence[Fill]] = tuple
         self.rank, self.world_size, self.nbytes = block.rank, block.world_size, block.stride
         self.pointers, self.multicast_pointer = block.pointers, block.multicast_pointer
@@ -72,8 +72,10 @@ class SymmetricMemory:
         self._check_usable("drop")
         if not self._block.is_exposed:
             self.lifeline.leave(how)
-        if not self.is_dropped or self._block.views or self._block.memory:  # or it was cut short
+        if not self.is_dropped or self._is_dropping:  # or it was cut short
+            self._is_dropping = True
             self._drop(how)
+            self._is_dropping = False
 
     def _drop(self, how: int) -> None:
         left = self._block.drop()
@@ -181,15 +183,17 @@ def allocate(
         return asked
 
     parting.look()
+    made: BringUp | None = None
     lifeline: Lifeline | None = None
     try:
         with members.alone():
             made, lifeline = _bring_up(block, members, timeout, prepare, Refusals.of(group), use)
             return SymmetricMemory(block, made, lifeline)
     except BaseException:
-        block.close()
-        if lifeline is not None:  # a signal's handler has raised: peers have the memory
+        if made is not None and lifeline is not None:  # a signal's handler has raised: peers have the memory
+            made.undo()
             lifeline.leave(CLOSED)
+        block.close()
         raise
 
 

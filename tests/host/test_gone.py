@@ -160,6 +160,17 @@ def test_what_a_replay_found_after_close_is_told() -> None:
     assert others == []
 
 
+@pytest.mark.parametrize("calls", [False, True], ids=["", "control: a replay waits"])
+def test_who_dies_after_close_is_no_news(calls: bool) -> None:
+    """Or the last of a server's workers to end would end with a fault."""
+    pool = RankPool(2)
+    (ended, heard), _ = pool.start(gone.dies_after_close, calls).outcomes(60)
+    pool.discard()
+    assert ended, heard
+    assert len(heard) == int(calls)
+    assert all("the process of rank 1 has died" in text for text in heard)
+
+
 PROGRAM = """
     import sys
     import torch

@@ -533,6 +533,9 @@ class Silent:
     def look(self) -> list[lifeline.Gone]:
         return []
 
+    def warnings(self) -> list[str]:
+        return []
+
     def all_have_left(self) -> bool:
         return self.gone
 

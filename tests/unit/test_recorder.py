@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TREE = {
-    "tests/hypothesis.py": "class settings:\n"
+    "tests/hypothesis.py": "class HealthCheck:\n    too_slow = 0\n\n\nclass settings:\n"
     "    register_profile = load_profile = staticmethod(lambda *_, **__: None)\n",
     "tests/torch.py": "class cuda:\n    device_count = staticmethod(lambda: 2)\n",
     "tools/__init__.py": "",

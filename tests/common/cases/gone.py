@@ -336,6 +336,37 @@ def fails_after_close(rank: Any) -> tuple[int, list[str], str]:
     return len(heard), logged, said
 
 
+def dies_after_close(rank: Any, calls: bool) -> list[str]:
+    """Rank 1 is killed when rank 0 has closed, while a graph is alive, as far as that knows. What `on_fault` of rank 0
+    was called with. calls: a replay waits for rank 1."""
+    import mnnvl_ar.workspace as module
+
+    def replayed() -> None:
+        with contextlib.suppress(RuntimeError):
+            one_call(rank, workspace)
+
+    heard: list[str] = []
+    workspace = rank.new_workspace(**SMALL, deadline=60.0, on_fault=lambda error: heard.append(str(error)))
+    rank.barrier()
+    if rank.rank == 1:
+        rank.store.wait(["closed"])
+        os.kill(os.getpid(), signal.SIGKILL)
+    line, driver, own = workspace._memory.lifeline, workspace._memory._block.driver, workspace._memory.pointers[0]
+    with mock.patch.object(module, "ops", mock.Mock(wraps=module.ops, _workspace_close=lambda *_: False)):
+        workspace.close()
+        replay = threading.Thread(target=replayed)
+        if calls:
+            replay.start()
+            until(lambda: int.from_bytes(driver.read(own, 4), "little") > 0, "it does not begin")
+        rank.store.set("closed", "")
+        until(lambda: not line._connections, "it does not hear of the death")
+        time.sleep(1.0 + HEARD)  # two looks
+        if calls:
+            replay.join()
+    module._give_back_kept()
+    return heard
+
+
 def looks(rank: Any, seconds: float, backs_off: bool) -> tuple[int, float]:
     """How often rank 0 looks, in so many seconds, for a call that rank 1, which has closed, owes something; and how
     long it then takes to end one. `backs_off` off is the control."""
