@@ -69,6 +69,7 @@ class _Watch(weakref.ref[Watched]):
     """Of one `watch`, which a later one of the same owner is not. `weakref.ref` itself gives the same object again."""
 
     is_being_told = False  # of its fault
+    is_of_replays = False  # of a closed workspace: that a peer is gone is no news, unless a replay has waited for it
 
 
 class Monitor:
@@ -107,10 +108,11 @@ class Monitor:
             _log.error("nobody watches workspace %d until another one is made or woken, but check(): %s", handle, error)
 
     def pass_on(self, handle: int, owner: Watched) -> None:
-        """Of a workspace whose fault is not told yet: `owner` is asked from now on."""
+        """Of a workspace that is closed, and whose fault is not told yet: `owner` is asked from now on."""
         with self._lock:
             if handle in self._watched and not self._watched[handle].is_being_told:
-                self._watched[handle] = _Watch(owner)
+                self._watched[handle] = watch = _Watch(owner)
+                watch.is_of_replays = True
 
     def forget(self, handle: int) -> list[threading.Thread]:
         """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle: then
@@ -193,7 +195,7 @@ class Monitor:
         except Exception:
             _say("the monitor cannot look at workspace %d any more: %s", handle, traceback.format_exc())
             return True
-        is_news = not getattr(owner(), "is_closed", False) or ops._workspace_has_fault(handle)
+        is_news = not owner.is_of_replays or ops._workspace_has_fault(handle)
         if fault is None or not is_news:
             return False
         with self._lock:

@@ -481,8 +481,6 @@ class Replayed:
     """Stands in for a workspace that was closed, while graphs may still be replayed: it has its `on_fault`, as long as
     the workspace lives."""
 
-    is_closed = True  # that a peer is gone is no news then, unless a replay has waited for it
-
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = weakref.ref(workspace)
 

@@ -28,7 +28,7 @@ def run(gpus: int, seconds: float, limit: float) -> dict[str, Any]:
         return {"ran": False}
     size, device = (gpus, "cuda") if gpus else (2, "cpu")
     with RankPool(size) as pool:
-        running = pool.start(_serve, device, seconds, limit)  # importing PyTorch, which this waits for, counts not
+        running = pool.start(_serve, device, seconds, limit)  # waits for PyTorch, which the limit leaves out
         outcomes = running.outcomes(limit + seconds, grace=math.inf)  # the others say what they waited for
     return summary({rank: value if ok else silent(value) for rank, (ok, value) in enumerate(outcomes)})
 

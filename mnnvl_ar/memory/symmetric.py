@@ -183,14 +183,14 @@ def allocate(
         return asked
 
     parting.look()
-    made: BringUp | None = None
-    lifeline: Lifeline | None = None
+    brought_up: tuple[BringUp, Lifeline] | None = None
     try:
         with members.alone():
-            made, lifeline = _bring_up(block, members, timeout, prepare, Refusals.of(group), use)
-            return SymmetricMemory(block, made, lifeline)
+            brought_up = _bring_up(block, members, timeout, prepare, Refusals.of(group), use)
+            return SymmetricMemory(block, *brought_up)
     except BaseException:
-        if made is not None and lifeline is not None:  # a signal's handler has raised: peers have the memory
+        if brought_up is not None:  # a signal's handler has raised: peers have the memory
+            made, lifeline = brought_up
             made.undo()
             lifeline.leave(CLOSED)
         block.close()

@@ -62,9 +62,26 @@ def call_in_vain(rank: Any, workspace: Any) -> Told:
     return found[0], found[1], f"{text}\n{found[2]}", when
 
 
+def timed_call_in_vain(rank: Any, workspace: Any) -> Told:
+    """The same, with the seconds that it took."""
+    began = time.monotonic()
+    kind, peer, text, when = call_in_vain(rank, workspace)
+    return kind, peer, text, when - began
+
+
+def graphs_live() -> Any:
+    """As if captured graphs held every workspace that is closed meanwhile."""
+    import mnnvl_ar.workspace as module
+
+    return mock.patch.object(module, "ops", mock.Mock(wraps=module.ops, _workspace_close=lambda *_: False))
+
+
 def begun(workspace: Any, rank: int) -> int:
     """Calls that a rank has begun, as its block says."""
-    memory = workspace._memory
+    return begun_in(workspace._memory, rank)
+
+
+def begun_in(memory: Any, rank: int) -> int:
     return int.from_bytes(memory._block.driver.read(memory.pointers[rank], 4), "little")
 
 
@@ -189,9 +206,7 @@ def two_leave(rank: Any) -> Told | None:
     else:
         rank.store.wait(["second"])
         until(lambda: len(workspace._memory.lifeline._gone) == 2, "it does not hear of both")
-        began = time.monotonic()
-        kind, peer, text, when = call_in_vain(rank, workspace)
-        found = kind, peer, text, when - began
+        found = timed_call_in_vain(rank, workspace)
         workspace.close()
     return found
 
@@ -212,9 +227,7 @@ def falls_with_it(rank: Any) -> Told | None:
         os.kill(os.getpid(), signal.SIGKILL)
     else:
         until(lambda: told(workspace) is not None, "it does not hear of a death")
-        began = time.monotonic()
-        kind, peer, text, when = call_in_vain(rank, workspace)
-        found = kind, peer, text, when - began
+        found = timed_call_in_vain(rank, workspace)
     workspace.close(force=True)
     return found
 
@@ -274,32 +287,19 @@ def check_kept(rank: Any) -> None:
     """Closed while graphs are alive: nothing is said, and a death is still heard and passed on, until they are gone."""
     import mnnvl_ar.workspace as module
 
-    class Ops:
-        """As if a captured graph held the workspace."""
-
-        real, graphs = module.ops, True
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
-        def _workspace_close(self, handle: int, force: bool) -> bool:
-            return False if self.graphs else bool(self.real._workspace_close(handle, force))
-
     workspace = rank.new_workspace(**SMALL, deadline=60.0)
     check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
     rank.barrier()
-    kept = Ops()
     if rank.rank == 0:
         line = workspace._memory.lifeline
-        with mock.patch.object(module, "ops", kept):
+        with graphs_live():
             workspace.close()
             assert not line.has_left
             time.sleep(HEARD)
             assert not line.has_left
             rank.barrier()
-            kept.graphs = False
-            module._give_back_kept()
-            assert line.has_left
+        module._give_back_kept()
+        assert line.has_left
         rank.barrier()
     else:
         rank.barrier()
@@ -318,8 +318,7 @@ def fails_after_close(rank: Any) -> tuple[int, list[str], str]:
     said, logged = "", list[str]()
     rank.barrier()
     if rank.rank == 0:
-        kept = mock.Mock(wraps=module.ops, _workspace_close=lambda *_: False)
-        with Log() as log, mock.patch.object(module, "ops", kept):
+        with Log() as log, graphs_live():
             workspace.close()
             with contextlib.suppress(RuntimeError):
                 one_call(rank, workspace)
@@ -351,15 +350,15 @@ def dies_after_close(rank: Any, calls: bool) -> list[str]:
     if rank.rank == 1:
         rank.store.wait(["closed"])
         os.kill(os.getpid(), signal.SIGKILL)
-    line, driver, own = workspace._memory.lifeline, workspace._memory._block.driver, workspace._memory.pointers[0]
-    with mock.patch.object(module, "ops", mock.Mock(wraps=module.ops, _workspace_close=lambda *_: False)):
+    memory = workspace._memory
+    with graphs_live():
         workspace.close()
         replay = threading.Thread(target=replayed)
         if calls:
             replay.start()
-            until(lambda: int.from_bytes(driver.read(own, 4), "little") > 0, "it does not begin")
+            until(lambda: begun_in(memory, 0) > 0, "it does not begin")
         rank.store.set("closed", "")
-        until(lambda: not line._connections, "it does not hear of the death")
+        until(lambda: not memory.lifeline._connections, "it does not hear of the death")
         time.sleep(1.0 + HEARD)  # two looks
         if calls:
             replay.join()

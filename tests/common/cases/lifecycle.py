@@ -8,13 +8,13 @@ import os
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 
 from common.cases.bad_input import expect
 from common.cases.calls import Call, Prepared, check_calls
+from common.cases.gone import graphs_live
 
 SMALL = {"max_tokens": 8, "hidden": 64, "dtype": torch.bfloat16}
 CALLS = [Call(tokens=t, strategy=n % 2, out="E", seed=n) for n, t in enumerate((1, 8, 3))]
@@ -196,13 +196,12 @@ def check_closed_until_graphs_are_gone(rank: Any) -> None:
 
 def check_kept_is_given_back(rank: Any) -> None:
     """What could not be unmapped at close is unmapped when the next workspace is made."""
-    import mnnvl_ar.workspace as module
     from mnnvl_ar import ops
 
     workspace = rank.new_workspace(max_tokens=512, hidden=4096)
     ops.all_reduce(torch.ones(512, 4096), workspace.handle)
     rank.barrier()
-    with mock.patch.object(module, "ops", mock.Mock(wraps=module.ops, _workspace_close=lambda *_: False)):
+    with graphs_live():
         workspace.close()
     before = used(rank)
     assert before >= workspace.nbytes // 2
