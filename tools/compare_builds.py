@@ -1,12 +1,13 @@
 """Times two builds of the library against each other on one GPU, in one run: is a change slower, and by how much?
 
-    python tools/compare_builds.py --old FOLDER [--new FOLDER] [--turns 8] [--pairs 4] [--cells small] [--out FILE]
+    python tools/compare_builds.py --old FOLDER [--new FOLDER ...] [--turns 8] [--pairs 4] [--cells small] [--out FILE]
                                    [--seconds 540]
 
 A build is a folder with `mnnvl_ar/` (its `_C.so` in it) and `tests/common/`: a checkout, or what
 `git archive REVISION mnnvl_ar tests/common | tar x -C FOLDER` leaves, with a library built from it. Each runs in a
 process of its own; the two measure each cell by turns, old and new in one pair, new and old in the next. What a process
 is given (where its memory lies, above all) moves a cell by a tenth of a microsecond, so every turn starts both anew.
+Several `--new` are changes that build on each other: all are measured in one run, each against the one before it.
 
 Cells: a world of one rank between two GEMMs, as a workspace does it by default, and in a chain of its own calls, early;
 virtual ranks (several streams of one GPU) in a chain, early. `--cells many`: 12, 16, 24 and 72 virtual ranks, whose
@@ -66,11 +67,11 @@ def cells(which: str) -> Iterator[Cell]:
         return
     few = which == "small"
     for hidden, tokens, op in itertools.product((2880, 4096, 7168), (1, 8, 64), ("fused", "plain")):
-        if not few or (hidden == 4096 and tokens != 64):
+        if not few or hidden == 4096:
             yield Cell("gemm", 1, op, tokens, hidden)
             yield Cell("chain", 1, op, tokens, hidden)
     for ranks, strategy, tokens in itertools.product((2, 4, 8), (0, 1), (1, 32, 512)):
-        if not few or (ranks == 2 and tokens != 512):
+        if not few or (ranks == 2 and tokens != 512) or (ranks == 8 and tokens == 1):
             yield Cell("chain", ranks, "fused", tokens, 4096, strategy)
 
 
@@ -275,26 +276,43 @@ class Build:
 
 
 Pair = tuple[float, float]  # us of the old and of the new build
+Times = tuple[float, ...]  # us of every build, in their order
 
 
-def run_turn(folders: tuple[Path, Path], wanted: list[Cell], pairs: int, first: int) -> dict[Cell, list[Pair]]:
-    """Both builds in fresh processes, through all cells. The one that starts first, and makes each cell ready first, is
+def run_turn(folders: list[Path], wanted: list[Cell], pairs: int, turn: int) -> dict[Cell, list[Times]]:
+    """All builds in fresh processes, through all cells. The one that starts first, and makes each cell ready first, is
     the quicker one by some hundredths of a microsecond, so turns take turns in that, too."""
+    forth = list(range(len(folders)))
+    back = forth[::-1]
     builds: dict[int, Build] = {}
-    found: dict[Cell, list[Pair]] = {}
+    found: dict[Cell, list[Times]] = {}
     for cell in wanted:
-        for which in (first, 1 - first):
+        for which in (forth, back)[turn % 2]:
             if which not in builds:
                 builds[which] = Build(folders[which])
             builds[which].measure(cell)  # makes it ready
         found[cell] = []
         for pair in range(pairs):
-            order = (0, 1) if pair % 2 == 0 else (1, 0)
-            times = {which: builds[which].measure(cell) for which in order}
-            found[cell].append((times[0], times[1]))
+            times = {which: builds[which].measure(cell) for which in (forth, back)[pair % 2]}
+            found[cell].append(tuple(times[which] for which in forth))
     for build in builds.values():
         build.end()
     return found
+
+
+def compare(wanted: list[Cell], turns: list[dict[Cell, list[Times]]], new: int, name: str) -> list[dict[str, Any]]:
+    """Build `new` against the one before it: a row a cell, printed too."""
+    rows = []
+    for cell in wanted:
+        row = summary(cell, [[(times[new - 1], times[new]) for times in turn[cell]] for turn in turns])
+        rows.append({"build": name, **row})
+        low, high = row["interval_us"]
+        print(
+            f"{row['context']:5} R={row['ranks']} {row['op']:5} T={row['tokens']:<4} H={row['hidden']} "
+            f"strategy={row['strategy']:2}: old {row['old_us']:8.3f} new {row['new_us']:8.3f} us, "
+            f"new - old {row['difference_us']:+.4f} [{low:+.4f}, {high:+.4f}]{' SLOWER' if row['slower'] else ''}"
+        )
+    return rows
 
 
 def summary(cell: Cell, turns: list[list[Pair]]) -> dict[str, Any]:
@@ -317,7 +335,7 @@ def summary(cell: Cell, turns: list[list[Pair]]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", type=Path, required=True)
-    parser.add_argument("--new", type=Path, default=ROOT)
+    parser.add_argument("--new", type=Path, action="append", help="this checkout, if none is named")
     parser.add_argument("--turns", type=int, default=8, help="an even number, 6 or more")
     parser.add_argument("--pairs", type=int, default=4, help=f"of each turn; {LEAST_PAIRS} in all at least")
     parser.add_argument("--cells", choices=("small", "all", "many"), default="all")
@@ -330,22 +348,19 @@ def main() -> int:
         given = f"--turns {options.turns} --pairs {options.pairs}"
         parser.error(f"{given}: wanted 6, 8, ... turns and {LEAST_PAIRS} pairs in all")
     wanted = list(cells(options.cells))
-    turns: list[dict[Cell, list[Pair]]] = []
-    folders, began, took = (options.old.resolve(), options.new.resolve()), time.monotonic(), 0.0
+    turns: list[dict[Cell, list[Times]]] = []
+    folders = [folder.resolve() for folder in (options.old, *(options.new or [ROOT]))]
+    began, took = time.monotonic(), 0.0
     while len(turns) < options.turns and took * (1 + 1 / max(1, len(turns))) < options.seconds:
-        turns.append(run_turn(folders, wanted, options.pairs, len(turns) % 2))
+        turns.append(run_turn(folders, wanted, options.pairs, len(turns)))
         took = time.monotonic() - began
     if len(turns) < 2:
         print(f"no time for two turns: {len(turns)} in {took:.0f} s")
         return 2
-    rows = [summary(cell, [turn[cell] for turn in turns]) for cell in wanted]
-    for row in rows:
-        low, high = row["interval_us"]
-        print(
-            f"{row['context']:5} R={row['ranks']} {row['op']:5} T={row['tokens']:<4} H={row['hidden']} "
-            f"strategy={row['strategy']:2}: old {row['old_us']:8.3f} new {row['new_us']:8.3f} us, "
-            f"new - old {row['difference_us']:+.4f} [{low:+.4f}, {high:+.4f}]{' SLOWER' if row['slower'] else ''}"
-        )
+    rows: list[dict[str, Any]] = []
+    for new in range(1, len(folders)):
+        print(f"{folders[new].name} against {folders[new - 1].name}:")
+        rows += compare(wanted, turns, new, folders[new].name)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
     slower, pairs = sum(row["slower"] for row in rows), len(turns) * options.pairs
