@@ -114,6 +114,12 @@ class Monitor:
                 self._watched[handle] = watch = _Watch(owner)
                 watch.is_of_replays = True
 
+    def begin_anew(self, handle: int) -> None:
+        """The workspace is to be as if no call had been made, and watched again. Who still tells of a fault from before
+        must not let go the next one's stream."""
+        with self._lock:
+            self._watched.pop(handle, None)
+
     def forget(self, handle: int) -> list[threading.Thread]:
         """No more is said of this workspace, and if its rank has left, no more heard. Ends with the last handle: then
         these are the threads that end. Does not wait for a look that is under way; closing does."""
@@ -250,6 +256,10 @@ def watch(handle: int, owner: Watched, lifeline: Lifeline) -> None:
 
 def pass_on(handle: int, owner: Watched) -> None:
     _monitor.pass_on(handle, owner)
+
+
+def begin_anew(handle: int) -> None:
+    _monitor.begin_anew(handle)
 
 
 def forget(handle: int) -> list[threading.Thread]:

@@ -358,6 +358,7 @@ class Workspace:
                 self._asleep = memory.is_dropped
             self.transport, self.transport_reason = memory.transport, memory.reason
             ops._workspace_processors(self.handle, memory.processors)
+            watchers.begin_anew(self.handle)
             ops._workspace_reset(self.handle)
             self._watch()
 
@@ -392,12 +393,15 @@ class Workspace:
         self._mapped(verb)
         with self._turn.of(verb):
             memory = self._mapped(verb)
+            was_awake = not memory.is_dropped
             ops._workspace_sleep(self.handle, False)
             with self._mapping:
                 self._asleep = True
                 memory.drop(how)
             if how == CHECKPOINT or not ops._workspace_graphs(self.handle):
                 ended = watchers.forget(self.handle)
+            elif was_awake:
+                self._watch()  # a fault that was told is over, and what becomes of a replay is to be told
         if how == CHECKPOINT:
             watchers.join(ended)  # out of turn: an `on_fault` may close
         return memory

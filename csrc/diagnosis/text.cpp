@@ -50,7 +50,7 @@ std::string difference_text(const Sent& theirs, const Sent& ours) {
   differ("norm stored too:", yes_or_no(v, kNormToo), yes_or_no(w, kNormToo));
   static const char* const kinds[] = {"fp32", "powers of two", "ue8m0", "unknown"};
   static const char* const orders[] = {"row-major", "column-major", "TMA-aligned", "tiles of 128x4"};
-  const auto kind = [](uint32_t variant) { return kinds[bits_of(variant, kScaleKindAt, 2)]; };
+  const auto kind = [](uint32_t variant) { return kinds[bits_of(variant, kScaleKindAt, kScaleKindBits)]; };
   const auto order = [](uint32_t variant) { return orders[bits_of(variant, kScaleOrderAt, kScaleOrderBits)]; };
   differ("scales as", kind(v), kind(w));
   differ("layout of scales", order(v), order(w));

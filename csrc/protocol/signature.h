@@ -34,7 +34,8 @@ inline constexpr uint32_t kSignedPieces = 1 << kPieceBits;
 
 // How an op is called, in a signature's few bits. What its epilogue stores besides is the epilogue's (epilogues/epilogue.h).
 inline constexpr uint32_t kWeightIsFp32 = 1, kNormToo = 2, kScaleOrderAt = 2, kScaleOrderBits = 2,
-                          kScaleKindAt = kScaleOrderAt + kScaleOrderBits;
+                          kScaleKindAt = kScaleOrderAt + kScaleOrderBits, kScaleKindBits = 2;
+static_assert(kScaleKindAt + kScaleKindBits == kVariantBits);
 
 // tag: the caller's, to tell calls apart that are alike in all else. piece: of the call.
 MNNVL_AR_HD constexpr uint32_t describe(Op op, Dtype dtype, Strategy strategy, uint32_t vectors, uint32_t tag,

@@ -26,6 +26,13 @@ def test_a_call_ends_with_nan_and_a_name(how: str) -> None:
 
 @needs_test_build
 @pytest.mark.parametrize("how", ["sleep", "close"])
+def test_so_it_does_after_another_fault_that_was_told(how: str) -> None:
+    with RankPool(2, library=TEST_LIBRARY) as pool:
+        pool.run(asleep.check_late_call, how, True, True)
+
+
+@needs_test_build
+@pytest.mark.parametrize("how", ["sleep", "close"])
 def test_control_without_it_the_process_ends(how: str) -> None:
     pool = RankPool(2, library=TEST_LIBRARY)
     with pytest.raises(RanksFailed, match="exit code -11"):

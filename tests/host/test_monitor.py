@@ -186,3 +186,43 @@ def test_who_dies_during_an_on_fault_is_named_at_once(beside: bool) -> None:
     for ok, seconds in outcomes[:2]:
         assert ok, seconds
         assert (seconds < 2.0) == beside, seconds
+
+
+def told_late(rank: Rank, anew: bool) -> int:
+    """`on_fault` of rank 0 returns when `recover` has reset the workspace, and before it is watched again: how often
+    that rank's stream is let go. anew: False as a control, where the old watch counts until the next."""
+    import mnnvl_ar.workspace as module
+
+    told, held, answers = threading.Event(), threading.Event(), list[int]()
+
+    def on_fault(error: Exception) -> None:
+        told.set()
+        held.wait(20.0)
+
+    def reset(handle: int) -> None:
+        reset_it(handle)
+        held.set()
+        for thread in threading.enumerate():
+            if thread.name == "mnnvl_ar on_fault":
+                thread.join(20.0)
+
+    workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=0.1, on_fault=on_fault)
+    if rank.rank == 0:
+        with pytest.raises(RuntimeError):
+            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), workspace.handle)
+    assert told.wait(20.0)
+    reset_it = module.ops._workspace_reset
+    ops = mock.Mock(wraps=module.ops, _workspace_reset=reset, _workspace_answer=answers.append)
+    if not anew:
+        module.watchers.begin_anew = lambda handle: None
+    with mock.patch.object(module, "ops", ops), mock.patch.object(module.watchers, "ops", ops):
+        workspace.recover(rank.group)
+    workspace.close()
+    return len(answers)
+
+
+@pytest.mark.parametrize("anew", [True, False], ids=["", "control"])
+def test_who_tells_of_an_old_fault_answers_no_new_one(anew: bool) -> None:
+    pool = RankPool(2)
+    assert pool.run(told_late, anew) == [int(not anew)] * 2
+    pool.discard()

@@ -16,6 +16,7 @@ from common.cases.calls import Call, check_calls
 from common.cases.gone import Log
 from common.cases.lifecycle import CALLS, SMALL, captured, check_replays, used
 from common.cases.rules import break_rule
+from mnnvl_ar import monitor as watchers
 
 PATIENCE = 20.0
 LATE = 1.0  # seconds that a call on the host pauses between its two looks at the workspace
@@ -57,9 +58,9 @@ def check_named(workspace: Any, how: str, log: list[str], told: list[Exception])
 # ---- on the host: a test build, where a call that has begun does not look again whether the workspace sleeps
 
 
-def check_late_call(rank: Any, how: str, stands_in: bool) -> None:
+def check_late_call(rank: Any, how: str, stands_in: bool, is_broken: bool = False) -> None:
     """A call comes to the addresses of a workspace whose memory has gone meanwhile, as a captured one would. Without
-    what stands in, the process ends there."""
+    what stands in, the process ends there. is_broken: behind another fault, which was told meanwhile."""
     import mnnvl_ar.workspace as module
     from mnnvl_ar import MnnvlArError, ops
 
@@ -68,6 +69,7 @@ def check_late_call(rank: Any, how: str, stands_in: bool) -> None:
     check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
     rank.barrier()
     x, out, said = torch.ones(2, 64), torch.zeros(2, 64), list[str]()
+    pause = 6 * LATE if is_broken else LATE
 
     def call() -> None:
         try:
@@ -77,10 +79,15 @@ def check_late_call(rank: Any, how: str, stands_in: bool) -> None:
 
     graphs = mock.Mock(wraps=module.ops, _workspace_graphs=lambda handle: int(stands_in))
     with Log() as log:
-        break_rule(workspace.handle, "still_open", delay_ns=int(LATE * 1e9))
+        break_rule(workspace.handle, "still_open", delay_ns=int(pause * 1e9))
         thread = threading.Thread(target=call)
         thread.start()
         time.sleep(LATE / 4)
+        if is_broken:
+            break_rule(workspace.handle, "")
+            fail_and_be_told(rank, workspace, told)
+            log.clear()
+            break_rule(workspace.handle, "still_open")
         with mock.patch.object(module, "ops", graphs):
             leave(workspace, how)
             with pytest.raises(MnnvlArError, match="is closed" if how == "close" else "is asleep"):
@@ -101,6 +108,21 @@ def check_late_call(rank: Any, how: str, stands_in: bool) -> None:
     check_calls(rank, [Call(tokens=2), Call(tokens=8)], handle=workspace.handle)
     rank.barrier()
     workspace.close()
+
+
+def fail_and_be_told(rank: Any, workspace: Any, told: list[Exception]) -> None:
+    """Rank 0 calls alone. Returns on all ranks when nobody watches any more."""
+    from mnnvl_ar import ops
+
+    if rank.rank == 0:
+        workspace.deadline = 0.2
+        with pytest.raises(RuntimeError):
+            ops.all_reduce(torch.ones(2, 64), workspace.handle)
+        workspace.deadline = 60.0
+    until(lambda: workspace.handle not in watchers._monitor._watched, "it is not told")
+    assert len(told) == 1
+    told.clear()
+    rank.barrier()
 
 
 # ---- on GPUs: graphs
