@@ -30,6 +30,12 @@ __device__ __forceinline__ RingWords read_ring(const uint8_t* block) {
           ptx::load_relaxed_gpu(block + protocol::kProgressOffset)};
 }
 
+// The same, only if `wanted`.
+__device__ __forceinline__ void read_ring_if(bool wanted, const uint8_t* block, RingWords& words) {
+  ptx::load_relaxed_gpu_if(wanted, block + protocol::kStateOffset, words.state);
+  ptx::load_relaxed_gpu_if(wanted, block + protocol::kProgressOffset, words.progress);
+}
+
 // Whether an earlier call has left the ring broken.
 __device__ __forceinline__ bool is_broken(const Params& p, const protocol::Vector& progress) {
   return progress.word[1] != 0 && !protocol::is_off(p, protocol::Rule::peer_mark);
@@ -47,19 +53,25 @@ __device__ __forceinline__ bool await_quiescence(const Params& p, CallStatus& st
 
 // Lets the other warps in, and sets `status` up before that. By the whole warp, whose lanes have all read the same words: they go the
 // same way, and what lane 0 finds is what counts.
-__device__ __forceinline__ RingPosition open_ring(const Params& p, CallStatus& status, const RingWords& words) {
+__device__ __forceinline__ RingPosition open_ring(const Params& p, CallStatus& status, RingWords& words,
+                                                  RingWords& late) {
   if (threadIdx.x % 32 == 0) {  // while the words are on their way
     status.poisoned = status.gave_up = 0;
     ptx::mbarrier_init(ptx::shared_address(&status.mbarrier), 1);
   }
   __syncwarp();
+  ptx::not_before(words.state);
+  ptx::not_before(words.progress);
+  if (p.launch.programmatic) words = late;
   const protocol::Vector &state = words.state, &progress = words.progress;
   bool broken = is_broken(p, progress);
   if (!is_quiescent(state, progress) && !protocol::is_off(p, protocol::Rule::quiescence)) {
     broken |= !await_quiescence(p, status);
   }
   if (threadIdx.x % 32 == 0) {
-    ptx::store_shared(ptx::shared_address(&status.entry), {{state.word[0], state.word[2], broken, 0}});
+    // The last word says nothing. With no use its register would be given away while the words are on their way, and whoever
+    // gets it would wait for them.
+    ptx::store_shared(ptx::shared_address(&status.entry), {{state.word[0], state.word[2], broken, state.word[3]}});
   }
   __syncwarp();
   ptx::barrier_arrive(kEntered, blockDim.x);
@@ -122,9 +134,10 @@ __device__ __forceinline__ void run_entry_warp(const Params& p, uint32_t dirty, 
     if (lane == 0) ptx::prefetch_to_l2(block + protocol::kStateOffset);
     ptx::wait_for_predecessor();
     random_delay(p, Step::read_state);
-    words = read_ring(block);
   }
-  const RingPosition ring = open_ring(p, status, words);
+  RingWords late{};
+  read_ring_if(p.launch.programmatic, block, late);
+  const RingPosition ring = open_ring(p, status, words, late);
   bool ok = !ring.broken;
   if (ok) {
     if (lane == 0) {

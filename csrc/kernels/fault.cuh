@@ -50,8 +50,9 @@ static __device__ __noinline__ void report_fault(const Params& p, FaultCode code
   // waits for any more, over rows that a slower peer has still to read (decision 77).
   ptx::fence_acq_rel_sys();
   const volatile protocol::Orders& orders = *g.orders;
-  const uint64_t began_ns = ptx::global_timer_ns(), hold_ns = orders.hold_ns;
-  while (orders.answered == 0 && ptx::global_timer_ns() - began_ns < hold_ns) __nanosleep(1000);
+  const uint64_t began_ns = ptx::global_timer_ns();
+  const auto hold_ns = static_cast<int64_t>(orders.hold_ns);  // signed, as the timer may step back
+  while (orders.answered == 0 && static_cast<int64_t>(ptx::global_timer_ns() - began_ns) < hold_ns) __nanosleep(1000);
 }
 
 // What the warps of a CTA share about the call.

@@ -207,6 +207,13 @@ class Finish<D, Tile, E, kLean, true> {
   __device__ __forceinline__ void load_weight() {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
+      if constexpr (Tile::kOnce) {
+        ptx::load_if(holds(column), weight_place(column), weight_[column].low);
+        if (D::kPerVector == 8) {
+          ptx::load_if(holds(column) && p_.arguments.weight_is_fp32, weight_place(column) + 16, weight_[column].high);
+        }
+        continue;
+      }
       if (!holds(column)) continue;
       weight_[column].low = ptx::load(weight_place(column));
       if (D::kPerVector == 8 && p_.arguments.weight_is_fp32) {

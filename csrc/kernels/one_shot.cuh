@@ -57,25 +57,23 @@ __global__ void __launch_bounds__(kThreads<kRanks, Tile>, kCtas<kRanks, Tile>)
   };
 
   // ---- What is longest on its way is asked for first, if it is there: nothing is awaited behind a plain edge, and pieces of a call
-  // do not write what the next one reads.
-  Vector mine[kColumns]{};
-  RingWords words{};
-  const bool has_x = !p.launch.programmatic || p.tensors.first_token != 0;
-  if (lane.role == Role::row) {
-    if (has_x && lane.cluster < p.tensors.tokens) load_x(first, mine);
-  } else if (lane.role == Role::entry) {
-    if (!p.launch.programmatic) words = read_ring(p.group.block);
-  }
-
-  // ---- The warps without rows go their own way.
+  // do not write what the next one reads. Each role from here on by itself: what they hold is never in the same registers, or
+  // where two ways meet it would be awaited.
   const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors, p.group.multicast != nullptr};
-  if (!is_as_planned<Tile::kOnce>(p)) return refuse<D, E>(p);
-  if (lane.role == Role::exit) return run_exit_warp<E>(p, lane, status, shared);
-  shared.join_cluster();
   if (lane.role == Role::entry) {
+    RingWords words{};
+    read_ring_if(!p.launch.programmatic, p.group.block, words);
+    if (!is_as_planned<Tile::kOnce>(p)) return refuse<D, E>(p);
+    shared.join_cluster();
     const auto dirty = static_cast<uint32_t>(protocol::one_shot_vectors(shape));
     return run_entry_warp<E::kNormed>(p, dirty, status, words);
   }
+  Vector mine[kColumns]{};
+  const bool has_x = !p.launch.programmatic || p.tensors.first_token != 0;
+  if (lane.role == Role::row && has_x && lane.cluster < p.tensors.tokens) load_x(first, mine);
+  if (!is_as_planned<Tile::kOnce>(p)) return refuse<D, E>(p);
+  if (lane.role == Role::exit) return run_exit_warp<E>(p, lane, status, shared);
+  shared.join_cluster();
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
   Finish<D, Tile, E> epilogue(p, lane, status, shared);

@@ -72,6 +72,15 @@ __device__ __forceinline__ Vector load(const void* address) {
   return v;
 }
 
+// Only if `wanted`; else v stays. In the registers of v, so that nothing is copied, and so awaited, where two ways meet.
+__device__ __forceinline__ void load_if(bool wanted, const void* address, Vector& v) {
+  asm volatile(
+      "{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, %5, 0;\n\t"
+      "@wanted ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3])
+      : "l"(address), "r"(static_cast<uint32_t>(wanted)));
+}
+
 __device__ __forceinline__ void store(void* address, const Vector& v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.word[0]), "r"(v.word[1]),
                "r"(v.word[2]), "r"(v.word[3])
@@ -87,6 +96,16 @@ __device__ __forceinline__ Vector load_relaxed_gpu(const void* address) {
                : "l"(address)
                : "memory");
   return v;
+}
+
+// As `load_if`.
+__device__ __forceinline__ void load_relaxed_gpu_if(bool wanted, const void* address, Vector& v) {
+  asm volatile(
+      "{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, %5, 0;\n\t"
+      "@wanted ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3])
+      : "l"(address), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
 }
 
 __device__ __forceinline__ uint32_t atomic_add_relaxed_gpu(void* address, uint32_t value) {

@@ -28,13 +28,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1) two_shot(const __grid_constant
   __shared__ typename Epilogue::Shared shared;
   const Lane lane = this_lane<1>();
   const protocol::Shape shape{p.group.ranks, p.tensors.tokens, p.tensors.vectors};
+  if (lane.role == Role::entry) {  // as in one-shot: what is longest on its way first, in registers of this role alone
+    RingWords words{};
+    read_ring_if(!p.launch.programmatic, p.group.block, words);
+    if (!is_as_planned<false>(p)) return refuse<D, E>(p);
+    shared.join_cluster();
+    const auto dirty = static_cast<uint32_t>(protocol::two_shot_vectors(shape));
+    return run_entry_warp<E::kNormed>(p, dirty, status, words);
+  }
   if (!is_as_planned<false>(p)) return refuse<D, E>(p);
   if (lane.role == Role::exit) return run_exit_warp<E>(p, lane, status, shared);
   shared.join_cluster();
-  if (lane.role == Role::entry) {
-    const auto dirty = static_cast<uint32_t>(protocol::two_shot_vectors(shape));
-    return run_entry_warp<E::kNormed>(p, dirty, status, p.launch.programmatic ? RingWords{} : read_ring(p.group.block));
-  }
 
   // ---- Before the predecessor has ended: addresses, and prefetches into L2 of what it does not write.
   const uint32_t width = protocol::owned_columns(shape);

@@ -16,6 +16,7 @@ import re
 from common import sass
 
 NO_BARRIER = 7
+APART = 80  # instructions between two looks
 SHIFT = (
     41  # of the control bits, in the upper half of the encoding: stall (4), yield (1), barriers set (3 + 3), waits (6)
 )
@@ -34,6 +35,41 @@ def waits_for(one: sass.Instruction) -> set[int]:
 
 def waves(kernel: sass.Kernel) -> list[int]:
     return [largest_wave([kernel.code[i] for i in sorted(loop)]) for loop in sass.poll_loops(kernel)]
+
+
+def first_looks(kernel: sass.Kernel) -> list[tuple[int, int]]:
+    """Of the looks that ptxas has taken out of the loops: polling loads that belong together, and how many waves they
+    are. Those that stand alone are left out."""
+    inside: set[int] = set().union(*sass.poll_loops(kernel))
+    looks: list[list[int]] = []
+    for i, one in enumerate(kernel.code):
+        if one.is_poll and i not in inside:
+            if not looks or i - looks[-1][-1] > APART:
+                looks.append([])
+            looks[-1].append(i)
+    return [(len(look), _waves_of(kernel.code[look[0] : look[-1] + 1])) for look in looks if len(look) > 1]
+
+
+def _waves_of(instructions: list[sass.Instruction]) -> int:
+    count, pending = 1, set[int | None]()
+    for one in instructions:
+        if pending & waits_for(one):
+            count, pending = count + 1, set()
+        if one.is_poll:
+            pending.add(sets_scoreboard(one))
+    return count
+
+
+def state_is_awaited_late(kernel: sass.Kernel) -> bool:
+    """Whether the entry warp sets its mbarrier up before it waits for the ring's state, which it asked for first."""
+    first = next(i for i, one in enumerate(kernel.code) if one.opcode.startswith("LDG.E.128.STRONG.GPU"))
+    scoreboard = sets_scoreboard(kernel.code[first])
+    for one in kernel.code[first + 1 :]:
+        if one.opcode.startswith("SYNCS.EXCH"):
+            return True
+        if scoreboard in waits_for(one) and not one.opcode.startswith("LDG"):
+            return False
+    return False
 
 
 def largest_wave(instructions: list[sass.Instruction]) -> int:
