@@ -39,6 +39,16 @@ def rounds(size: int) -> list[list[tuple[int, int]]]:
     return table
 
 
+def have_one_gpu(group: dist.ProcessGroup, device: torch.device, patience: float) -> bool:
+    """Collective: whether several ranks share a GPU. They run by turns of milliseconds, and between them is no link."""
+    seats = PrefixStore("mnnvl_ar-doctor-gpus", group.get_group_store())
+    seats.set(str(group.rank()), _uuid(device))
+    names = [str(rank) for rank in range(group.size())]
+    seats.wait(names, timedelta(seconds=patience))
+    found = [seats.get(name).decode() for name in names]
+    return all(found) and len(set(found)) < len(found)
+
+
 def measure(group: dist.ProcessGroup, device: torch.device, patience: float, seconds: float) -> list[dict[str, Any]]:
     """Collective. Of each pair that this rank is in: {ranks, gpu, error} and, if error is "", {latency_us,
     bandwidth_gb_s, small_bytes, large_bytes}. gpu: this rank's UUID, "" without one. In a pair nothing waits longer

@@ -17,6 +17,7 @@ from mnnvl_ar.ranks import Rank, RankPool
 
 HIDDEN = 8192
 SMALL, LARGE = 1, {"cpu": 16, "cuda": 1024}  # tokens
+CALLS, CALLS_BY_TURNS = {"cpu": 3, "cuda": 20}, 3  # of a batch; by ranks that share a GPU
 _MOST_ROUNDS = 10_000
 _SPARE = 2.0  # seconds in which what the pairs have found can still be told
 
@@ -34,9 +35,10 @@ def run(gpus: int, seconds: float, limit: float) -> dict[str, Any]:
 
 
 def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limit: float) -> dict[str, Any]:
-    """Collective. {ok, error, ranks, transport, transport_reason, latency_us, bandwidth_gb_s, ...} of this rank; on
-    GPUs also `pairs`, as `pairs.measure` has them, for what is left of `limit / 2 + seconds`. Raises what bring-up or
-    calls of the whole group raise: bring-up waits `limit / 2` seconds for the other ranks, a call `limit / 4`."""
+    """Collective. {ok, error, ranks, transport, transport_reason, latency_us, bandwidth_gb_s, by_turns, ...} of this
+    rank. by_turns: ranks share a GPU; without that, on GPUs also `pairs`, as `pairs.measure` has them, for what is left
+    of `limit / 2 + seconds`. Raises what bring-up or calls of the whole group raise: bring-up waits `limit / 2` seconds
+    for the other ranks, a call `limit / 4`."""
     until = time.monotonic() + limit / 2 + seconds
     size, large = dist.get_world_size(group), LARGE[device.type]
     with mnnvl_ar.Workspace(
@@ -44,17 +46,18 @@ def measure(group: dist.ProcessGroup, device: torch.device, seconds: float, limi
     ) as ws:
         found: dict[str, Any] = {"ran": True, "ok": True, "error": "", "ranks": size, "device": device.type}
         found |= {"transport": ws.transport, "transport_reason": ws.transport_reason}
+        found["by_turns"] = by_turns = pairs.have_one_gpu(group, device, limit / 4)
         try:
-            found |= _measured(ws, large, seconds)
+            found |= _measured(ws, large, seconds, CALLS_BY_TURNS if by_turns else CALLS[device.type])
         except RuntimeError:
             ws.check()  # says more plainly than an op what became of a call
             raise
-    if device.type == "cuda" and 1 < size <= pairs.MOST_RANKS:
+    if device.type == "cuda" and 1 < size <= pairs.MOST_RANKS and not by_turns:
         found["pairs"] = pairs.measure(group, device, limit / 8, until - time.monotonic() - _SPARE)
     return found
 
 
-def _measured(ws: mnnvl_ar.Workspace, large: int, seconds: float) -> dict[str, Any]:
+def _measured(ws: mnnvl_ar.Workspace, large: int, seconds: float, calls: int) -> dict[str, Any]:
     wrong = 0
     for tokens in (SMALL, 7, 16):
         xs = [_rows(tokens, r) for r in range(ws.world_size)]
@@ -63,7 +66,7 @@ def _measured(ws: mnnvl_ar.Workspace, large: int, seconds: float) -> dict[str, A
     ws.check()
     if wrong:
         raise RuntimeError(f"{wrong} of 3 sums differ from the reference")
-    small, took = (_time(ws, _rows(tokens, ws.rank).to(ws.device), seconds / 2) for tokens in (SMALL, large))
+    small, took = (_time(ws, _rows(tokens, ws.rank).to(ws.device), seconds / 2, calls) for tokens in (SMALL, large))
     row = HIDDEN * torch.bfloat16.itemsize
     return {
         "latency_us": 1e6 * small,
@@ -108,9 +111,8 @@ def ranks(numbers: list[int]) -> str:
     return f"ranks {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def _time(ws: mnnvl_ar.Workspace, x: torch.Tensor, seconds: float) -> float:
-    """Median seconds of a call, over batches, as many on every rank."""
-    calls = 20 if x.is_cuda else 3
+def _time(ws: mnnvl_ar.Workspace, x: torch.Tensor, seconds: float, calls: int) -> float:
+    """Median seconds of a call, over batches of `calls`, as many on every rank."""
     out = torch.empty_like(x)
 
     def batch() -> float:

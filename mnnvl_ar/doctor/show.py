@@ -49,6 +49,8 @@ def _self_test(found: dict[str, Any]) -> list[str]:
         f"{large} (message size over time; medians of rank 0).",
     ]
     lines += matrix.pairs(test.get("pairs", []), test["ranks"])
+    if test["by_turns"]:
+        lines.append("  Ranks share a GPU and run by turns, which is what was timed; no pair was measured by itself.")
     cpus = found["hosts"][0]["container"]["cpus"]
     if test["device"] == "cpu" and test["ranks"] > cpus:
         lines.append(f"  That is slow because {test['ranks']} ranks share {cpus} CPU{'s' if cpus > 1 else ''}.")

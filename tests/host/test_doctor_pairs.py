@@ -112,10 +112,11 @@ def pair(a: int, b: int, bandwidth: float = 340.0, error: str = "") -> dict[str,
     return about if error else {**about, **figures}
 
 
-def told(found: list[dict[str, Any]], size: int, **more: Any) -> tuple[list[str], str]:
+def told(found: list[dict[str, Any]], size: int, by_turns: bool = False, **more: Any) -> tuple[list[str], str]:
     """The problems, and the report's text, of so many GPUs whose pairs were found so."""
     good = {"ran": True, "ok": True, "ranks": size, "device": "cuda", "transport_reason": "", "latency_us": 9.0}
-    good |= {"bandwidth_gb_s": 300.0, "row_bytes": 16384, "message_bytes": 16 << 20, "pairs": found}
+    good |= {"bandwidth_gb_s": 300.0, "row_bytes": 16384, "message_bytes": 16 << 20, "by_turns": by_turns}
+    good |= {} if by_turns else {"pairs": found}
     machine = here(*(gpu(n) for n in range(size)), **more)
     about = report({0: machine}, size, good)
     return about["problems"], show.text(about)
@@ -158,3 +159,24 @@ def test_the_summary_has_the_pairs_of_all_ranks() -> None:
     (merged,) = found["pairs"]
     assert merged["bandwidth_gb_s"] == 300.0, "of the two ranks' figures the worse"
     assert merged["gpus"] == ["0", "1"]
+
+
+def by_turns(rank: Rank, gpus: tuple[str, ...]) -> tuple[bool, int]:
+    """What the self-test says of ranks with these GPUs, and how many calls it makes at a time."""
+    torch.set_num_threads(1)
+    calls = set[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "_uuid", lambda device: gpus[rank.rank])
+        patch.setattr(selftest, "CALLS", {"cpu": 2})
+        patch.setattr(selftest, "_time", lambda ws, x, seconds, count: calls.add(count) or 1.0)
+        found = selftest.measure(rank.join(20.0), rank.device, 0.1, 20.0)
+    assert len(calls) == 1
+    return found["by_turns"], calls.pop()
+
+
+@pytest.mark.parametrize(("gpus", "shared"), [(("a", "b", "a"), True), (("a", "b", "c"), False), (("", "", ""), False)])
+def test_ranks_that_share_a_gpu_run_by_turns(gpus: tuple[str, ...], shared: bool) -> None:
+    """Each for milliseconds: batches meant for GPUs would take longer than a doctor may."""
+    with RankPool(3) as pool:
+        assert pool.run(by_turns, gpus) == [(shared, 3 if shared else 2)] * 3
+    assert ("by turns" in told([], 3, shared)[1]) == shared
