@@ -11,12 +11,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import against, plots, results, servers, targets
+from bench import against, alone, plots, results, servers, targets
 from bench.gb200 import record
 from bench.results import Row
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 SERVERS = "<!-- servers:begin -->", "<!-- servers:end -->"
+ALONE = "<!-- alone:begin -->", "<!-- alone:end -->"
 TABLE_HIDDEN = 7168
 
 
@@ -32,7 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     today = results.source_digest()
     if of_servers := servers.section(servers.load(args.results), today):
         print(put_in_page(of_servers, args.page, *SERVERS))
-    runs = load(args.results)
+    recorded = load(args.results)
+    if of_one := alone.section(recorded, today):
+        print(put_in_page(of_one, args.page, *ALONE))
+    runs = {name: run for name, run in recorded.items() if not alone.is_alone(run)}
     if not runs:
         print(f"no recorded run in {args.results}; make one by `make bench` where there are GPUs")
         return 0
@@ -63,7 +67,7 @@ def load(folder: Path) -> dict[str, dict[str, Any]]:
     """Recorded runs by file name, the one with the largest group last."""
     files = sorted(set(folder.glob("*.json")) - set(folder.glob(servers.PATTERN)))
     runs = {file.stem: json.loads(file.read_text()) for file in files}
-    runs = {name: run for name, run in runs.items() if usual(run["rows"])}
+    runs = {name: run for name, run in runs.items() if usual(run["rows"]) or alone.is_alone(run)}
     return dict(sorted(runs.items(), key=lambda item: max(row["tp"] for row in item[1]["rows"])))
 
 

@@ -143,6 +143,36 @@ def test_a_run_of_todays_sources_comes_before_a_larger_one_of_others(tmp_path: P
     ]
 
 
+def alone_row(variant: str, p50: float, **more: Any) -> dict[str, Any]:
+    usual = {"op": "fused", "tp": 1, "tokens": 8, "hidden": 4096, "dtype": "bfloat16", "ok": True}
+    return {**usual, "context": "gemm", "variant": variant, "p50_us": p50, "floor_us": 1.0, **more}
+
+
+def test_a_world_of_one_has_a_table_of_its_own(tmp_path: Path):
+    """And no picture, no figure to reach and no place in the others' table: it has no peer."""
+    results, page = tmp_path / "results", tmp_path / "page.md"
+    rows = [
+        alone_row("mnnvl_ar", 3.2),
+        alone_row("mnnvl_ar/pdl_early", 3.6, ok=False),
+        alone_row("yardstick/copy", 1.5),
+    ]
+    rows.append(alone_row("mnnvl_ar", 16.0, context="chain", mode="eager"))
+    rows.append(alone_row("mnnvl_ar", 3.3, l2="cold"))
+    synthetic.write(results / "h200x1.json", "1 x NVIDIA H200", rows)
+    synthetic.write(results / "h200x2.json", "2 x NVIDIA H200", synthetic.rows((2,)))
+    markers = [report.BEGIN, report.END, *report.ALONE]
+    page.write_text("\n".join(markers) + "\n")
+    assert report.main(["--results", str(results), "--images", str(tmp_path / "images"), "--page", str(page)]) == 0
+    others, own = page.read_text().split(report.ALONE[0])
+    assert "1 x NVIDIA H200" not in others
+    assert "h200x1" not in others
+    assert "1 x NVIDIA H200. Sources `0000000000000000`, **earlier than today's**." in own
+    assert "| fused, between GEMMs | 4096 | 8 | 3.20 | - | - | 3.60 WRONG | - | 1.50 | - |" in own
+    assert "| fused, in a chain of calls alone, eager | 4096 | 8 | 16.00 |" in own
+    assert "| fused, between GEMMs, cold | 4096 | 8 | 3.30 |" in own
+    assert not (tmp_path / "images" / "bench_latency_h200x1.png").exists()
+
+
 def test_a_machine_without_a_floor_is_shown_without(tmp_path: Path):
     rows = [{**row, "floor_us": None} for row in synthetic.rows((8,))]
     figures = by_name(targets.judge(rows))
