@@ -63,13 +63,14 @@ def _waves_of(instructions: list[sass.Instruction]) -> int:
 def state_is_awaited_late(kernel: sass.Kernel) -> bool:
     """Whether the entry warp sets its mbarrier up before it waits for the ring's state, which it asked for first."""
     first = next(i for i, one in enumerate(kernel.code) if one.opcode.startswith("LDG.E.128.STRONG.GPU"))
+    set_up = next(i for i, one in enumerate(kernel.code) if i > first and one.opcode.startswith("SYNCS.EXCH"))
     scoreboard = sets_scoreboard(kernel.code[first])
-    for one in kernel.code[first + 1 :]:
-        if one.opcode.startswith("SYNCS.EXCH"):
-            return True
-        if scoreboard in waits_for(one) and not one.opcode.startswith("LDG"):
-            return False
-    return False
+    on_the_way = sass.that_reach(set_up, sass.body(kernel))  # not where a call is refused, which may stand in between
+    return not any(
+        scoreboard in waits_for(kernel.code[i]) and not kernel.code[i].opcode.startswith("LDG")
+        for i in range(first + 1, set_up)
+        if i in on_the_way
+    )
 
 
 def largest_wave(instructions: list[sass.Instruction]) -> int:

@@ -121,6 +121,21 @@ def body(kernel: Kernel) -> dict[int, list[int]]:
     return flow
 
 
+def that_reach(goal: int, flow: dict[int, list[int]]) -> set[int]:
+    """Indices of the instructions from which a way leads to `goal`, itself included."""
+    before: dict[int, list[int]] = {}
+    for i, following in flow.items():
+        for other in following:
+            before.setdefault(other, []).append(i)
+    found, pending = set[int](), [goal]
+    while pending:
+        i = pending.pop()
+        if i not in found:
+            found.add(i)
+            pending += before.get(i, [])
+    return found
+
+
 def cycles(flow: dict[int, list[int]]) -> list[set[int]]:
     """Strongly connected components that hold a cycle (Tarjan's algorithm, without recursion)."""
     number: dict[int, int] = {}
