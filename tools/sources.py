@@ -43,6 +43,7 @@ ROOMS = {
         "tools/__init__.py",
         "tools/compare_builds.py",
         "tools/contracts/",
+        "tools/fetch.cu",
         "tools/gpu_*",
         "tools/link.cu",
         "tools/piece_cost.py",
