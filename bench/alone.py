@@ -47,6 +47,7 @@ def _table(run: dict[str, Any], today: str) -> str:
 
 def _context(row: Row) -> str:
     unusual = [word for name, word in (("l2", "cold"), ("mode", "eager")) if row.get(name) == word]
+    unusual += [row["dtype"]] if row["dtype"] != "bfloat16" else []
     return ", ".join([CONTEXTS[row.get("context", "chain")], *unusual])
 
 

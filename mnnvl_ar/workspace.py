@@ -348,12 +348,16 @@ class Workspace:
         timeout = seconds("timeout", timeout)
         with self._turn.of("wake", self._end_calls):
             memory = self._mapped("wake")  # another thread may have closed it meanwhile
+            was_awake = not memory.is_dropped
             with self._mapping:
                 self._asleep = True
             # Sleeping is for `recover`, and does nothing to one that sleeps. It fails on one rank alone if that
             # captures.
             try:
                 memory.restore(group, timeout, quiesce=lambda: ops._workspace_sleep(self.handle, True))
+            except BaseException:
+                self._watch_replays(was_awake)
+                raise
             finally:
                 self._asleep = memory.is_dropped
             self.transport, self.transport_reason = memory.transport, memory.reason
@@ -400,11 +404,16 @@ class Workspace:
                 memory.drop(how)
             if how == CHECKPOINT or not ops._workspace_graphs(self.handle):
                 ended = watchers.forget(self.handle)
-            elif was_awake:
-                self._watch()  # a fault that was told is over, and what becomes of a replay is to be told
+            else:
+                self._watch_replays(was_awake)
         if how == CHECKPOINT:
             watchers.join(ended)  # out of turn: an `on_fault` may close
         return memory
+
+    def _watch_replays(self, was_awake: bool) -> None:
+        """Of one that sleeps now: a fault that was told is over, and what becomes of a replay is to be told."""
+        if was_awake and self._memory is not None and self._memory.is_dropped and ops._workspace_graphs(self.handle):
+            self._watch()
 
     def _end_calls(self) -> None:
         ops._workspace_end_calls(self.handle)

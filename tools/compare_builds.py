@@ -1,6 +1,6 @@
 """Times two builds of the library against each other on one GPU, in one run: is a change slower, and by how much?
 
-    python tools/compare_builds.py --old FOLDER [--new FOLDER ...] [--turns 8] [--pairs 4] [--cells small] [--out FILE]
+    python tools/compare_builds.py --old FOLDER [--new FOLDER]... [--turns 8] [--pairs 4] [--cells small] [--out FILE]
                                    [--seconds 540]
 
 A build is a folder with `mnnvl_ar/` (its `_C.so` in it) and `tests/common/`: a checkout, or what

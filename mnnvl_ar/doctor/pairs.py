@@ -44,7 +44,11 @@ def have_one_gpu(group: dist.ProcessGroup, device: torch.device, patience: float
     seats = PrefixStore("mnnvl_ar-doctor-gpus", group.get_group_store())
     seats.set(str(group.rank()), _uuid(device))
     names = [str(rank) for rank in range(group.size())]
-    seats.wait(names, timedelta(seconds=patience))
+    try:
+        seats.wait(names, timedelta(seconds=patience))
+    except RuntimeError as error:
+        gone = [name for name in names if not seats.check([name])]
+        raise RuntimeError(f"ranks that do not say which GPU they have: {', '.join(gone)}") from error
     found = [seats.get(name).decode() for name in names]
     return all(found) and len(set(found)) < len(found)
 

@@ -63,14 +63,12 @@ def _waves_of(instructions: list[sass.Instruction]) -> int:
 def state_is_awaited_late(kernel: sass.Kernel) -> bool:
     """Whether the entry warp sets its mbarrier up before it waits for the ring's state, which it asked for first."""
     first = next(i for i, one in enumerate(kernel.code) if one.opcode.startswith("LDG.E.128.STRONG.GPU"))
+    second = next(i for i, one in enumerate(kernel.code) if i > first and ".STRONG.GPU" in one.opcode)
     set_up = next(i for i, one in enumerate(kernel.code) if i > first and one.opcode.startswith("SYNCS.EXCH"))
-    scoreboard = sets_scoreboard(kernel.code[first])
+    wanted = {sets_scoreboard(kernel.code[first]), sets_scoreboard(kernel.code[second])}
     on_the_way = sass.that_reach(set_up, sass.body(kernel))  # not where a call is refused, which may stand in between
-    return not any(
-        scoreboard in waits_for(kernel.code[i]) and not kernel.code[i].opcode.startswith("LDG")
-        for i in range(first + 1, set_up)
-        if i in on_the_way
-    )
+    between = (kernel.code[i] for i in on_the_way if first < i < set_up and i != second)
+    return not any(wanted & waits_for(one) for one in between)
 
 
 def largest_wave(instructions: list[sass.Instruction]) -> int:

@@ -223,6 +223,38 @@ def told_late(rank: Rank, anew: bool) -> int:
 
 @pytest.mark.parametrize("anew", [True, False], ids=["", "control"])
 def test_who_tells_of_an_old_fault_answers_no_new_one(anew: bool) -> None:
-    pool = RankPool(2)
-    assert pool.run(told_late, anew) == [int(not anew)] * 2
-    pool.discard()
+    with RankPool(2) as pool:
+        assert pool.run(told_late, anew) == [int(not anew)] * 2
+
+
+def fails_to_recover(rank: Rank, graphs: int) -> tuple[bool, bool]:
+    """After a fault that was told, `recover` puts the workspace to sleep and fails: whether it is watched before and
+    after. graphs: that are alive, as far as the workspace knows."""
+    import mnnvl_ar.workspace as module
+    from mnnvl_ar.memory import symmetric
+
+    workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=0.1)
+    if rank.rank == 0:
+        with pytest.raises(RuntimeError):
+            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), workspace.handle)
+    watched = module.watchers._monitor._watched
+    until = time.monotonic() + 20.0
+    while workspace.handle in watched and time.monotonic() < until:
+        time.sleep(0.01)
+    before = workspace.handle in watched
+    ops = mock.Mock(wraps=module.ops, _workspace_graphs=lambda handle: graphs)
+    refusal = mock.patch.object(symmetric, "_bring_up", side_effect=mnnvl_ar.BringUpError(1, "a step", "no"))
+    with mock.patch.object(module, "ops", ops):
+        with refusal, pytest.raises(mnnvl_ar.BringUpError):
+            workspace.recover(rank.group)
+        after = workspace.handle in watched
+    workspace.recover(rank.group)
+    workspace.check()
+    workspace.close()
+    return before, after
+
+
+@pytest.mark.parametrize("graphs", [1, 0])
+def test_what_replays_find_is_told_where_recover_has_failed(graphs: int) -> None:
+    with RankPool(2) as pool:
+        assert pool.run(fails_to_recover, graphs) == [(False, bool(graphs))] * 2

@@ -69,7 +69,7 @@ def check_late_call(rank: Any, how: str, stands_in: bool, is_broken: bool = Fals
     check_calls(rank, [Call(tokens=2)], handle=workspace.handle)
     rank.barrier()
     x, out, said = torch.ones(2, 64), torch.zeros(2, 64), list[str]()
-    pause = 6 * LATE if is_broken else LATE
+    pause = 12 * LATE if is_broken else LATE
 
     def call() -> None:
         try:
