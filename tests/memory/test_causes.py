@@ -92,7 +92,8 @@ def limits_body(rank: int, size: int, store: dist.Store) -> list[Any]:
         if rank == 1:
             with open("/proc/self/statm") as file:
                 now = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(kind, (value or now + (64 << 20), before[1]))
+            # Room for threads, for each of which malloc may set 64 MiB aside. Python waits for ever for one without.
+            resource.setrlimit(kind, (value or now + (160 << 20), before[1]))
         told.append(attempt(group, nbytes=256 << 20 if value is None else 100_000))
         resource.setrlimit(kind, before)
         assert attempt(group) is None
