@@ -30,10 +30,9 @@ def section(runs: dict[str, dict[str, Any]], today: str) -> str:
 
 
 def _table(run: dict[str, Any], today: str) -> str:
-    age = "" if run["source_digest"] == today else ", **earlier than today's**"
     cells = results.by_cell(run["rows"])
     lines = [
-        f"{run['machine']}. Sources `{run['source_digest']}`{age}.",
+        f"{run['machine']}. {results.sources_told(run, today)}",
         "",
         f"| | hidden | tokens | {' | '.join(COLUMNS.values())} |",
         "|---" * (len(COLUMNS) + 3) + "|",

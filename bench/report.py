@@ -116,9 +116,8 @@ def _table(run: dict[str, Any], today: str) -> str:
     rows = [row for row in usual(run["rows"]) if row["hidden"] == TABLE_HIDDEN]
     cells = {(cell[0]["tp"], cell[0]["tokens"]): results.ours_and_best(cell) for cell in results.by_cell(rows).values()}
     tps = sorted({tp for tp, _ in cells})
-    age = "" if run["source_digest"] == today else ", **earlier than today's**"
     lines = [
-        f"{run['machine']}, hidden {TABLE_HIDDEN}. Sources `{run['source_digest']}`{age}.",
+        f"{run['machine']}, hidden {TABLE_HIDDEN}. {results.sources_told(run, today)}",
         "",
         "| tokens | " + " | ".join(f"TP{tp}" for tp in tps) + " |",
         "|---" * (len(tps) + 1) + "|",

@@ -113,6 +113,12 @@ def source_digest() -> str:
     return sources.digest(sources.in_rooms(sources.LIBRARY, sources.snapshot()))
 
 
+def sources_told(run: dict[str, Any], today: str) -> str:
+    """What a page says of a record's sources, where today's have the digest `today`."""
+    age = "" if run["source_digest"] == today else ", **earlier than today's**"
+    return f"Sources `{run['source_digest']}`{age}."
+
+
 def machine_slug(machine: str) -> str:
     """A file name: "8 x NVIDIA H200" -> "h200x8"."""
     parts = []

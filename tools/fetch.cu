@@ -65,7 +65,7 @@ __device__ __noinline__ void run(uint32_t* clocks, uint32_t seed, bool never) {
   if (v[0] + v[1] + v[2] + v[3] == 12345) clocks[2] = v[0];
 }
 
-// Warp w runs line w % lines. `clocks`: two a warp.
+// Warp w runs line w % lines. `clocks`: four words a warp, of which the first two are the passes.
 template <bool kSkip>
 __global__ void lines(uint32_t* clocks, uint32_t lines, uint32_t seed, bool never) {
   uint32_t* const mine = clocks + threadIdx.x / 32 * 4;

@@ -101,6 +101,12 @@ def test_no_room_on_one_rank_is_every_ranks_error() -> None:
             assert works == "2.0"
 
 
+def fail_alone(workspace: mnnvl_ar.Workspace) -> None:
+    """One row, to which nobody adds: over at the deadline."""
+    with pytest.raises(RuntimeError):
+        mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), workspace.handle)
+
+
 def blocks(rank: Rank) -> float:
     """A checkpoint while `on_fault` hangs: seconds."""
     from mnnvl_ar import monitor
@@ -113,8 +119,7 @@ def blocks(rank: Rank) -> float:
 
     workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=0.1, on_fault=on_fault)
     if rank.rank == 0:
-        with pytest.raises(RuntimeError):
-            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), workspace.handle)
+        fail_alone(workspace)
     assert told.wait(20.0)
     began = time.monotonic()
     with mock.patch.object(monitor, "join", lambda threads: join(threads, 0.3)):
@@ -161,8 +166,7 @@ def deaf(rank: Rank, beside: bool) -> float:
     rank.barrier()
     if rank.rank == 0:
         broken.deadline = 0.1
-        with pytest.raises(RuntimeError):
-            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), broken.handle)
+        fail_alone(broken)
     assert told.wait(20.0)
     rank.barrier()
     if rank.rank == 2:
@@ -208,8 +212,7 @@ def told_late(rank: Rank, anew: bool) -> int:
 
     workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=0.1, on_fault=on_fault)
     if rank.rank == 0:
-        with pytest.raises(RuntimeError):
-            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), workspace.handle)
+        fail_alone(workspace)
     assert told.wait(20.0)
     reset_it = module.ops._workspace_reset
     ops = mock.Mock(wraps=module.ops, _workspace_reset=reset, _workspace_answer=answers.append)
@@ -235,8 +238,7 @@ def fails_to_recover(rank: Rank, graphs: int) -> tuple[bool, bool]:
 
     workspace = rank.new_workspace(max_tokens=1, hidden=64, deadline=0.1)
     if rank.rank == 0:
-        with pytest.raises(RuntimeError):
-            mnnvl_ar.ops.all_reduce(torch.ones(1, 64, dtype=torch.bfloat16), workspace.handle)
+        fail_alone(workspace)
     watched = module.watchers._monitor._watched
     until = time.monotonic() + 20.0
     while workspace.handle in watched and time.monotonic() < until:
