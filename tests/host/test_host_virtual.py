@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.cases import forms, own_rows, quantised
+from common.cases import forms, lost_rows, own_rows, quantised
 from common.cases.bad_input import check_bad_input
 from common.cases.calls import check_calls
 from common.cases.mixed import check_empty_calls, mixed_calls
@@ -87,6 +87,11 @@ def test_software_multicast_with_quantised_outputs(software: VirtualRanks, check
     if check == "poison" and software.world_size == 1:
         pytest.skip("one rank waits for nobody")
     software.run(quantised.CHECKS[check], kind)
+
+
+@pytest.mark.parametrize("multicast", ["", "software"])
+def test_rows_that_do_not_come_after_a_signature(multicast: str) -> None:
+    VirtualRanks(1, "cpu", multicast=multicast).run(lost_rows.check_lost_rows)
 
 
 def test_software_multicast_is_the_only_other_kind() -> None:
