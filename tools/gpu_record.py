@@ -84,7 +84,10 @@ def join(others: Iterable[Path], file: Path = FILE) -> None:
         record["figures"].update(other["figures"])
         for run in other["runs"].values():
             key = run["hardware"], run["part"]
-            runs[key] = _sum(runs[key], run) if key in runs and runs[key]["digest"] == run["digest"] else run
+            if key in runs and runs[key]["digest"] == run["digest"]:
+                runs[key] = _sum(runs[key], run)
+            elif key not in runs or _has_run(run):
+                runs[key] = run
     for run in runs.values():
         _put_run(record, run)
     _write(file, record)

@@ -184,10 +184,10 @@ def test_tests_that_need_more_gpus_than_there_are_are_nowhere(tmp_path: Path) ->
     assert found["1 x GPU: bits"]["tests"] == {"passed": 1, "failed": 0, "skipped": 0}
 
 
-def process(folder: Path, name: str, gpus: int, passed: int, left_out: str, part: str = "bits") -> Path:
-    """The record of one process, of today's sources."""
+def process(folder: Path, name: str, gpus: int, passed: int, left_out: str, part: str = "bits", of: str = "") -> Path:
+    """The record of one process, of today's sources, or of others with the digest `of`."""
     file = folder / f"{name}.json"
-    about = {"part": part, "digest": sources.digest(sources.snapshot()), "date": "2026-01-01"}
+    about = {"part": part, "digest": of or sources.digest(sources.snapshot()), "date": "2026-01-01"}
     tests = {"passed": passed, "failed": 0, "skipped": 1}
     run = {**about, "hardware": f"{gpus} x GPU", "gpus": gpus, "tests": tests, "left_out": [*left_out]}
     content = {"runs": {f"{gpus} x GPU: {part}": run}, "figures": {name: about}, "sources": {}}
@@ -231,6 +231,15 @@ def test_a_run_of_one_part_leaves_the_other_parts_alone(tmp_path: Path) -> None:
     whole = process(tmp_path, "record", 2, 7, "")
     gpu_record.join([process(tmp_path, "a", 2, 0, "x"), process(tmp_path, "b", 2, 5, "", "replays")], whole)
     assert passed(whole) == {"2 x GPU: bits": 7, "2 x GPU: replays": 5}
+
+
+def test_a_process_that_ran_none_of_a_part_takes_away_nothing(tmp_path: Path) -> None:
+    """As of sources that were changed in a place on which this part does not rest."""
+    whole, none = tmp_path / "record.json", process(tmp_path, "b", 2, 0, "x", of="0123")
+    gpu_record.join([process(tmp_path, "a", 2, 7, ""), none], whole)
+    assert passed(whole) == {"2 x GPU: bits": 7}
+    gpu_record.join([none, process(tmp_path, "c", 2, 8, "")], whole)
+    assert passed(whole) == {"2 x GPU: bits": 8}
 
 
 def test_what_was_left_out_at_first_may_have_been_skipped_later(tmp_path: Path) -> None:
