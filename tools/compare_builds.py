@@ -15,6 +15,10 @@ calls are graphs of kernels without edges, a CTA a rank. Their time is mostly th
 last one to start finds all rows there, and what it takes from then on is in line: so is the difference of two builds
 that wait for sources in different ways.
 
+`--cells chains`: of a world of one in a chain, 1 to 256 rows, where one call's CTAs wait beside the one's before.
+
+A build that answers wrong, or whose calls have met a fault, is told and ends the run: a broken ring is quick.
+
 Printed are the medians of both and, of the differences new - old (each turn's mean over its pairs), the mean over turns
 with its 95 % interval (Student's t). A cell is slower when the whole interval is above 0. With 50 cells, one or two are
 by chance: `--new` and `--old` alike show how many.
@@ -65,6 +69,10 @@ def cells(which: str) -> Iterator[Cell]:
             if ranks <= 24:  # a stream each, of 32 hardware queues
                 yield Cell("chain", ranks, "fused", tokens, 2880, strategy)
         return
+    if which == "chains":
+        for tokens, op in itertools.product((1, 8, 16, 32, 64, 96, 128, 256), ("fused", "plain")):
+            yield Cell("chain", 1, op, tokens, 4096)
+        return
     few = which == "small"
     for hidden, tokens, op in itertools.product((2880, 4096, 7168), (1, 8, 64), ("fused", "plain")):
         if not few or hidden == 4096:
@@ -91,23 +99,46 @@ def serve() -> None:
         print(json.dumps(measures[cell]()), flush=True)
 
 
-def calls_of(cell: Cell, handle: int) -> Any:
-    """One call on buffers of its own."""
-    import torch
+class Call:
+    """Of one rank, on buffers of its own: small whole numbers, alike on all ranks, so that any order of adding them
+    gives the same bits."""
 
-    import mnnvl_ar
+    def __init__(self, cell: Cell, group: Any, rank: int) -> None:
+        import torch
 
-    x, residual, norm, out = (torch.randn(cell.tokens, cell.hidden, device="cuda").bfloat16() for _ in range(4))
-    weight = torch.ones(cell.hidden, device="cuda", dtype=torch.bfloat16)
+        torch.manual_seed(0)
+        self.cell, self.handle = cell, group.handles[rank]
+        self.group = group  # whose memory this is
+        shape, device = (cell.tokens, cell.hidden), group.device
+        self.x, self.residual = (torch.randint(-3, 4, shape, device=device).bfloat16() for _ in range(2))
+        self.norm, self.out = torch.empty_like(self.x), torch.empty_like(self.x)
+        self.weight = torch.ones(cell.hidden, device=device, dtype=torch.bfloat16)
 
-    def call(x: Any = x) -> Any:
-        if cell.op == "fused":
-            mnnvl_ar.ops.all_reduce_rms_norm_out(x, residual, weight, 1e-6, norm, out, handle, strategy=cell.strategy)
-            return norm
-        mnnvl_ar.ops.all_reduce_out(x, out, handle, strategy=cell.strategy)
-        return out
+    def __call__(self, x: Any = None) -> Any:
+        import mnnvl_ar
 
-    return call
+        x, handle, strategy = self.x if x is None else x, self.handle, self.cell.strategy
+        if self.cell.op == "fused":
+            mnnvl_ar.ops.all_reduce_rms_norm_out(
+                x, self.residual, self.weight, 1e-6, self.norm, self.out, handle, strategy=strategy
+            )
+            return self.norm
+        mnnvl_ar.ops.all_reduce_out(x, self.out, handle, strategy=strategy)
+        return self.out
+
+    def check(self) -> None:
+        """Raises if the latest call, of its own x, was not answered right, or one before it has met a fault."""
+        import torch
+
+        if torch.ops.mnnvl_ar._workspace_has_fault(self.handle):
+            raise RuntimeError(f"{self.cell}: a fault was met")
+        wanted = self.x.float() * self.cell.ranks
+        if self.cell.op == "fused":
+            wanted += self.residual.float()
+            norm = torch.nn.functional.rms_norm(wanted, [self.cell.hidden], None, 1e-6)
+            torch.testing.assert_close(self.norm.float(), norm, rtol=2**-7, atol=0.0)
+        if not torch.equal(self.out.float(), wanted):
+            raise RuntimeError(f"{self.cell}: wrong bits")
 
 
 def timed(replay: Any, count: int, streams: list[Any]) -> float:
@@ -125,6 +156,16 @@ def timed(replay: Any, count: int, streams: list[Any]) -> float:
     end.record()
     torch.cuda.synchronize()
     return float(begin.elapsed_time(end)) * 1e3 / count
+
+
+def measured(replay: Any, count: int, streams: list[Any], calls: list[Call], *, of_others: bool = False) -> float:
+    """`timed`, and answered right. of_others: what is replayed are not the rows of the calls, which are asked for then."""
+    took = timed(replay, count, streams)
+    for call in calls:
+        if of_others:
+            call()
+        call.check()
+    return took
 
 
 def usual_pdl() -> Any:
@@ -152,7 +193,7 @@ def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
     group = VirtualGroup(
         cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", pdl=usual_pdl(), **shape_of(cell)
     )
-    call = calls_of(cell, group.handles[0])
+    call = Call(cell, group, 0)
     sets = max(2, min(count, most_bytes // (cell.hidden * cell.hidden * 2)))
     weights = [torch.randn(cell.hidden, cell.hidden, device="cuda").bfloat16() / cell.hidden for _ in range(sets)]
     linear = torch.nn.functional.linear  # as layers have it: cuBLAS takes another kernel where a weight lies otherwise
@@ -170,7 +211,7 @@ def gemm(cell: Cell, count: int = 60, most_bytes: int = 1 << 30) -> Any:
         work()
     for _ in range(5):
         graph.replay()
-    return lambda: (timed(graph.replay, count, []), group)[0]
+    return lambda: measured(graph.replay, count, [], [call], of_others=True)
 
 
 def chain(cell: Cell, count: int = 400) -> Any:
@@ -183,7 +224,7 @@ def chain(cell: Cell, count: int = 400) -> Any:
     group = VirtualGroup(
         cell.ranks, cell.tokens, cell.hidden, torch.bfloat16, "cuda:0", strategy=cell.strategy, **shape_of(cell)
     )
-    calls = [calls_of(cell, handle) for handle in group.handles]
+    calls = [Call(cell, group, rank) for rank in range(cell.ranks)]
     streams = [torch.cuda.Stream() for _ in calls]
 
     def replay_with(works: list[Any]) -> Any:
@@ -207,7 +248,7 @@ def chain(cell: Cell, count: int = 400) -> Any:
     for _ in range(3):
         replay()
         torch.cuda.synchronize()
-    return lambda: (timed(replay, count, streams), group)[0]
+    return lambda: measured(replay, count, streams, calls)
 
 
 def once(cell: Cell, count: int = 50) -> Any:
@@ -229,7 +270,7 @@ def once(cell: Cell, count: int = 50) -> Any:
     )
     streams = runpy.run_path(str(ROOT / "tests/common/streams.py"))  # of today's: an old build's folder may have none
     group.streams = streams["own_streams"](cell.ranks, "cuda:0")
-    calls = [calls_of(cell, handle) for handle in group.handles]
+    calls = [Call(cell, group, rank) for rank in range(cell.ranks)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         group.each(lambda rank: calls[rank]())
@@ -239,7 +280,7 @@ def once(cell: Cell, count: int = 50) -> Any:
             graph.replay()
 
     replay()
-    return lambda: (timed(replay, count, []), group, calls)[0]
+    return lambda: measured(replay, count, [], calls)
 
 
 # ---- the comparison
@@ -338,7 +379,7 @@ def main() -> int:
     parser.add_argument("--new", type=Path, action="append", help="this checkout, if none is named")
     parser.add_argument("--turns", type=int, default=8, help="an even number, 6 or more")
     parser.add_argument("--pairs", type=int, default=4, help=f"of each turn; {LEAST_PAIRS} in all at least")
-    parser.add_argument("--cells", choices=("small", "all", "many"), default="all")
+    parser.add_argument("--cells", choices=("small", "all", "many", "chains"), default="all")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--seconds", type=float, default=3600.0, help="no turn begins that is not expected to end by then"
