@@ -1,13 +1,14 @@
 """Times two builds of the library against each other on one GPU, in one run: is a change slower, and by how much?
 
-    python tools/compare_builds.py --old FOLDER [--new FOLDER]... [--turns 8] [--pairs 4] [--cells small] [--out FILE]
-                                   [--seconds 540]
+    python tools/compare_builds.py --old FOLDER [--new FOLDER]... [--apart] [--turns 12] [--pairs 4] [--cells small]
+                                   [--out FILE] [--seconds 540]
 
 A build is a folder with `mnnvl_ar/` (its `_C.so` in it) and `tests/common/`: a checkout, or what
 `git archive REVISION mnnvl_ar tests/common | tar x -C FOLDER` leaves, with a library built from it. Each runs in a
-process of its own; the two measure each cell by turns, old and new in one pair, new and old in the next. What a process
-is given (where its memory lies, above all) moves a cell by a tenth of a microsecond, so every turn starts both anew.
-Several `--new` are changes that build on each other: all are measured in one run, each against the one before it.
+process of its own; they measure each cell by turns, each in each place equally often. What a process is given (where
+its memory lies, above all) moves a cell by a tenth of a microsecond, so every turn starts all anew, in another order.
+Several `--new` are changes that build on each other: all are measured in one run, each against the one before it;
+`--apart`: they are not, and each is held against `--old`.
 
 Cells: a world of one rank between two GEMMs, as a workspace does it by default, and in a chain of its own calls, early;
 virtual ranks (several streams of one GPU) in a chain, early. `--cells many`: 12, 16, 24 and 72 virtual ranks, whose
@@ -159,7 +160,7 @@ def timed(replay: Any, count: int, streams: list[Any]) -> float:
 
 
 def measured(replay: Any, count: int, streams: list[Any], calls: list[Call], *, of_others: bool = False) -> float:
-    """`timed`, and answered right. of_others: what is replayed are not the rows of the calls, which are asked for then."""
+    """`timed`, and answered right. of_others: a replay has other rows than the calls, whose own are asked for then."""
     took = timed(replay, count, streams)
     for call in calls:
         if of_others:
@@ -320,33 +321,41 @@ Pair = tuple[float, float]  # us of the old and of the new build
 Times = tuple[float, ...]  # us of every build, in their order
 
 
+def order(builds: int, turn: int, pair: int = 0) -> list[int]:
+    """Who comes first, second, ... Each build has each place equally often, over the turns and over a turn's pairs."""
+    first = (turn + pair) % builds
+    forth = [*range(first, builds), *range(first)]
+    return forth[::-1] if turn // builds % 2 else forth
+
+
 def run_turn(folders: list[Path], wanted: list[Cell], pairs: int, turn: int) -> dict[Cell, list[Times]]:
-    """All builds in fresh processes, through all cells. The one that starts first, and makes each cell ready first, is
-    the quicker one by some hundredths of a microsecond, so turns take turns in that, too."""
-    forth = list(range(len(folders)))
-    back = forth[::-1]
+    """All builds in fresh processes, through all cells. Which of them starts first, second or third, and makes each
+    cell ready then, moves it by up to 0.2 us (kernels that were alike, 2026-12-01), so they take turns in that, too."""
     builds: dict[int, Build] = {}
     found: dict[Cell, list[Times]] = {}
     for cell in wanted:
-        for which in (forth, back)[turn % 2]:
+        for which in order(len(folders), turn):
             if which not in builds:
                 builds[which] = Build(folders[which])
             builds[which].measure(cell)  # makes it ready
         found[cell] = []
         for pair in range(pairs):
-            times = {which: builds[which].measure(cell) for which in (forth, back)[pair % 2]}
-            found[cell].append(tuple(times[which] for which in forth))
+            times = {which: builds[which].measure(cell) for which in order(len(folders), turn, pair)}
+            found[cell].append(tuple(times[which] for which in sorted(times)))
     for build in builds.values():
         build.end()
     return found
 
 
-def compare(wanted: list[Cell], turns: list[dict[Cell, list[Times]]], new: int, name: str) -> list[dict[str, Any]]:
-    """Build `new` against the one before it: a row a cell, printed too."""
+def compare(
+    wanted: list[Cell], turns: list[dict[Cell, list[Times]]], names: list[str], old: int, new: int
+) -> list[dict[str, Any]]:
+    """Build `new` against build `old`: a row a cell, printed too."""
     rows = []
+    print(f"{names[new]} against {names[old]}:")
     for cell in wanted:
-        row = summary(cell, [[(times[new - 1], times[new]) for times in turn[cell]] for turn in turns])
-        rows.append({"build": name, **row})
+        row = summary(cell, [[(times[old], times[new]) for times in turn[cell]] for turn in turns])
+        rows.append({"build": names[new], "against": names[old], **row})
         low, high = row["interval_us"]
         print(
             f"{row['context']:5} R={row['ranks']} {row['op']:5} T={row['tokens']:<4} H={row['hidden']} "
@@ -377,7 +386,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", type=Path, required=True)
     parser.add_argument("--new", type=Path, action="append", help="this checkout, if none is named")
-    parser.add_argument("--turns", type=int, default=8, help="an even number, 6 or more")
+    parser.add_argument("--apart", action="store_true", help="hold each --new against --old")
+    parser.add_argument("--turns", type=int, default=12, help="6 or more, even, a multiple of the number of builds")
     parser.add_argument("--pairs", type=int, default=4, help=f"of each turn; {LEAST_PAIRS} in all at least")
     parser.add_argument("--cells", choices=("small", "all", "many", "chains"), default="all")
     parser.add_argument("--out", type=Path)
@@ -385,23 +395,24 @@ def main() -> int:
         "--seconds", type=float, default=3600.0, help="no turn begins that is not expected to end by then"
     )
     options = parser.parse_args()
-    if options.turns < 6 or options.turns % 2 or options.turns * options.pairs < LEAST_PAIRS:
-        given = f"--turns {options.turns} --pairs {options.pairs}"
-        parser.error(f"{given}: wanted 6, 8, ... turns and {LEAST_PAIRS} pairs in all")
+    folders = [folder.resolve() for folder in (options.old, *(options.new or [ROOT]))]
+    round_of = math.lcm(2, len(folders))
+    if options.turns < 6 or options.turns % round_of or options.turns * options.pairs < LEAST_PAIRS:
+        given = f"--turns {options.turns} --pairs {options.pairs}, {len(folders)} builds"
+        parser.error(f"{given}: wanted 6 turns or more, a multiple of {round_of}, and {LEAST_PAIRS} pairs in all")
     wanted = list(cells(options.cells))
     turns: list[dict[Cell, list[Times]]] = []
-    folders = [folder.resolve() for folder in (options.old, *(options.new or [ROOT]))]
     began, took = time.monotonic(), 0.0
     while len(turns) < options.turns and took * (1 + 1 / max(1, len(turns))) < options.seconds:
         turns.append(run_turn(folders, wanted, options.pairs, len(turns)))
         took = time.monotonic() - began
-    if len(turns) < 2:
-        print(f"no time for two turns: {len(turns)} in {took:.0f} s")
+    if len(turns) < round_of:
+        print(f"no time for {round_of} turns, of which each build has each place: {len(turns)} in {took:.0f} s")
         return 2
+    turns = turns[: len(turns) // round_of * round_of]
     rows: list[dict[str, Any]] = []
     for new in range(1, len(folders)):
-        print(f"{folders[new].name} against {folders[new - 1].name}:")
-        rows += compare(wanted, turns, new, folders[new].name)
+        rows += compare(wanted, turns, [folder.name for folder in folders], 0 if options.apart else new - 1, new)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
     slower, pairs = sum(row["slower"] for row in rows), len(turns) * options.pairs

@@ -1,12 +1,16 @@
 """tools/compare_builds.py takes no time of a build that answers wrong."""
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from common.virtual import VirtualGroup
-from tools.compare_builds import Call, Cell, measured
+from tools import compare_builds
+from tools.compare_builds import Call, Cell, measured, order
 
 
 def answered(cell: Cell, deadline: float = 20.0, only: int | None = None) -> list[Call]:
@@ -57,3 +61,48 @@ def test_each_time_is_checked(monkeypatch: pytest.MonkeyPatch, of_others: bool) 
     else:
         with pytest.raises(RuntimeError, match="wrong bits"):
             measured(*arguments)
+
+
+@pytest.mark.parametrize("builds", [2, 3, 4, 5])
+def test_each_build_has_each_place_equally_often(builds: int) -> None:
+    for turn in range(2 * builds):
+        places = [order(builds, turn, pair) for pair in range(builds)]
+        assert all(sorted(place) == list(range(builds)) for place in (*places, *zip(*places, strict=True)))
+    starts = [order(builds, turn) for turn in range(2 * builds)]
+    for place in zip(*starts, strict=True):
+        assert sorted(place) == sorted([*range(builds)] * 2)
+
+
+def test_neither_of_two_always_follows_the_other() -> None:
+    assert [order(2, turn) for turn in range(4)] == [[0, 1], [1, 0], [1, 0], [0, 1]]
+
+
+def test_the_place_of_a_build_is_not_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three alike, of which the one that starts second is the quicker. The control: that is always the same one."""
+    monkeypatch.setattr(compare_builds, "Build", Placed)
+    options = "--old a --new b --new c --cells chains --turns 6 --out"
+    monkeypatch.setattr(sys, "argv", ["compare_builds", *options.split(), f"{tmp_path}/o"])
+    assert (compare_builds.main(), rows(tmp_path)) == (0, [])
+    monkeypatch.setattr(compare_builds, "order", lambda builds, turn, pair=0: [[0, 1, 2], [2, 1, 0]][(turn + pair) % 2])
+    assert (compare_builds.main(), rows(tmp_path)) == (1, [("c", "b")] * 16)
+
+
+class Placed:
+    """A build that takes as long as its place among those that run makes it."""
+
+    running = 0
+
+    def __init__(self, folder: Path) -> None:
+        self.place = Placed.running
+        Placed.running += 1
+
+    def measure(self, cell: Cell) -> float:
+        return (2.0, 1.8, 2.0)[self.place]
+
+    def end(self) -> None:
+        Placed.running -= 1
+
+
+def rows(folder: Path) -> list[tuple[str, str]]:
+    """(build, against) of the cells that are slower."""
+    return [(row["build"], row["against"]) for row in json.loads((folder / "o").read_text()) if row["slower"]]
