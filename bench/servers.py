@@ -31,7 +31,7 @@ def _parts(record: dict[str, Any], today: str) -> list[str]:
     head = f"{record['machine']}, unmodified servers, TP2: {len(runs)} scenarios{age}"
     return [
         f"{head} ([servers.md](servers.md)).",
-        *filter(None, (_speed(runs), _traffic(runs), _faults(runs))),
+        *filter(None, (_speed(runs), _traffic(runs), _sleep(runs), _faults(runs))),
     ]
 
 
@@ -54,23 +54,31 @@ def _step(found: dict[str, Any]) -> str:
     return f"{found['median_ms']:.3f}" + (" ({:.2f} to {:.2f})".format(*quartiles) if quartiles else "")
 
 
+def _over(found: dict[str, Any], as_is: dict[str, Any]) -> str:
+    """By how much longer a step takes than the server's as it is."""
+    return f", {100 * (found['median_ms'] / as_is['median_ms'] - 1):+.1f} %" if as_is else ""
+
+
 def _speed(runs: list[Run]) -> str:
     """A line a model and mode: milliseconds a step, and how its answers compare."""
     lines = []
-    compared = {run["scenario"].rsplit("/", 1)[0]: run for run in runs if run["mode"] == "fp32"}
+    as_is = {(_title(run), run["scenario"].rsplit("/", 1)[0]): _steps(run) for run in runs if run["mode"] == "as_is"}
+    compared = {(_title(run), run["scenario"].rsplit("/", 1)[0]): run for run in runs if run["mode"] == "fp32"}
     for run in runs:
         if not _measured(run, "answers"):
             continue
         subject = run["scenario"].rsplit("/", 1)[0]
-        steps = (_measured(run, "steps") or [{"batches": {}}])[0]["batches"]
-        truth = next(iter(_measured(compared[subject], "reference")), {}) if subject in compared else {}
+        steps, others = _steps(run), {} if run["mode"] == "as_is" else as_is.get((_title(run), subject), {})
+        # Until 2026-12-01 the comparison did not say of which release.
+        beside = compared.get((_title(run), subject)) or compared.get((run["server"], subject))
+        truth = next(iter(_measured(beside, "reference")), {}) if beside else {}
         far = truth.get("to_fp32", {}).get(run["mode"])
         same = truth.get(f"ours_and_{run['mode']}")
         counted = next((each["counted"] for each in run["measured"] if each.get("counted")), {})
         cells = [
             f"{_title(run)}, {run['model']}",
             f"{run['mode'].replace('_', ' ')}{_failed(run)}",
-            *(_step(steps[b]) if b in steps else "-" for b in ("1", "8", "64")),
+            *(_step(steps[b]) + _over(steps[b], others.get(b, {})) if b in steps else "-" for b in ("1", "8", "64")),
             f"{100 * same['equal_tokens']:.1f} %" if same else "-",
             f"{far['logprob_apart_mean']:.4f}" if far else "-",
             f"{run['start_up_s']:.0f} s" if run["start_up_s"] else "-",
@@ -82,7 +90,7 @@ def _speed(runs: list[Run]) -> str:
     names = (
         "server, model",
         "mode",
-        "ms a step, batch 1",
+        "ms a step (quartiles), over as it is, batch 1",
         "8",
         "64",
         "equal tokens",
@@ -91,6 +99,21 @@ def _speed(runs: list[Run]) -> str:
         "workspace",
     )
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *lines])
+
+
+def _steps(run: Run) -> dict[str, Any]:
+    """By batch."""
+    found: dict[str, Any] = (_measured(run, "steps") or [{"batches": {}}])[0]["batches"]
+    return found
+
+
+def _sleep(runs: list[Run]) -> str:
+    lines = []
+    for run in runs:
+        for each in _measured(run, "sleep"):
+            bits, after = "the same bits" if each["same_bits"] else "other bits", each["awake_after_s"]
+            lines.append(f"{_title(run)}, {run['scenario']}{_failed(run)}: {bits} after sleep, awake in {after:.1f} s.")
+    return "\n\n".join(lines)
 
 
 def _traffic(runs: list[Run]) -> str:

@@ -48,7 +48,7 @@ def record() -> dict[str, Any]:
     without = {**fault, "named_by_ours": [], "named_after_s": None, "dead_after_s": None, "cut": "not within 75 s"}
     runs = [
         run("vllm/llama-32/ours", [{**answers, "counted": COUNTED}, {"kind": "steps", "batches": STEPS}]),
-        run("vllm/llama-32/as_is", [answers, {"kind": "steps", "batches": STEPS}]),
+        run("vllm/llama-32/as_is", [answers, {"kind": "steps", "batches": {**STEPS, "1": {"median_ms": 3.2}}}]),
         run("vllm/llama-32/fp32", [reference]),
         run("vllm/http-eagle-1/ours", [traffic]),
         run("vllm/stop-in-decode/ours", [], fault=fault),
@@ -61,14 +61,34 @@ def test_the_tables() -> None:
     lines = servers.section({"servers_h200x2": record()}, "today").split("\n")
     assert lines[0] == ("2 x NVIDIA H200, unmodified servers, TP2: 6 scenarios ([servers.md](servers.md)).")
     for line in (
-        "| vllm 0.26.0, llama-32x4096 | ours | 3.000 | 3.500 | 8.250 (8.20 to 8.32) | - | 0.0123 | 131 s | 64 MiB |",
-        "| vllm 0.26.0, llama-32x4096 | as is | 3.000 | 3.500 | 8.250 (8.20 to 8.32) | 87.5 % | 0.0123 | 131 s | - |",
+        "| vllm 0.26.0, llama-32x4096 | ours | 3.000, -6.2 % | 3.500, +0.0 % | 8.250 (8.20 to 8.32), +0.0 % "
+        "| - | 0.0123 | 131 s | 64 MiB |",
+        "| vllm 0.26.0, llama-32x4096 | as is | 3.200 | 3.500 | 8.250 (8.20 to 8.32) | 87.5 % | 0.0123 | 131 s | - |",
         "| vllm 0.26.0 | vllm/http-eagle-1/ours | 512 at 128, HTTP | 512 | 123456 |",
         "| vllm 0.26.0 | rank 1: stop, in decode | ours | rank 1 by ours, 8.2 s | 17.0 s |",
         "| vllm 0.26.0 | rank 1: stop, in decode | as is | nobody | not within 75 s |",
     ):
         assert line in lines
     assert len([line for line in lines if line.startswith("|---")]) == 3
+
+
+def test_releases_are_not_compared_with_each_other() -> None:
+    told = record()
+    later = {"version": "0.33.0"}
+    told["runs"] = [*told["runs"][:3], {**told["runs"][0], "installed": later}]
+    told["runs"][2]["installed"] = {"version": "0.26.0"}
+    rows = servers.section({"s": told}, "today").split("\n")[4:]
+    assert rows[0].startswith("| vllm 0.26.0, llama-32x4096 | ours | 3.000, -6.2 % |")
+    assert rows[2].startswith("| vllm 0.33.0, llama-32x4096 | ours | 3.000 | 3.500 | 8.250 (8.20 to 8.32) | - | - |")
+
+
+def test_sleep_is_told() -> None:
+    told = record()
+    slept = {"kind": "sleep", "same_bits": True, "awake_after_s": 1.25}
+    told["runs"] = [run("vllm/sleep/ours", [slept]), run("vllm/sleep/as_is", [{**slept, "same_bits": False}])]
+    section = servers.section({"s": told}, "today")
+    assert "vllm 0.26.0, vllm/sleep/ours: the same bits after sleep, awake in 1.2 s." in section
+    assert "vllm/sleep/as_is: other bits after sleep" in section
 
 
 def test_what_failed_and_what_is_old_is_said() -> None:

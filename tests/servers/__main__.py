@@ -64,13 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
         if reason:
             print(f"{each}: skipped: {reason}", flush=True)
     results = options.results or FOLDER / f"servers_{machine_slug(name)}.json"
+    before = json.loads(results.read_text())["runs"] if results.exists() else []
     digest = source_digest()
 
     def keep(run: record.Run) -> None:
         record.add(results.resolve(), name, [{**run, "source_digest": digest}])
 
     out, work = options.out.resolve(), options.work.resolve()
-    runs, not_run = runner.campaign(can, options.seconds, lambda each: runner.run(each, work, out), keep)
+    runner.ends_when_told()
+    if left := runner.end_all(out):
+        print(f"ended {len(left)} processes that an earlier call had left")
+    runs, not_run = runner.campaign(
+        can, options.seconds, lambda each, limit: runner.run(each, work, out, limit), keep, before
+    )
     print(*(f"{each.name}: NOT RUN, no time" for each in not_run), sep="\n", flush=True)
     passed = sum(run["passed"] for run in runs)
     print(f"{passed} of {len(runs)} passed, {len(not_run)} not run, {len(reasons) - len(can)} skipped")

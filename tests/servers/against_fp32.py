@@ -1,6 +1,6 @@
 """How far the answers of each mode are from the same model in fp32, given the text that they answered to.
 
-python -m servers.against_fp32 MODEL_FOLDER SUBJECT OUTPUTS EVENTS
+python -m servers.against_fp32 MODEL_FOLDER SUBJECT WORK EVENTS
 """
 
 from __future__ import annotations
@@ -60,5 +60,7 @@ def compared(folder: Path, subject: str, outputs: Path, device: str) -> dict[str
 
 if __name__ == "__main__":
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    told = compared(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), place)
-    Teller(Path(sys.argv[4])).tell("measured", kind="reference", **told)
+    asked, server, teller = sys.argv[2], sys.argv[2].split("/")[0], Teller(Path(sys.argv[4]))
+    teller.tell("installed", version=answers.release(server), torch=torch.__version__)
+    told = compared(Path(sys.argv[1]), asked, answers.folder(Path(sys.argv[3]), server), place)
+    teller.tell("measured", kind="reference", **told)

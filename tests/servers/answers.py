@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from servers.prompts import Prompt
@@ -28,6 +29,18 @@ class Answer:
         """Whether it is a few tokens in turn, whose equality would prove nothing."""
         later = self.tokens[len(self.tokens) // 2 :]
         return len(set(later)) < FEWEST_IDS * len(later)
+
+
+def release(server: str) -> str:
+    try:
+        return metadata.version(server)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def folder(work: Path, server: str) -> Path:
+    """Where answers of the release that is installed are kept: those of others are not compared with them."""
+    return work / "outputs" / f"{server}-{release(server)}"
 
 
 def save(file: Path, prompts: list[Prompt], answers: list[Answer]) -> None:

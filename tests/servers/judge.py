@@ -1,8 +1,8 @@
 """What is wrong with a scenario, from what its process told, what was logged, and when.
 
 A scenario passes if nothing is: every measurement ended, all requests were answered, answers are no few tokens in turn,
-ours served calls in each of them and fused norms, a fault was named as the rank that it was done to, and no token that
-came back is a wrong one.
+ours served calls in each of them and fused norms, FlashInfer's trtllm fused where it is what is measured, a fault was
+named as the rank that it was done to, and no token that came back is a wrong one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from servers import compare
-from servers.modes import DEADLINE, STARTUP_DEADLINE
+from servers.modes import DEADLINE, FUSES, GIVES_UP, STARTUP_DEADLINE
 from servers.plan import Scenario
 
 STATUS = 87  # mnnvl_ar.compat.policy
@@ -20,6 +20,7 @@ THEIR_WORDS = re.compile(
     r"Worker proc \S*?-(\d+) died|scheduler_(\d+) \(pid=\d+\) crashed|TP(\d+) pid=\d+\).*on purpose"
 )
 NAMED_WITHIN = 1.0  # seconds after the deadline
+DEAD_WITHIN = 12.0  # seconds after that, until the engine says so
 Lines = list[tuple[float, str]]  # Unix time of each line of the log
 
 
@@ -42,6 +43,8 @@ def judged(
         told["fault"], problems = fault(scenario, events, log, cut, harmed)
     else:
         problems = unfinished(scenario, events, measured, cut)
+    if scenario.mode == "trtllm":
+        problems += unfused(scenario.server, log)
     problems += [line for each in measured for line in wrong(scenario, each)]
     return {**told, "problems": problems, "passed": not problems}
 
@@ -58,6 +61,14 @@ def unfinished(scenario: Scenario, events: list[dict[str, Any]], measured: list[
     raised = next((each for each in events if each["event"] == "raised"), None)
     why = f"{raised['type']}: {raised['text']}" if raised else cut or "its process ended"
     return [f"measured {', '.join(ended) or 'nothing'} of {', '.join(wanted)}: {why}"]
+
+
+def unfused(server: str, log: Lines) -> list[str]:
+    """A server that cannot have FlashInfer's workspace goes on without, and says so."""
+    lines = [line for _, line in log if any(words in line for words in GIVES_UP[server])]
+    if lines:
+        return [f"not fused by trtllm: {lines[0]}"]
+    return [] if any(FUSES[server] in line for _, line in log) else ["nothing says that it was fused by trtllm"]
 
 
 def wrong(scenario: Scenario, measured: dict[str, Any]) -> list[str]:
@@ -90,7 +101,7 @@ def wrong(scenario: Scenario, measured: dict[str, Any]) -> list[str]:
 
 
 def uncounted(scenario: Scenario, measured: dict[str, Any]) -> list[str]:
-    """Calls that were not fused. A step of a decoder has two fused calls a layer; half of that could not be all."""
+    """Calls that were not fused. Half of what a decoder's layers make in a step could not be all."""
     counted = measured.get("counted", {})
     calls, normed, workers = (counted.get(name, 0) for name in ("calls", "normed", "workers"))
     if workers < 2:
@@ -99,8 +110,9 @@ def uncounted(scenario: Scenario, measured: dict[str, Any]) -> list[str]:
         return ["no call of ours was served"]
     if normed < 1:
         return ["no call of ours fused a norm"]
-    if measured["kind"] == "steps" and calls < scenario.model.layers * measured["steps_made"]:
-        return [f"{calls} calls in {measured['steps_made']} steps of {scenario.model.layers} layers"]
+    steps = measured.get("steps_made", 0)
+    if measured["kind"] == "steps" and calls < scenario.calls_a_layer * scenario.model.layers * steps / 2:
+        return [f"{calls} calls in {steps} steps of {scenario.model.layers} layers"]
     return []
 
 
@@ -133,6 +145,9 @@ def fault(
     problems = _wrong_names(scenario.is_ours, kind, where, rank, told)
     if dead is None and scenario.is_ours:
         problems.append(f"the engine did not say that it is dead: {cut or 'its process ended'}")
+    named = told["named_after_s"]
+    if scenario.is_ours and None not in (dead, named) and dead - named > DEAD_WITHIN:
+        problems.append(f"the engine said that it is dead {dead - named:.1f} s after the rank was named")
     tokens, lines = returned(events)
     told["tokens_returned"] = tokens
     return told, problems + lines

@@ -22,6 +22,26 @@ SERVERS = ("vllm", "sglang")
 DEADLINE, STARTUP_DEADLINE = 8.0, 60.0  # seconds, in fault scenarios
 # Few sequences, hence few graphs: a start is quick.
 ARGUMENTS_OF_FAULTS: dict[str, dict[str, Any]] = {"vllm": {"max_num_seqs": 8}, "sglang": {"max_running_requests": 8}}
+# What a server says that fuses with FlashInfer's trtllm, and what it says when it goes on without.
+FUSES = {
+    "vllm": "Initialized FlashInfer Allreduce norm fusion workspace with backend=trtllm",
+    "sglang": "FlashInfer AllReduce Fusion enabled and workspace initialized: backend=trtllm",
+}
+GIVES_UP = {
+    "vllm": (
+        "Failed to initialize FlashInfer Allreduce norm fusion workspace",
+        "Flashinfer allreduce-norm fusion will be disabled",
+        "AllReduce fusion pass is disabled",
+        "skipping allreduce fusion pass",
+    ),
+    "sglang": (
+        "Failed to initialize FlashInfer workspace",
+        "Skipping allreduce fusion",
+        "allreduce fusion disabled globally",
+        "falling back to standard implementation",
+        "skipping workspace initialization",
+    ),
+}
 _NO_MULTICAST = {
     "MNNVL_AR_DISABLE_MULTICAST": "1",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",

@@ -53,6 +53,11 @@ class Scenario:
         return self.mode in OURS
 
     @property
+    def calls_a_layer(self) -> int:
+        """Of ours, in a step. SGLang fuses one of the two all-reduces of a dense Qwen3's layer, and does the other."""
+        return 1 if (self.server, self.model.architecture, self.mode) == ("sglang", "qwen3", "ours") else 2
+
+    @property
     def is_batch_invariant(self) -> bool:
         return self.environment.get("VLLM_BATCH_INVARIANT") == "1"
 

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from servers import client, counts, measures, sglang_server, vllm_server
+from servers import answers, client, counts, measures, sglang_server, vllm_server
 from servers.events import Teller
 from servers.modes import ARGUMENTS_OF_FAULTS, arguments, ours_is_active
 from servers.plan import FEW_SIZES, Scenario, scenarios
@@ -59,7 +59,8 @@ def run(scenario: Scenario, work: Path, folder: Path) -> None:
         with _started(scenario, model_folder, given) as server:
             teller.tell("started", seconds=time.perf_counter() - began)
             subject = measures.Subject(
-                *(words, server, PORT, scenario.model, folder, work / "outputs", scenario.name, teller)
+                *(words, server, PORT, scenario.model, folder),
+                *(answers.folder(work, scenario.server), scenario.name, teller),
             )
             for measure in scenario.measures:
                 before = counts.settled(folder / "calls", time.time()) if scenario.is_ours else []

@@ -72,6 +72,42 @@ def test_what_is_wrong_is_found(name: str, kind: str, change: dict[str, Any], sa
     assert any(says in line for line in problems(name, events))
 
 
+FUSED = {
+    "vllm": "INFO Initialized FlashInfer Allreduce norm fusion workspace with backend=trtllm",
+    "sglang": "FlashInfer AllReduce Fusion enabled and workspace initialized: backend=trtllm, rank=0",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "log", "says"),
+    [
+        ("vllm/llama-32/trtllm", [FUSED["vllm"]], ""),
+        ("vllm/llama-32/trtllm", [], "nothing says that it was fused"),
+        ("vllm/llama-32/trtllm", [FUSED["vllm"].replace("trtllm", "mnnvl")], "nothing says that it was fused"),
+        (
+            "vllm/llama-32/trtllm",
+            [FUSED["vllm"], "WARNING Flashinfer allreduce-norm fusion will be disabled."],
+            "not fused by trtllm: WARNING",
+        ),
+        ("sglang/qwen3-32/trtllm", [FUSED["sglang"]], ""),
+        ("sglang/qwen3-32/trtllm", [FUSED["sglang"], "FlashInfer allreduce fusion disabled globally"], "not fused"),
+        ("sglang/qwen3-32/trtllm", [FUSED["vllm"]], "nothing says that it was fused"),
+        ("vllm/llama-32/as_is", [], ""),
+    ],
+)
+def test_trtllm_fuses_or_the_scenario_fails(name: str, log: list[str], says: str) -> None:
+    found = problems(name, sound(BY_NAME[name]), [(5.0, each) for each in log])
+    assert [says in each for each in found] == ([True] if says else [])
+
+
+@pytest.mark.parametrize(("name", "a_layer"), [("vllm/llama-32/ours", 2), ("sglang/qwen3-32/ours", 1)])
+def test_a_server_that_fuses_half_as_often_is_asked_for_half(name: str, a_layer: int) -> None:
+    for calls, wrong in ((16 * a_layer * 2340, 0), (16 * a_layer * 2340 - 1, 1)):
+        events = sound(BY_NAME[name])
+        next(each for each in events if each.get("kind") == "steps")["counted"]["calls"] = calls
+        assert len(problems(name, events)) == wrong
+
+
 def test_a_server_that_is_not_batch_invariant_by_itself_is_not_held_to_it() -> None:
     events = sound(BY_NAME[SPEED])
     events[-1] |= {"again_same_bits": False, "other_order_same_bits": False, "alone_same_bits": False}
@@ -120,6 +156,7 @@ def test_a_fault_that_was_named() -> None:
         ([(3.0, line(1))], of_fault(), "nobody named rank 1"),  # before the fault
         ([(19.5, line(1))], of_fault(), "named after 9.5 s"),
         (NAMED, of_fault()[:-1], "did not say that it is dead"),
+        (NAMED, [*of_fault()[:-1], {**of_fault()[-1], "at": 31.0}], "12.8 s after the rank was named"),
         (NAMED, of_fault([[1, 2, 9], [5]]), "request 0: token 2 is 9, right was [3]"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from servers import faults, measures, modes, plan, scenario, sglang_server, vllm
 from servers.command_line import flags
 from servers.plan import scenarios
 
-VLLM, SGLANG = ("0.20.2", "0.26.0"), ("0.5.16", "0.5.17")
+VLLM, SGLANG = ("0.20.2", "0.26.0", "0.33.0"), ("0.5.16", "0.5.17")
+COMMUNICATORS = "distributed/device_communicators"
 ALL = scenarios()
 
 
@@ -116,7 +118,7 @@ def test_vllm_is_called_as_it_is(version: str) -> None:
     folder = "serve/disagg" if version == "0.20.2" else "scale_out/token_in_token_out"
     protocol = text_of("vllm", version, f"vllm/entrypoints/{folder}/protocol.py")
     assert unknown(vllm_server.request([5], 3), fields(protocol, "GenerateRequest")) == set()
-    assert "token_ids" in fields(protocol, "GenerateResponseChoice")
+    assert "token_ids" in fields(protocol, "GenerateChoiceBase" if version == "0.33.0" else "GenerateResponseChoice")
     assert f'"{vllm_server.GENERATE}"' in text_of("vllm", version, f"vllm/entrypoints/{folder}/api_router.py")
     engine = text_of("vllm", version, "vllm/v1/engine/llm_engine.py")
     assert parameters(engine, "LLMEngine", "add_request")[1:4] == ["request_id", "prompt", "params"]
@@ -149,6 +151,31 @@ def test_sglang_knows_every_keyword(version: str) -> None:
     )
     sampling = text_of("sglang", version, "sglang/srt/sampling/sampling_params.py")
     assert unknown(sglang_server.sampling_arguments(1), fields(sampling, "SamplingParams")) == set()
+
+
+def joined(text: str) -> str:
+    """Pieces of one text in several lines, as one."""
+    return re.sub(r'"\s*f?"', "", text)
+
+
+@pytest.mark.parametrize(
+    ("server", "version", "files"),
+    [
+        *(
+            (
+                "vllm",
+                version,
+                ("compilation/passes/fusion/allreduce_rms_fusion", f"{COMMUNICATORS}/flashinfer_all_reduce"),
+            )
+            for version in VLLM
+        ),
+        *(("sglang", version, ("srt/layers/flashinfer_comm_fusion",)) for version in SGLANG),
+    ],
+)
+def test_a_server_says_that_it_fuses_or_that_it_gives_up(server: str, version: str, files: tuple[str, ...]) -> None:
+    text = joined("".join(text_of(server, version, f"{server}/{file}.py") for file in files))
+    for words in (modes.FUSES[server].removesuffix("trtllm"), *modes.GIVES_UP[server]):
+        assert words in text
 
 
 @pytest.mark.parametrize("version", SGLANG)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,12 +55,43 @@ def test_what_hangs_is_ended_with_all_it_started(tmp_path: Path, harm: list[str]
     found = runner.process([sys.executable, "-c", HANGS, *harm], environment(tmp_path), limit, tmp_path, FAST, patience)
     assert ("after the fault" if harm else "by its limit") in found.cut
     if (tmp_path / "pids").exists():  # a busy machine may not have come so far within 6 s
-        end = time.monotonic() + 60
         pids = list(map(int, (tmp_path / "pids").read_text().split()))
-        while any(map(is_alive, pids)) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not any(map(is_alive, pids))
+        assert within(60, lambda: not any(map(is_alive, pids)))
     assert harm == [] or [text for _, text in found.log] == ["waits"]
+
+
+def test_what_runs_ends_with_a_runner_that_is_told_to_end(tmp_path: Path) -> None:
+    """As by `timeout`. The control: one that is killed leaves it, and the next runner ends that."""
+    program = (
+        "import sys; from pathlib import Path; from servers import runner; runner.ends_when_told(); "
+        f"runner.process([sys.executable, '-c', {HANGS!r}], {{**__import__('os').environ}}, 600, Path(sys.argv[1]))"
+    )
+    for number, how in enumerate((signal.SIGTERM, signal.SIGKILL)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        started = [sys.executable, "-c", program, str(folder)]
+        child = subprocess.Popen(started, env={**environment(folder), "PYTHONPATH": str(TESTS)})
+        assert within(60, lambda folder=folder: len((folder / "pids").read_text().split()) == 2)
+        pids = list(map(int, (folder / "pids").read_text().split()))
+        child.send_signal(how)
+        child.wait(60)
+        if how == signal.SIGTERM:
+            assert within(60, lambda pids=pids: not any(map(is_alive, pids)))
+            continue
+        assert all(map(is_alive, pids))
+        assert runner.end_all(tmp_path / "another") == []
+        assert sorted(runner.end_all(tmp_path)) == sorted(pids)
+        assert within(60, lambda pids=pids: not any(map(is_alive, pids)))
+
+
+def within(seconds: float, found: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if found():
+                return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
@@ -137,13 +171,35 @@ def run(name: str, seconds: float, passed: bool = True) -> dict[str, Any]:
 
 
 def test_none_begins_that_would_not_end_in_time(capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = [replace(FAST, name=f"a/{n}/as_is", seconds=s) for n, s in enumerate((1.0, 1.0, 9999.0, 1.0))]
+    wanted = [replace(FAST, name=f"a/{n}/as_is", seconds=s) for n, s in enumerate((1.0, 1.0, 9999.0, 2.0))]
     kept: list[dict[str, Any]] = []
-    runs, waiting = runner.campaign(wanted, 600.0, lambda each: run(each.name, 0.0), kept.append)
-    assert [each["scenario"] for each in runs] == ["a/0/as_is", "a/1/as_is"]
+    limits: list[float] = []
+    runs, not_run = runner.campaign(
+        wanted, 600.0, lambda each, limit: (limits.append(limit), run(each.name, 0.0))[1], kept.append
+    )
+    assert [each["scenario"] for each in runs] == ["a/0/as_is", "a/1/as_is", "a/3/as_is"]
     assert kept == runs
-    assert [each.name for each in waiting] == ["a/2/as_is", "a/3/as_is"]
+    assert [each.name for each in not_run] == ["a/2/as_is"]
+    assert all(590.0 < limit <= 600.0 - runner.SPARE for limit in limits)
     assert "some 1 s; " in capsys.readouterr().out
+
+
+def test_nothing_is_compared_before_all_of_it_has_run() -> None:
+    modes = [replace(FAST, name=f"a/{mode}", mode=mode, seconds=s) for mode, s in (("ours", 1.0), ("trtllm", 9999.0))]
+    wanted = [*modes, replace(FAST, name="a/fp32", mode="fp32"), replace(FAST, name="b/fp32", mode="fp32")]
+    runs, not_run = runner.campaign(wanted, 600.0, lambda each, _: run(each.name, 0.0), lambda _: None)
+    assert [each["scenario"] for each in runs] == ["a/ours", "b/fp32"]
+    assert [each.name for each in not_run] == ["a/trtllm", "a/fp32"]
+
+
+def test_what_ran_before_says_how_long_it_takes() -> None:
+    told = [{**run(FAST.name, seconds), "measured": [{}]} for seconds in (100.0, 80.0)]
+    assert runner.expected(FAST, told) == pytest.approx(115.0)
+    assert runner.expected(FAST, [{**told[0], "seconds": 299.0}]) == FAST.limit
+    of_nothing = [{**run(FAST.name, 3.0), "measured": []}, {**told[0], "scenario": "another"}]
+    assert runner.expected(FAST, of_nothing) == FAST.seconds, "what has not come to its first measurement says nothing"
+    harmed = {**run(FAST.name, 60.0), "measured": [], "fault": {"harmed": True}}
+    assert runner.expected(FAST, [harmed]) == pytest.approx(69.0)
 
 
 def test_the_record_keeps_the_newest_of_each(tmp_path: Path) -> None:
@@ -241,7 +297,13 @@ def test_a_scenario_from_end_to_end(stand_in: Path) -> None:
     assert told["installed"]["version"] == "9"
     assert [each["kind"] for each in told["measured"]] == ["answers", "steps"]
     assert told["measured"][1]["batches"].keys() == {"1", "8", "64"}
-    assert (stand_in / "work" / "outputs" / "vllm.llama-32.as_is.json.gz").exists()
+    assert (stand_in / "work" / "outputs" / "vllm-9" / "vllm.llama-32.as_is.json.gz").exists()
+
+
+def test_a_scenario_is_ended_when_all_time_is_over(stand_in: Path) -> None:
+    scenario = next(each for each in scenarios() if each.name == "vllm/llama-32/as_is")
+    told = runner.run(scenario, stand_in / "work", stand_in / "out", limit=0.0)
+    assert "ended by its limit of 0 s" in told["problems"][0]
 
 
 def test_ours_is_not_started_where_flashinfers_own_mnnvl_would_run(stand_in: Path) -> None:
