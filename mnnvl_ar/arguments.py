@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 _INT32_MAX = 2**31 - 1
+_MOST_WHOLE = 2**60
 _MOST_SECONDS = 9e9  # in nanoseconds it has to fit 64 bits
 
 
@@ -24,11 +25,14 @@ def count(name: str, value: Any) -> int:
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number, whatever it is."""
+    """A whole number, whatever it is, as long as a few bytes of each still fit 64 bits."""
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name}: is {value!r}, wanted a whole number") from None
+    if abs(number) > _MOST_WHOLE:
+        raise ValueError(f"{name}: is {value!r}, wanted a whole number up to {_MOST_WHOLE}")
+    return number
 
 
 def bytes_or_none(name: str, value: Any) -> int | None:

@@ -165,7 +165,8 @@ def _compare(
 
 def _exchange(handle: int, checked: Checked, keyset: Any, device: torch.device, mine: Sequence[int]) -> list[list[int]]:
     """Every rank's numbers, by rank."""
-    rows = torch.zeros(checked.world_size, len(mine), _PARTS)
+    # Whole numbers below 2^16 are exact in fp32, and in nothing smaller that a user may have made the default.
+    rows = torch.zeros(checked.world_size, len(mine), _PARTS, dtype=torch.float32)
     rows[checked.rank] = torch.tensor([[value >> 16 * part & 0xFFFF for part in range(_PARTS)] for value in mine])
     gathered = _run(ops.all_reduce.default, keyset, (rows.to(device), handle), {}).cpu()
     if gathered.isnan().any():  # this call has failed, or the one before it

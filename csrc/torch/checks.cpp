@@ -72,6 +72,7 @@ int32_t dtype_of(const Tensor& tensor) {
 }
 
 int64_t device_of(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.defined(), name, ": is None, wanted a tensor");
   if (tensor.is_cuda()) return tensor.get_device_index();
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": is on an unsupported device, wanted cuda or cpu");
   return -1;

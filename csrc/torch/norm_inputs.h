@@ -2,6 +2,7 @@
 #pragma once
 
 #include "epilogues/epilogue.h"
+#include "protocol/nearest_float.h"
 #include "torch/checks.h"
 
 namespace mnnvl_ar {
@@ -35,8 +36,8 @@ class NormInputs {
     return {.residual = residual_.data_ptr(),
             .weight = weight_.data_ptr(),
             .residual_out = residual_out.data_ptr(),
-            .eps = static_cast<float>(eps_),
-            .weight_bias = static_cast<float>(weight_bias_),
+            .eps = protocol::nearest_float(eps_),
+            .weight_bias = protocol::nearest_float(weight_bias_),
             .weight_is_fp32 = weight_is_fp32_};
   }
 

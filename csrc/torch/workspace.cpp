@@ -196,7 +196,12 @@ bool has_fault(int64_t handle) {
   return record.code != protocol::FaultCode::none;
 }
 
-void answer(int64_t handle) { orders_of(find_any(handle)).answered = 1; }
+void answer(int64_t handle) {
+  Workspace& workspace = find_any(handle);
+  const std::lock_guard<std::mutex> lock(workspace.reading);
+  // Of a fault that has been forgotten since, it would let go the stream of the next one.
+  if (workspace.found || has_fault(handle)) orders_of(workspace).answered = 1;
+}
 
 bool close(int64_t handle, bool force) {
   Workspace& workspace = find_any(handle);

@@ -68,6 +68,7 @@ class Members:
             raise ValueError(f"group: is {group!r}, wanted {wanted}")
         if not (isinstance(self.rank, int) and isinstance(self.size, int) and 0 <= self.rank < self.size):
             raise ValueError(f"group: has rank {self.rank!r} of {self.size!r}, wanted one from 0 to size - 1")
+        self._is_alone, self._mine = False, set[str]()
 
     @property
     def name(self) -> str:
@@ -117,15 +118,31 @@ class Members:
                     raise ValueError(taken)
                 mine = True  # before it is: whatever a signal's handler raises, what is taken is given back
                 _busy.update(keys)
+            self._is_alone = True
             yield
         finally:
             if mine:
+                self._is_alone = False
                 with _lock:
                     _busy.difference_update(keys)
+                    _under_way.difference_update(self._mine)
+
+    def begins(self, attempt: str) -> None:
+        """Of a bring-up that is `alone`: it is under way until then."""
+        if self._is_alone:
+            with _lock:
+                self._mine.add(attempt)
+                _under_way.add(attempt)
+
+    def is_of_another(self, attempt: str) -> bool:
+        """Whether a bring-up of this process, and not of these members, has begun it and is still under way."""
+        with _lock:
+            return attempt in _under_way and attempt not in self._mine
 
 
 _met: WeakKeyDictionary[dist.ProcessGroup, str] = WeakKeyDictionary()
 _busy: set[tuple[int, int, int]] = set()
+_under_way: set[str] = set()  # attempts
 _lock = threading.Lock()
 
 
@@ -133,6 +150,7 @@ def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()  # which another thread of the parent may have held
     _busy.clear()  # the parent's
+    _under_way.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -83,7 +83,7 @@ ONE_STORE = (
 
 
 class GroupShared(Exception):
-    """Another process has the place of this one: two groups go by one store."""
+    """Another process, or another bring-up of this one, has the place of this one: two groups go by one store."""
 
 
 class Place:
@@ -147,27 +147,29 @@ class GroupStore(Place):
 
     What an earlier bring-up has left in a store must not be taken for this one's. An address is tried. A failure names
     the attempts that it is for, and a rank writes down its attempt when it comes, with its process: another process
-    that lives and is the same rank shows that two groups share the store. Who finds its place taken cannot know which
-    of the ranks that came before are of its own group, and neither can they: so it leaves a mark for the one that has
-    the place, who looks for it once more before anything is used.
+    that lives and is the same rank shows that two groups share the store, and so does another bring-up of this process
+    that is under way, by whatever store object. Who finds its place taken cannot know which of the ranks that came
+    before are of its own group, and neither can they: so it leaves a mark for the one that has the place, who looks for
+    it once more before anything is used.
     """
 
     def __init__(self, members: Members, timeout: float) -> None:
         super().__init__(members, timeout)
-        self._group = members.group
+        self._members, self._group = members, members.group
         self._attempt = secrets.token_hex(8)
 
     def come(self) -> None:
-        """Writes down who is this rank. `GroupShared` if another process is."""
+        """Writes down who is this rank. `GroupShared` if another process is, or another bring-up of this one."""
         key, mine = f"{KEY}/{self.rank}", {"attempt": self._attempt, "last": self._attempt, **process.this()}
         before, text = self._get(key) or "", json.dumps(mine)
 
         def take(store: Any) -> str:
             return str(store.compare_set(key, before, text).decode())
 
+        self._members.begins(self._attempt)
         while True:
             other = json.loads(before) if before else {}
-            if process.is_another(other):
+            if process.is_another(other) or self._members.is_of_another(other.get("last", "")):
                 mark = {"attempt": other.get("last", ""), **process.this()}
                 self._set(f"{KEY}/{self.rank}/contested", json.dumps(mark))
                 raise GroupShared(f"rank {self.rank} of this group is already {process.name_of(other)}")

@@ -44,4 +44,4 @@ def is_another(record: Mapping[str, Any]) -> bool:
 
 
 def name_of(record: Mapping[str, Any]) -> str:
-    return f"process {record['pid']}"
+    return f"process {record['pid']}" + (", this one, for another group" if record == {**record, **this()} else "")

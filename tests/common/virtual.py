@@ -33,6 +33,7 @@ class VirtualGroup:
         crossover: int | None = None,
         pdl: int = Pdl.EARLY,
         deadline: float = 20.0,
+        hold: float = 0.0,
         max_bytes: int | None = None,
         multicast: str = "",
         **launch: int,
@@ -69,6 +70,7 @@ class VirtualGroup:
                 strategy=strategy,
                 pdl=pdl,
                 deadline=deadline,
+                hold=hold,
                 concurrent=False,
                 launch=LaunchShape(**launch),
             )

@@ -230,6 +230,25 @@ def test_who_tells_of_an_old_fault_answers_no_new_one(anew: bool) -> None:
         assert pool.run(told_late, anew) == [int(not anew)] * 2
 
 
+def held_for(early: bool) -> float:
+    """Seconds that the first fault of a workspace takes, of which 0.1 are its deadline and 0.6 its hold. early: one who
+    has told of a fault that has been forgotten since answers before that."""
+    from common.virtual import VirtualGroup
+
+    group = VirtualGroup(2, 1, 64, torch.float32, deadline=0.1, hold=0.6)
+    if early:
+        torch.ops.mnnvl_ar._workspace_answer(group.handles[0])
+    began = time.monotonic()
+    with pytest.raises(RuntimeError):
+        mnnvl_ar.ops.all_reduce(torch.ones(1, 64), group.handles[0])
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_an_answer_is_of_the_fault_that_is_there(early: bool) -> None:
+    assert held_for(early) >= 0.7
+
+
 def fails_to_recover(rank: Rank, graphs: int) -> tuple[bool, bool]:
     """After a fault that was told, `recover` puts the workspace to sleep and fails: whether it is watched before and
     after. graphs: that are alive, as far as the workspace knows."""

@@ -7,6 +7,8 @@ import ctypes
 import os
 import struct
 import threading
+import time
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,7 +20,7 @@ from memory.test_allocate import check_content, make
 from mnnvl_ar.errors import BringUpError
 from mnnvl_ar.memory import agree, process
 from mnnvl_ar.memory.group import Members
-from mnnvl_ar.memory.place import GroupStore
+from mnnvl_ar.memory.place import GroupShared, GroupStore
 
 
 def failure(group: Any, timeout: float = 20.0) -> str:
@@ -156,6 +158,59 @@ def twice_body(rank: int, size: int, store: dist.Store) -> None:
 
 def test_two_threads_over_one_group_are_refused() -> None:
     ranks.values(ranks.launch(2, twice_body))
+
+
+def of_one_store(path: Path, rank: int) -> dist.ProcessGroup:
+    """By a store object of its own, as another library of this process would have it."""
+    return dist.ProcessGroup(dist.FileStore(str(path), 4), rank, 2)
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["", "control"])
+def test_another_bring_up_of_this_process_has_the_place(tmp_path: Path, watched: bool) -> None:
+    """While it looks for its peers, and when it has met them; not when it has ended."""
+    first, second = (Members(of_one_store(tmp_path / "store", 0)) for _ in range(2))
+    blind = contextlib.nullcontext() if watched else mock.patch.object(Members, "is_of_another", return_value=False)
+    refused = pytest.raises(GroupShared, match=r"rank 0 of this group is already process \d+, this one, for another")
+    with second.alone(), blind:
+        with first.alone():
+            place = GroupStore(first, 5.0)
+            place.come()
+            for _ in range(2):
+                with refused if watched else contextlib.nullcontext():
+                    GroupStore(second, 5.0).come()
+                assert ("this one, for another group wanted to be rank 0" in place.contested()) == watched
+                place.leave()
+        place = GroupStore(second, 5.0)
+        place.come()
+        assert place.contested() == ""
+    with first.alone():
+        GroupStore(first, 5.0).come()
+
+
+def crossed_body(rank: int, size: int, store: dist.Store, path: str) -> list[str]:
+    """Two threads a rank, of a group each, over one file; on rank 1 the other one comes first."""
+    told = ["", ""]
+
+    def one(number: int) -> None:
+        told[number] = failure(of_one_store(Path(path), rank), timeout=6.0)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in ((0, 1) if rank == 0 else (1, 0))]
+    if rank == 1:
+        store.wait(["both are there"])
+    for thread in threads:
+        thread.start()
+        time.sleep(0.5)
+    if rank == 0:
+        store.set("both are there", "")
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_two_groups_of_the_same_processes_over_one_store(tmp_path: Path) -> None:
+    told = ranks.values(ranks.launch(2, crossed_body, str(tmp_path / "store")))
+    assert any("this one, for another group" in text for text in told[0]), told
+    assert all(text for texts in told for text in texts), told
 
 
 def gone_body(rank: int, size: int, store: dist.Store) -> Any:

@@ -21,6 +21,7 @@
 #include "launch/pace.h"
 #include "launch/processors.h"
 #include "protocol/layout.h"
+#include "protocol/nearest_float.h"
 #include "protocol/numerics.h"
 #include "protocol/numerics_root.h"
 #include "protocol/pieces.h"
@@ -423,6 +424,7 @@ PYBIND11_MODULE(_protocol, m) {
   m.def("agrees",
         [](const Quad& v, uint32_t tokens, uint32_t description) { return agrees(vector_of(v), tokens, description); });
 
+  m.def("nearest_float", [](double value) { return as_bits(nearest_float(value)); });
   m.def("round_halves", &round_halves);
   m.def("unpack", &unpack);
   m.def("pack", &pack_rows);

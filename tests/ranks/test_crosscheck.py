@@ -39,6 +39,11 @@ def test_nothing_is_said_where_nothing_differs(device: str, size: int) -> None:
     pool(device, size, "1").run(crosscheck.check_alike)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_whatever_the_default_dtype_is(default: torch.dtype) -> None:
+    pool("cpu", 2, "1").run(crosscheck.check_default_dtype, default)
+
+
 @pytest.mark.parametrize("size", [pytest.param(n, marks=pytest.mark.gpu(n)) for n in (1, 2)])
 def test_captured_calls_are_not_compared(size: int) -> None:
     pool("cuda", size, "1").run(crosscheck.check_captured)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from common.cases.rules import flushing, rounding
 from mnnvl_ar import reference
 
 protocol = pytest.importorskip("_protocol", reason="tests/_protocol is not built: `make test-build`")
@@ -358,3 +359,45 @@ def test_without_the_positive_start_a_zero_would_keep_the_wires_sign() -> None:
     zeros = [torch.full((8,), -0.0) for _ in range(4)]
     assert torch.signbit(zeros[0] + zeros[1]).all()
     assert not torch.signbit(reference.all_reduce(zeros)).any()
+
+
+# ---- numbers of a norm: doubles as floats (csrc/protocol/nearest_float.h)
+
+DOUBLES = np.array(
+    [0.0, 0.1, 1e-6, 1.0, 3.4028235677973366e38, 3.5e38, 1e-45, 7e-46, 2.0**-150, 1e-300, 5e-324, np.inf]
+)
+
+
+def floats_of(values: np.ndarray) -> np.ndarray:
+    return np.array([protocol.nearest_float(float(value)) for value in values], dtype=np.uint32)
+
+
+def doubles_near_ties() -> np.ndarray:
+    """Halfway between two floats, and the doubles beside that, over all exponents of floats and some beyond."""
+    draw = np.random.default_rng(5)
+    words = draw.integers(0, 0x7F800000, 2000, dtype=np.uint32)
+    words = np.concatenate([words, np.arange(64, dtype=np.uint32), 0x7F7FFFC0 + np.arange(64, dtype=np.uint32)])
+    here = words.view(np.float32).astype(np.float64)
+    above = np.minimum(words + 1, 0x7F7FFFFF).astype(np.uint32).view(np.float32).astype(np.float64)
+    ties = (here + above) / 2
+    return np.concatenate([here, ties, np.nextafter(ties, 0), np.nextafter(ties, np.inf)])
+
+
+def test_a_double_is_the_nearest_float() -> None:
+    values = np.concatenate([DOUBLES, doubles_near_ties(), np.random.default_rng(6).normal(size=2000)])
+    values = np.concatenate([values, -values])
+    with np.errstate(over="ignore", under="ignore"):
+        assert (floats_of(values) == values.astype(np.float32).view(np.uint32)).all()
+    assert np.isnan(np.array([protocol.nearest_float(float("nan"))], dtype=np.uint32).view(np.float32))[0]
+
+
+@pytest.mark.parametrize("way", ["down", "up", "to zero", "flush"])
+def test_a_double_is_the_nearest_float_in_every_mode(way: str) -> None:
+    """The control: a plain conversion is another one there."""
+    values = np.concatenate([DOUBLES[:3], DOUBLES[6:7], doubles_near_ties()[::7]])
+    with np.errstate(all="ignore"):
+        wanted = values.astype(np.float32).view(np.uint32)
+        with (flushing if way == "flush" else rounding(way))():
+            found, plain = floats_of(values), values.astype(np.float32).view(np.uint32)
+    assert (found == wanted).all()
+    assert (plain != wanted).any()

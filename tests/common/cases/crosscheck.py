@@ -28,8 +28,8 @@ def tensors(rank: Any) -> dict[str, torch.Tensor]:
     made = {
         "residual": torch.arange(ROWS * HIDDEN).reshape(ROWS, HIDDEN).to(torch.bfloat16) / 64,
         "weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
-        "scale": torch.ones(1),
-        "global_scale": torch.ones(1),
+        "scale": torch.ones(1, dtype=torch.float32),
+        "global_scale": torch.ones(1, dtype=torch.float32),
     }
     return {name: each.to(rank.device) for name, each in made.items()}
 
@@ -66,6 +66,16 @@ def check_input_differs(rank: Any, argument: str, odd: int, is_on: bool) -> None
         call(rank, workspace.handle, op, tensors(rank))
     rank.barrier()
     workspace.close()
+
+
+def check_default_dtype(rank: Any, default: torch.dtype) -> None:
+    """A user's default dtype changes nothing: what is alike passes, what differs is named by its whole checksums."""
+    torch.set_default_dtype(default)
+    try:
+        check_alike(rank)
+        check_input_differs(rank, "weight", rank.world_size - 1, True)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def check_error(rank: Any, error: Any, argument: str, odd: int) -> None:

@@ -351,6 +351,7 @@ def check_nonsense(rank: Any) -> None:
         ("timeout", lambda: workspace.wake(rank.group, timeout=None), "timeout: is None, wanted"),
         ("tokens", lambda: workspace.fits(None, 64, torch.float32), "tokens: is None, wanted"),
         ("hidden", lambda: workspace.fits(1, "64", torch.float32), "hidden: is '64', wanted"),
+        ("too many", lambda: workspace.fits(1 << 70, 64, torch.float32), "tokens: is 1180591620717411303424, wanted"),
         ("dtype", lambda: workspace.fits(1, 64, None), "dtype: is None, wanted"),
         ("strategy", lambda: workspace.fits(1, 64, torch.float32, None), "strategy: is None, wanted"),
         ("deadline", lambda: setattr(workspace, "deadline", "1"), "deadline: is '1', wanted"),
@@ -358,6 +359,8 @@ def check_nonsense(rank: Any) -> None:
     ):
         expect(use, pattern, name, ValueError)
     for name, use, pattern in (
+        ("x", lambda: ops.all_reduce_rms_norm(None, x, weight, 1e-6, workspace.handle), "x: is None, wanted a tensor"),
+        ("x, out", lambda: ops.all_reduce_out(None, x, workspace.handle), "x: is None, wanted a tensor"),
         ("residual", lambda: ops.all_reduce_rms_norm(x, None, weight, 1e-6, workspace.handle), "residual: is None"),
         ("complex", lambda: ops.all_reduce(x.to(torch.complex64), workspace.handle), "x: is ComplexFloat, wanted"),
         ("bool", lambda: ops.all_reduce(x.bool(), workspace.handle), "x: is Bool, wanted"),

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import platform
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -461,23 +463,58 @@ def check_pieces(rank: Any, off: str) -> None:
 
 
 def check_float_mode(rank: Any, off: str) -> None:
-    """Bits do not depend on the floating-point mode that a rank calls in: rule float_mode."""
+    """Bits do not depend on the floating-point mode that a rank calls in: rule float_mode. Nor do a norm's numbers, as
+    doubles that become floats, which would differ by it in their last bit."""
     workspace = sabotaged(rank, off, hidden=264)
-    calls = [Call(op, 8, 264, dtype, strategy=s) for op in NAMES for dtype in ("fp32", "bf16", "fp16") for s in (0, 1)]
+    numbers = {"eps": 1e-6, "weight_bias": 0.1}
+    calls = [
+        Call(op, 8, 264, dtype, strategy=s, **(numbers if "norm" in op else {}))
+        for op in NAMES
+        for dtype in ("fp32", "bf16", "fp16")
+        for s in (0, 1)
+    ]
     prepared = [Prepared(rank, call) for call in calls]
     for each in prepared:
         wanted(each.call, rank.world_size)
-    try:
-        assert rank.rank != 1 or torch.set_flush_denormal(True)
-        for each in prepared:
-            each.launch(workspace.handle)
-        assert rank.rank != 1 or float(torch.tensor(1e-39) * 0.5) == 0.0, "the caller's mode is the caller's again"
-    finally:
-        torch.set_flush_denormal(False)
-    wrong = [line for each in prepared for line in each.wrong()]
-    assert not wrong, "\n".join(wrong)
+    for in_mode in (flushing, *map(rounding, ("down", "up", "to zero"))):
+        with in_mode() if rank.rank == 1 else contextlib.nullcontext():
+            for each in prepared:
+                each.launch(workspace.handle)
+        wrong = [line for each in prepared for line in each.wrong()]
+        assert not wrong, "\n".join(wrong)
+        rank.barrier()
     rank.barrier()
     workspace.close()
+
+
+@contextlib.contextmanager
+def flushing() -> Iterator[None]:
+    """Subnormals are taken, and made, for 0; at the end still, as the mode is the caller's."""
+    try:
+        assert torch.set_flush_denormal(True)
+        yield
+        assert float(torch.tensor(1e-39) * 0.5) == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def rounding(way: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """As by fesetround, whose numbers are each processor's own."""
+    at = {"x86_64": 10, "aarch64": 22}[platform.machine()]
+    order = {"x86_64": ("nearest", "down", "up", "to zero"), "aarch64": ("nearest", "up", "down", "to zero")}
+    mode = order[platform.machine()].index(way) << at
+
+    @contextlib.contextmanager
+    def in_mode() -> Iterator[None]:
+        libm = ctypes.CDLL("libm.so.6")
+        try:
+            assert libm.fesetround(mode) == 0
+            yield
+            assert libm.fegetround() == mode
+        finally:
+            libm.fesetround(0)
+
+    return in_mode
 
 
 def check_padding(rank: Any, off: str) -> None:
