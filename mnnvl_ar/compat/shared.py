@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,8 +25,27 @@ _lock = threading.RLock()  # a finalizer may run in any thread, in this one too
 _by_group: WeakKeyDictionary[Any, Shared] = WeakKeyDictionary()
 _tickets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # made over this group so far, alike on its ranks
 
+_Same = TypeVar("_Same", bound="Unique")
 
-class Shared:
+
+class Unique:
+    """What is what it is for, not a value, as a `mnnvl_ar.Workspace` is: its copies are itself. Another object would
+    give the workspace back once more, and not know that this one has."""
+
+    def __copy__(self: _Same) -> _Same:
+        return self
+
+    def __deepcopy__(self: _Same, memo: object) -> _Same:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled, nor sent to another process: its memory is this process's. "
+            "Make one there"
+        )
+
+
+class Shared(Unique):
     """workspace: the library's. users: how many still hold it."""
 
     def __init__(self, workspace: Workspace, group: Any) -> None:

@@ -9,15 +9,16 @@ import torch
 
 from mnnvl_ar._library import named, ops
 from mnnvl_ar.compat.settings import Settings
-from mnnvl_ar.compat.shared import Shared
+from mnnvl_ar.compat.shared import Shared, Unique
 from mnnvl_ar.errors import MnnvlArError
 from mnnvl_ar.memory import AnyGroup
 from mnnvl_ar.ops import Pdl
 from mnnvl_ar.workspace import DTYPES
 
 
-class FusionWorkspace:
-    """As FlashInfer's `AllReduceFusionWorkspace`, which it is registered with.
+class FusionWorkspace(Unique):
+    """As FlashInfer's `AllReduceFusionWorkspace`, which it is registered with. `copy` and `deepcopy` give the workspace
+    itself, and it cannot be pickled.
 
     backend:           as was asked for, "mnnvl" or "trtllm"
     world_size, rank, tp_size: of the group, in the group
