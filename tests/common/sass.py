@@ -18,6 +18,14 @@ Rules, by name
   narrow   data moves in 128 bits. Control words (32 or 64 bits, strong) are no data. An epilogue whose outputs are not
            like x may load and store less than that, weakly: `library_faults` knows which have all outputs like x.
   loops    at least two poll loops, for data and for signatures: or this checker has not found what it is to look at.
+  readonly no load by the read-only path (ld.global.nc, and what nvcc makes of const __restrict__) anywhere, calls too:
+           it may not see what others write while the kernel runs, and a predecessor may run on beside its dependent.
+
+Rules of functions of their own
+  timer    what comes of the global timer is ordered as signed 64-bit numbers, so that a timer that steps back ends no
+           wait at once; one such compare for each poll loop, one for quiescence and one for the hold of a report.
+           (The twin is not asked: it compares that last one unsigned.)
+  board    one poll loop is of signatures, and looks at one whole signature for each board and at nothing narrower.
 """
 
 from __future__ import annotations
@@ -31,6 +39,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent.parent
 INSTRUCTION = re.compile(
     r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;"
     r"(?:\s*/\* 0x[0-9a-f]{16} \*/\s*/\* 0x([0-9a-f]{16}) \*/)?",
@@ -232,7 +241,48 @@ def faults(kernel: Kernel) -> list[str]:
                 wrong.append(f"call: {one}")
     if len(loops) < 2:
         wrong.append(f"loops: {len(loops)} poll loops")
-    return wrong
+    return wrong + [f"readonly: {one}" for one in kernel.code if re.match(r"LD\S*\.CONSTANT\b", one.opcode)]
+
+
+def timer_faults(kernel: Kernel) -> list[str]:
+    compares = timer_compares(kernel)
+    signed = sum(compares.values())
+    wanted = len(poll_loops(kernel)) + 2
+    wrong = [f"timer: {kernel.code[i]}" for i, is_signed in compares.items() if not is_signed]
+    return wrong + [f"timer: {signed} signed compares, wanted {wanted}"] * (signed < wanted)
+
+
+def timer_compares(kernel: Kernel) -> dict[int, bool]:
+    """Where what comes of the global timer is ordered (not: is equal to), and whether with a sign. Of 64 bits that is
+    said by the second of two compares, .EX, of the upper words. Values are followed through the instructions behind
+    each read of the timer, in the order of their addresses."""
+    found: dict[int, bool] = {}
+    for start, read in enumerate(kernel.code):
+        if "SR_GLOBALTIMER" not in read.operands:
+            continue
+        known = {*_registers(read)}
+        for i, one in enumerate(kernel.code[start + 1 : start + 1 + _WINDOW], start + 1):
+            is_derived = any(each.lstrip("-~") in known for each in _operands(one)[1:])
+            if is_derived and re.match(r"U?ISETP\.(GE|GT|LE|LT)\S*\.EX\b", one.opcode):
+                found[i] = ".U32" not in one.opcode
+            if is_derived and not re.match(r"LD|AT|S2|CS2", one.opcode):  # what is loaded comes of an address only
+                known |= {*_registers(one)}
+            elif one.guard is None:
+                known -= {*_registers(one)}
+    return found
+
+
+def board_faults(kernel: Kernel, boards: int) -> list[str]:
+    """The loop of signatures is the poll loop that looks for no sentinel. A strong load of 128 bits is what ptxas makes
+    of two words of 64 bits and of four of 32, alike; what was asked for only PTX says, to test_memory_model.py."""
+    found = []
+    for loop in poll_loops(kernel):
+        code = [kernel.code[i] for i in sorted(loop)]
+        if not any(one.opcode.startswith("ISETP") and "-0x80000000" in _operands(one) for one in code):
+            found.append([one.opcode for one in code if re.match(r"LDG?\.E\S*\.STRONG\.SYS", one.opcode)])
+    # Besides signatures: one look at the deadline (64 bits) and at the mark of a broken workspace (32).
+    wanted = ["LDG.E.128.STRONG.SYS"] * boards + ["LDG.E.64.STRONG.SYS", "LDG.E.STRONG.SYS"]
+    return [] if [sorted(loads) for loads in found] == [wanted] else [f"board: {found}"]
 
 
 def alias_faults(kernel: Kernel) -> list[str]:
@@ -357,6 +407,15 @@ def _written(one: Instruction, operands: list[str]) -> list[str]:
     return [f"R{int(first[1]) + i}" for i in range(wide)]
 
 
+def _registers(one: Instruction) -> list[str]:
+    """As `_written`, of uniform registers too."""
+    target = _operands(one)[0]
+    if target.startswith("UR"):
+        return [target]
+    wide = one.opcode == "CS2R"  # 64 bits, unless it says 32
+    return [target, f"R{int(target[1:]) + 1}"] if wide and target != "RZ" else _written(one, [target])
+
+
 # ---- tools
 
 
@@ -370,6 +429,18 @@ def find_tool(name: str) -> str:
     if found is None:
         raise NoDisassembly(f"no {name} on this machine (pip install nvidia-cuda-{name})")
     return found
+
+
+def compile_by_nvcc(source: Path, out: Path, arch: str, *options: str, csrc: Path = ROOT / "csrc") -> None:
+    """One file, by the flags that decide on floating point, to a cubin or (by `out`) PTX. Raises NoDisassembly."""
+    nvcc = find_tool("nvcc")
+    if shutil.which("g++") is None:
+        raise NoDisassembly("no g++ on this machine")
+    if arch[3:] not in subprocess.run([nvcc, "--help"], capture_output=True, text=True).stdout:
+        raise NoDisassembly(f"this nvcc does not build for {arch}")
+    flags = "-std=c++20 -O3 -fmad=false -ftz=false --expt-relaxed-constexpr"
+    command = [nvcc, *flags.split(), *options, "-ptx" if out.suffix == ".ptx" else "-cubin", f"-arch={arch}"]
+    subprocess.run([*command, f"-I{csrc}", "-o", str(out), str(source)], check=True, capture_output=True, text=True)
 
 
 def disassemble(file: Path) -> list[Kernel]:

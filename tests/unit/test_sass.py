@@ -8,8 +8,6 @@ compare, the test build where it is there, and a poll loop written out below wit
 import dataclasses
 import itertools
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,16 +29,9 @@ def disassembled(file: Path) -> list[sass.Kernel]:
 def compiled(source: str, cubin: Path, arch: str) -> None:
     """One of tests/native, as a test build compiles it."""
     try:
-        nvcc = sass.find_tool("nvcc")
+        sass.compile_by_nvcc(ROOT / "tests" / "native" / source, cubin, arch, "-DMNNVL_AR_TEST_BUILD")
     except sass.NoDisassembly as reason:
         pytest.skip(str(reason))
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on this machine")
-    if arch[3:] not in subprocess.run([nvcc, "--help"], capture_output=True, text=True).stdout:
-        pytest.skip(f"this nvcc does not build for {arch}")
-    flags = "-std=c++20 -O3 -fmad=false -ftz=false --expt-relaxed-constexpr -DMNNVL_AR_TEST_BUILD -cubin"
-    command = [nvcc, *flags.split(), f"-arch={arch}", f"-I{ROOT}/csrc", "-o", str(cubin)]
-    subprocess.run([*command, str(ROOT / "tests" / "native" / source)], check=True, capture_output=True, text=True)
 
 
 def kinds(kernel: sass.Kernel) -> set[str]:
@@ -96,6 +87,20 @@ def test_stubs_are_the_forms_that_are_not_planned(everything: list[sass.Kernel])
 
 def test_no_floating_point_near_a_poll(built: list[sass.Kernel]) -> None:
     wrong = {f"{kernel.arch} {kernel.name}": sass.library_faults(kernel) for kernel in built}
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
+def test_the_timer_is_compared_signed(built: list[sass.Kernel]) -> None:
+    wrong = {f"{kernel.arch} {kernel.name}": sass.timer_faults(kernel) for kernel in built}
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
+def test_signatures_are_looked_at_whole(built: list[sass.Kernel]) -> None:
+    """One of each call, and of a call with a norm two (csrc/protocol/signature.h)."""
+    wrong = {
+        f"{kernel.arch} {kernel.name}": sass.board_faults(kernel, 2 if sass.NORMED.search(kernel.name) else 1)
+        for kernel in built
+    }
     assert {name: found for name, found in wrong.items() if found} == {}
 
 
@@ -393,6 +398,9 @@ def test_a_good_loop_is_let_pass() -> None:
         ("STG.E.128 desc[UR8][R2.64], R8", "STG.E.64.STRONG.SYS desc[UR8][R2.64], R8", {"narrow"}),
         ("STG.E.128 desc[UR8][R2.64], R8", "LDG.E.64 R8, desc[UR8][R2.64]", {"narrow"}),
         ("LDG.E.128.STRONG.SYS R4", "LDG.E.128 R4", {"loops"}),
+        ("NOP", "LDG.E.NA.128.CONSTANT R8, desc[UR8][R2.64]", {"readonly"}),
+        ("NOP", "LDG.E.CONSTANT R8, desc[UR8][R2.64]", {"readonly", "narrow"}),
+        ("STL [R1], R3", "LDG.E.128.CONSTANT R8, desc[UR8][R2.64]", {"readonly"}),  # in what is called, too
     ],
 )
 def test_a_fault_is_found(old: str, new: str, kind: set[str]) -> None:

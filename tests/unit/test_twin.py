@@ -244,6 +244,7 @@ def test_machine_code(built: dict[str, sass.Kernel]) -> None:
     assert {name: found for name, kernel in built.items() if (found := twin_faults(kernel, ranks_of(name)))} == {}
     for name, kernel in built.items():
         assert len(sass.poll_loops(kernel)) == 1 + constants.COLUMNS, name  # for signatures, for each column's data
+        assert sass.board_faults(kernel, 2) == [], name
 
 
 def test_the_same_bytes_again(built: dict[str, sass.Kernel], tmp_path: Path) -> None:
