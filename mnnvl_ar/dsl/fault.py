@@ -110,7 +110,8 @@ def report_fault(
         is_held = Boolean(True)
         while is_held:
             answered = ptx.load_relaxed_sys_u32(orders + c.ORDERS["answered"])
-            is_held = (answered == Uint32(0)) & (ptx.global_timer_ns() - since < hold)
+            waited = Int64(ptx.global_timer_ns() - since)  # signed: as in `must_give_up`
+            is_held = (answered == Uint32(0)) & (waited < Int64(hold))
             if is_held:
                 ptx.sleep_ns(Uint32(1000))
 

@@ -245,6 +245,7 @@ def test_machine_code(built: dict[str, sass.Kernel]) -> None:
     for name, kernel in built.items():
         assert len(sass.poll_loops(kernel)) == 1 + constants.COLUMNS, name  # for signatures, for each column's data
         assert sass.board_faults(kernel, 2) == [], name
+        assert all(sass.timer_compares(kernel).values()), name
 
 
 def test_the_same_bytes_again(built: dict[str, sass.Kernel], tmp_path: Path) -> None:
