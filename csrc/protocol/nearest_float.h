@@ -30,6 +30,7 @@ constexpr float nearest_float(double value) {
 }
 
 static_assert(nearest_float(0.1) == 0.1f && nearest_float(-1e-6) == -1e-6f && nearest_float(1e-45) == 1e-45f);
-static_assert(nearest_float(3.5e38) > 3.4e38f && nearest_float(0x1p-150) == 0.0f && nearest_float(0x1.8p-150) == 0x1p-149f);
+static_assert(nearest_float(3.5e38) > 3.4e38f && nearest_float(0x1p-150) == 0.0f &&
+              nearest_float(0x1.8p-150) == 0x1p-149f);
 
 }  // namespace mnnvl_ar::protocol
