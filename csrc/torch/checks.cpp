@@ -72,7 +72,6 @@ int32_t dtype_of(const Tensor& tensor) {
 }
 
 int64_t device_of(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.defined(), name, ": is None, wanted a tensor");
   if (tensor.is_cuda()) return tensor.get_device_index();
   STD_TORCH_CHECK(tensor.is_cpu(), name, ": is on an unsupported device, wanted cuda or cpu");
   return -1;
@@ -105,7 +104,10 @@ int64_t element_bytes(const Agreement& a) { return a.dtype == protocol::Dtype::f
 
 // All but the shape.
 Agreement agreement_of(const Tensor& x) {
-  Agreement a{.dtype_code = dtype_of(x),
+  const int32_t dtype_code = dtype_of(x);
+  STD_TORCH_CHECK(static_cast<c10::ScalarType>(dtype_code) != c10::ScalarType::Undefined,
+                  "x: is None, wanted a tensor");  // which has no device
+  Agreement a{.dtype_code = dtype_code,
               .dtype = protocol::Dtype::float32,
               .device = device_of(x, "x"),
               .hidden = last_dimension(x),
