@@ -40,6 +40,11 @@ def _title(run: Run) -> str:
     return f"{server} {run['installed'].get('version', '')}".strip()
 
 
+def _compared_by(run: Run) -> tuple[str, str]:
+    """The server's release, and the scenario without its mode: what modes are compared in."""
+    return _title(run), run["scenario"].rsplit("/", 1)[0]
+
+
 def _measured(run: Run, kind: str) -> list[dict[str, Any]]:
     return [each for each in run["measured"] if each["kind"] == kind]
 
@@ -62,15 +67,15 @@ def _over(found: dict[str, Any], as_is: dict[str, Any]) -> str:
 def _speed(runs: list[Run]) -> str:
     """A line a model and mode: milliseconds a step, and how its answers compare."""
     lines = []
-    as_is = {(_title(run), run["scenario"].rsplit("/", 1)[0]): _steps(run) for run in runs if run["mode"] == "as_is"}
-    compared = {(_title(run), run["scenario"].rsplit("/", 1)[0]): run for run in runs if run["mode"] == "fp32"}
+    as_is = {_compared_by(run): _steps(run) for run in runs if run["mode"] == "as_is"}
+    compared = {_compared_by(run): run for run in runs if run["mode"] == "fp32"}
     for run in runs:
         if not _measured(run, "answers"):
             continue
-        subject = run["scenario"].rsplit("/", 1)[0]
-        steps, others = _steps(run), {} if run["mode"] == "as_is" else as_is.get((_title(run), subject), {})
+        release, subject = _compared_by(run)
+        steps, others = _steps(run), {} if run["mode"] == "as_is" else as_is.get((release, subject), {})
         # Until 2026-12-01 the comparison did not say of which release.
-        beside = compared.get((_title(run), subject)) or compared.get((run["server"], subject))
+        beside = compared.get((release, subject)) or compared.get((run["server"], subject))
         truth = next(iter(_measured(beside, "reference")), {}) if beside else {}
         far = truth.get("to_fp32", {}).get(run["mode"])
         same = truth.get(f"ours_and_{run['mode']}")

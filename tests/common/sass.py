@@ -24,7 +24,7 @@ Rules, by name
 Rules of functions of their own
   timer    what comes of the global timer is ordered as signed 64-bit numbers, so that a timer that steps back ends no
            wait at once; one such compare for each poll loop, one for quiescence and one for the hold of a report.
-           (The twin is not asked: it compares that last one unsigned.)
+           (The twin, which has other waits, is asked for the signs alone, by test_twin.py.)
   board    one poll loop is of signatures, and looks at one whole signature for each board and at nothing narrower.
 """
 

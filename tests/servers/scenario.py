@@ -99,15 +99,7 @@ def _started(scenario: Scenario, model: Path, given: dict[str, Any]) -> Iterator
 
 
 def versions() -> dict[str, str]:
-    from importlib import metadata
-
-    found = {}
-    for name in ("torch", "flashinfer-python", "transformers", "mnnvl-ar"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+    return {name: answers.release(name) for name in ("torch", "flashinfer-python", "transformers", "mnnvl-ar")}
 
 
 if __name__ == "__main__":
